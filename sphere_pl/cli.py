@@ -1,6 +1,7 @@
 """The command line: Lightning's, with group files found by name and a folder for every run."""
 
 import errno
+import importlib
 import logging
 import sys
 import time
@@ -14,7 +15,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
-from sphere_pl import compare
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editor import SequentialEditor
@@ -22,6 +22,9 @@ from sphere_pl.errors import UserError
 from sphere_pl.loggers import run_loggers
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults
+
+# Commands beside Lightning's own: each module has a `main(args)`.
+_COMMANDS = {"compare": "sphere_pl.compare"}
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -114,8 +117,8 @@ def main() -> None:
     # LightningCLI takes its arguments either from here or from sys.argv, and warns if it sees both.
     args, sys.argv[1:] = sys.argv[1:], []
     try:
-        if args[:1] == ["compare"]:
-            compare.main(args[1:])
+        if args and args[0] in _COMMANDS:
+            importlib.import_module(_COMMANDS[args[0]]).main(args[1:])
         else:
             run(args)
     except (UserError, MisconfigurationException) as error:
