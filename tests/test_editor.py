@@ -107,6 +107,7 @@ def test_an_edit_raises_the_targets_probability_in_every_family(build, family, r
 def test_the_update_is_the_paper_loop_written_out(build, requests, bare_trainer):
     """Keys, residuals and weights by hand, layer after layer, against what the trainer did."""
     from sphere_pl.methods.functional import alphaedit_update
+    from sphere_pl.methods.memory import KeyMemory
     from sphere_pl.representations import SubjectStream
     from sphere_pl.targets import optimize_targets
 
@@ -120,7 +121,7 @@ def test_the_update_is_the_paper_loop_written_out(build, requests, bare_trainer)
         keys = SubjectStream(lm, requests, contexts, 0).keys(site)
         missing = targets.values - SubjectStream(lm, requests, [""], 0).values(2)
         basis = editor.states[index]["basis"]
-        delta = alphaedit_update(keys, missing / (2 - index), basis, torch.zeros(basis.shape[1], basis.shape[1]), 1.0)
+        delta = alphaedit_update(keys, missing / (2 - index), basis, KeyMemory.empty(torch.ones(()), basis.shape[1]))
         site.write(site.read() + delta)
         torch.testing.assert_close(editor.weights[index].detach(), site.read(), rtol=1e-3, atol=1e-4)
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors"},
     {"files", "architectures", "configs", "data.builtin", "embedded", "data.request", "methods.functional",
-     "metrics.functional"},
+     "methods.memory", "metrics.functional"},
     {"data.records", "data.review", "language_model", "methods.base", "metrics.accuracy"},
     {"data.formats", *(f"data.formats.{name}" for name in
        ("counterfact", "easyedit", "jsonl", "knowedit", "mquake", "wikibigedit", "zsre")),

@@ -22,7 +22,7 @@ class Method(ABC):
     """
 
     needs_second_moment: bool = True
-    saved: ClassVar[frozenset[str]] = frozenset()
+    saved: frozenset[str] = frozenset()
     max_layers: ClassVar[int | None] = None
     max_batch_size: ClassVar[int | None] = None
 
