@@ -8,14 +8,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import algebra, targets
+from benchmarks import algebra, representations, targets
 from benchmarks.measure import Measurement
 
 BENCHMARKS: dict[str, Callable[[], Measurement]] = {
     "alphaedit": algebra.alphaedit,
     "memit": algebra.memit,
+    "growth": algebra.growth,
     "projection": algebra.projection,
     "z": targets.targets,
+    "keys": representations.keys_and_values,
 }
 
 

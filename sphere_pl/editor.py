@@ -270,21 +270,20 @@ class SequentialEditor(L.LightningModule):
             return
         method = self.method
         targets = self.find_targets(batch)  # z [n, d_out]
-        keys_stream, value_stream = self.subject_streams(batch, method)
+        stream = self.subject_stream(batch, method)
         optimizer = cast(LayerwiseEdit, self.optimizers())
 
         def solve_layer() -> None:
             index = optimizer.active_group
             site, weight = self.sites[index], self.weights[index]
-            keys = keys_stream.keys(site)  # [n, d_in], from the weights as they are now
-            value_stream.advance(site.layer)
-            missing = targets.values - value_stream.values(self.layers[-1])  # [n, d_out]
+            keys = stream.keys(site)  # [n, d_in], from the weights as they are now
+            missing = targets.values - stream.values(self.layers[-1])  # [n, d_out]
             residuals = spread_residual(missing, len(self.sites) - index)
             weight.grad = -self._solve(lambda: method.update(keys, residuals, self.states[index]), site)
 
         optimizer.step(solve_layer)
         self.refresh_model()
-        self.remember_keys(keys_stream, method)
+        self.remember_keys(stream, method)
         self._finish(batch, targets)
 
     def raise_likelihood(self, batch: EditBatch, method: LikelihoodMethod) -> None:
@@ -333,21 +332,22 @@ class SequentialEditor(L.LightningModule):
         norms = self.anchors[batch.start : batch.start + len(batch.requests)]
         return targets.anchored(norms.to(targets.values))
 
-    def subject_streams(self, batch: EditBatch, method: EditingMethod) -> tuple[SubjectStream, SubjectStream]:
-        """The batch's prompts on their way through the blocks: behind all contexts, and plain."""
-        lm, first, tokens = self.language_model, self.layers[0], self.target_settings.max_tokens
-        return (
-            SubjectStream(lm, batch.requests, self.contexts, first, tokens, method.plain_share),
-            SubjectStream(lm, batch.requests, [""], first, tokens),
+    def subject_stream(self, batch: EditBatch, method: EditingMethod) -> SubjectStream:
+        """The batch's prompts, behind all contexts, on their way through the blocks."""
+        return SubjectStream(
+            self.language_model,
+            batch.requests,
+            self.contexts,
+            self.layers[0],
+            self.target_settings.max_tokens,
+            method.plain_share,
         )
 
     def remember_keys(self, stream: SubjectStream, method: EditingMethod) -> None:
         """Hand the batch's keys, measured on the edited model, to the method."""
-        stream.rewind()
+        keys = stream.all_keys(self.sites)
         with exact_products():
-            self.states = [
-                method.remember(stream.keys(site), state) for site, state in zip(self.sites, self.states, strict=True)
-            ]
+            self.states = [method.remember(each, state) for each, state in zip(keys, self.states, strict=True)]
 
     def _refresh(self, index: int) -> None:
         self.sites[index].write(self.weights[index])

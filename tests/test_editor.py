@@ -374,7 +374,7 @@ def test_rome_keys_weigh_all_contexts_alike(build, requests, bare_trainer):
 
     editor = run(build, bare_trainer, requests, METHODS["ROME"])
     batch = EditBatch(tuple(requests[:1]))
-    keys, _ = editor.subject_streams(batch, editor.method)
+    keys = editor.subject_stream(batch, editor.method)
     alone = [SubjectStream(editor.lm, requests[:1], [context], 0).keys(editor.sites[0]) for context in editor.contexts]
     torch.testing.assert_close(keys.keys(editor.sites[0]), torch.stack(alone).mean(0), rtol=1e-4, atol=1e-5)
 

@@ -12,9 +12,7 @@ M = 40
 def batches(count, size, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     common = 3.0 * torch.randn(1, M, generator=generator, dtype=torch.float64)  # keys of one layer resemble each other
-    return [
-        (common + torch.randn(size, M, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(count)
-    ]
+    return [(common + torch.randn(size, M, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(count)]
 
 
 def regulariser(kind):
