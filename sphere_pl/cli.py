@@ -17,14 +17,23 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.edit_log import EditLog
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.loggers import run_loggers
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults
+from sphere_pl.runs.log import Kept
 
 # Commands beside Lightning's own: each module has a `main(args)`.
-_COMMANDS = {"compare": "sphere_pl.compare"}
+_COMMANDS = {
+    "compare": "sphere_pl.compare",
+    "export": "sphere_pl.runs.export",
+    "diff": "sphere_pl.runs.diff",
+    "validate": "sphere_pl.runs.validate",
+    "test": "sphere_pl.runs.validate",
+    "predict": "sphere_pl.runs.predict",
+}
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -50,6 +59,13 @@ class EditingCLI(LightningCLI):
         """Add the run folder and the callbacks that every run has."""
         parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<time>-<name> if left out.")
         parser.add_argument("--project", type=str, default="sphere_pl", help="The wandb project.")
+        parser.add_argument(
+            "--edit_log",
+            type=Kept,
+            default="all",
+            help="What edits.jsonl and edits/ keep of every batch: all, changes (no keys and residuals) or none.",
+        )
+        parser.add_argument("--edit_log_gigabytes", type=float, default=20.0, help="Size limit of edits/.")
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
         parser.add_lightning_class_args(SparseProjection, "projection")
         parser.add_lightning_class_args(HypersphericalEnergy, "energy")
@@ -74,6 +90,9 @@ class EditingCLI(LightningCLI):
         # Last in the list, so that a batch's time includes what the other callbacks do with it.
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
+            EditLog(
+                run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
+            ),
             RunResults(run_dir),
         ]
         # A mistake in the data ends the run before anything is written.

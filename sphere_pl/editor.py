@@ -23,7 +23,7 @@ from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
 from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
 from sphere_pl.likelihood import TargetLikelihood
-from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, State
+from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.optim import LayerwiseEdit
 from sphere_pl.progress import track
@@ -123,6 +123,7 @@ class SequentialEditor(L.LightningModule):
         self.sites: list[EditSite] = []
         self.weights = nn.ParameterList()
         self.states: list[State] = []
+        self.solved: list[Solved] = []  # what the method was asked in the batch at hand, for the edit log
         self.contexts: list[str] = []
         self.anchors = torch.zeros(0)
         self.requests: list[EditRequest] = []
@@ -175,6 +176,16 @@ class SequentialEditor(L.LightningModule):
         if self.lm is None:
             raise RuntimeError("The language model is loaded by the trainer, or by calling `configure_model()`.")
         return self.lm
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of a hub model."""
+        return cast(str | None, self._load["revision"])
+
+    @property
+    def solves(self) -> bool:
+        """Whether the method solves for keys and residuals, which `solved` holds."""
+        return isinstance(self.method, EditingMethod)
 
     def configure_optimizers(self) -> LayerwiseEdit:
         """One parameter group for each edited matrix, under its Hugging Face name."""
@@ -272,6 +283,7 @@ class SequentialEditor(L.LightningModule):
         targets = self.find_targets(batch)  # z [n, d_out]
         stream = self.subject_stream(batch, method)
         optimizer = cast(LayerwiseEdit, self.optimizers())
+        self.solved = []
 
         def solve_layer() -> None:
             index = optimizer.active_group
@@ -279,6 +291,7 @@ class SequentialEditor(L.LightningModule):
             keys = stream.keys(site)  # [n, d_in], from the weights as they are now
             missing = targets.values - stream.values(self.layers[-1])  # [n, d_out]
             residuals = spread_residual(missing, len(self.sites) - index)
+            self.solved.append(Solved(keys, residuals))
             weight.grad = -self._solve(lambda: method.update(keys, residuals, self.states[index]), site)
 
         optimizer.step(solve_layer)
@@ -347,7 +360,10 @@ class SequentialEditor(L.LightningModule):
         """Hand the batch's keys, measured on the edited model, to the method."""
         keys = stream.all_keys(self.sites)
         with exact_products():
-            self.states = [method.remember(each, state) for each, state in zip(keys, self.states, strict=True)]
+            for index, (each, state) in enumerate(zip(keys, self.states, strict=True)):
+                self.states[index] = method.remember(each, state)
+                if self.states[index] is not state:
+                    self.solved[index] = self.solved[index]._replace(remembered=each)
 
     def _refresh(self, index: int) -> None:
         self.sites[index].write(self.weights[index])

