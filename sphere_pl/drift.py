@@ -116,7 +116,7 @@ class Drift(L.Callback):
 
     Args:
         tokens: Tokens of text to read; 0 turns the alarm off.
-        every: Batches between readings.
+        every: Batches between readings; the rows of the batches in between repeat the last one.
         text: A text file or hub data set; the built-in held-out text if None.
         length: Tokens of context.
 

@@ -87,9 +87,7 @@ class GeneralAbilities(L.Callback):
         """Score the unedited model: Lightning calls this before a resumed run's weights are taken up."""
         if self._active() and not self.before:
             self.before = self._measure(trainer, pl_module)
-            scalars = {**_scalars(self.before), "edits": 0.0}
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=trainer.global_step)
+            _log(trainer, self.before, edits=0)
 
     @override
     def on_train_batch_end(
@@ -100,7 +98,7 @@ class GeneralAbilities(L.Callback):
         due = self.every is not None and trainer.global_step % self.every == 0
         if self._active() and (last or due):
             self.after = self._measure(trainer, pl_module)
-            pl_module.log_dict(_scalars(self.after), on_step=True, on_epoch=False, batch_size=1)
+            _log(trainer, self.after, cast(SequentialEditor, pl_module).edits_seen)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -163,5 +161,8 @@ class GeneralAbilities(L.Callback):
         return found
 
 
-def _scalars(scores: dict[str, Score]) -> dict[str, float]:
-    return {f"abilities/{name}": score.value for name, score in scores.items()}
+def _log(trainer: "L.Trainer", scores: dict[str, Score], edits: int) -> None:
+    """Write scores to the loggers, a row of their own: `self.log` would repeat them in each batch that follows."""
+    scalars = {f"abilities/{name}": score.value for name, score in scores.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics({**scalars, "edits": float(edits)}, step=trainer.global_step)

@@ -4,6 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import Logger
+
+from sphere_pl.editor import EvaluationSettings, SequentialEditor
+from sphere_pl.methods import AlphaEdit
+from sphere_pl.statistics import StatisticsSettings
+from sphere_pl.targets import TargetSettings
 
 GSM8K = [
     {"question": "A cup holds 3 pens. How many do 4 cups hold?", "answer": "4 * 3 = <<4*3=12>>12 pens.\n#### 12"},
@@ -71,3 +77,51 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def editor(tiny_lm, tmp_path):
+    """Build an editor around the same tiny model each time."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("The capital of France is Paris. Rome is a city in Italy by the sea.")
+
+    def build():
+        editor = SequentialEditor(
+            AlphaEdit(ridge=0.1, null_space_threshold=10.0),
+            [1, 2],
+            name="tiny",
+            targets=TargetSettings(steps=4, learning_rate=0.5, clamp=4.0, weight_decay=0.0),
+            statistics=StatisticsSettings(corpus=str(corpus), tokens=10, cache_dir=str(tmp_path / "cache")),
+            evaluation=EvaluationSettings(perplexity_tokens=0),
+            contexts=1,
+        )
+        editor.lm = tiny_lm()
+        return editor
+
+    return build
+
+
+class Logged(Logger):
+    """A logger that remembers."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    name = version = ""
+
+    def log_hyperparams(self, *_, **__):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append(metrics)
+
+    def series(self, name):
+        """Values of one scalar with the number of edits."""
+        return [(int(row["edits"]), row[name]) for row in self.rows if name in row]
+
+
+@pytest.fixture
+def logged():
+    """A fresh logger."""
+    return Logged()
