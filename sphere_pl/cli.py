@@ -15,8 +15,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
+from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.drift import Drift
 from sphere_pl.edit_log import EditLog
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
@@ -70,12 +72,17 @@ class EditingCLI(LightningCLI):
         parser.add_lightning_class_args(SparseProjection, "projection")
         parser.add_lightning_class_args(HypersphericalEnergy, "energy")
         parser.add_lightning_class_args(EnergyCorrelation, "correlation")
+        parser.add_lightning_class_args(Drift, "drift")
+        # No callback key of its own: it goes behind RunResults, so that its time is no batch's time.
+        parser.add_class_arguments(GeneralAbilities, "eval")
 
     def before_instantiate_classes(self) -> None:
         """Name the run's folder."""
         config = self.config[self.subcommand]
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model.name).name}")
+        if config.eval.keep is None:
+            config.eval.keep = str(Path(config.run_dir) / "abilities.json")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""
@@ -87,16 +94,19 @@ class EditingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
         run_dir = self._get(self.config_init, "run_dir")
-        # Last in the list, so that a batch's time includes what the other callbacks do with it.
+        abilities = self._get(self.config_init, "eval")
+        # Results behind the configured callbacks, so that a batch's time includes what they do with it.
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
             EditLog(
                 run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
             ),
             RunResults(run_dir),
+            abilities,
         ]
         # A mistake in the data ends the run before anything is written.
         self.datamodule.setup("fit")
+        abilities.load()
         checkpoint = self._get(self.config_init, "ckpt_path")
         if checkpoint not in {None, "last", "best", "hpc", "registry"} and not Path(checkpoint).is_file():
             raise UserError(f"--ckpt_path={checkpoint} is no file. Give a checkpoint written by an earlier fit.")

@@ -6,7 +6,6 @@ import math
 import platform
 import sys
 import time
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection, SpectrumRestraint
+from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
+from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.editor import SequentialEditor
+from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
@@ -70,7 +71,7 @@ class RunResults(L.Callback):
             return
         results = self.collect(trainer, pl_module)
         edited = self.run_dir / "edited.safetensors"
-        with _as_evaluated(trainer, pl_module):
+        with evaluated_weights(trainer, pl_module):
             save_edited(pl_module, edited)
         results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
         write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
@@ -103,6 +104,7 @@ class RunResults(L.Callback):
                 "after": editor.after,
                 "hyperspherical_energy": _energies(trainer),
                 "spearman": _correlations(trainer),
+                "abilities": _abilities(trainer),
                 "seconds_per_edit": self._editing / max(1, self._edits),
                 "seconds_total": time.monotonic() - self._began,
                 "peak_memory_bytes": peak_memory(editor.device),
@@ -122,15 +124,6 @@ def method_name(editor: SequentialEditor, trainer: "L.Trainer") -> str:
         elif type(callback).__name__ in _TRANSFORMS:
             parts.append(_TRANSFORMS[type(callback).__name__])
     return " + ".join(parts)
-
-
-def _as_evaluated(trainer: "L.Trainer", editor: SequentialEditor) -> ExitStack:
-    """The weights that were scored: a `SpectrumRestraint` (PRUNE) swaps them around validation and saving."""
-    stack = ExitStack()
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SpectrumRestraint):
-            stack.enter_context(callback.swapped(editor))
-    return stack
 
 
 _TRANSFORMS = {"RelativeMask": "RECT", "SpectrumRestraint": "PRUNE"}
@@ -176,6 +169,13 @@ def _correlations(trainer: "L.Trainer") -> dict[str, Any]:
     return {}
 
 
+def _abilities(trainer: "L.Trainer") -> dict[str, Any]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GeneralAbilities):
+            return callback.summary()
+    return {}
+
+
 def _plain(value: Any) -> Any:
     """Named tuples and tensors as JSON can hold them."""
     if isinstance(value, dict):
@@ -202,6 +202,10 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     table.add_row(
         "perplexity (held-out text)", *(_number(results[when].get("perplexity")) for when in ("before", "after"))
     )
+    for task, found in results.get("abilities", {}).items():
+        row = {**found, "after_standard_error": found["standard_error"]}
+        name = f"{task} ({found['metric'].replace('_', ' ')})"
+        table.add_row(name, *(_score(row, when) for when in ("before", "after")))
     energies = results["hyperspherical_energy"].values()
     if energies and all(energy["after"] is not None for energy in energies):
         totals = [sum(energy[when] for energy in energies) for when in ("before", "after")]
