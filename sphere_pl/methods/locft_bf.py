@@ -1,6 +1,5 @@
 """LocFT-BF: plain fine-tuning of one localised matrix, breadth-first (ICLR 2026, arXiv 2509.22072)."""
 
-
 import torch
 from torch import Tensor
 

@@ -68,7 +68,7 @@ def main(args: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sphere_pl export", description="Write a run's edited model.")
     add_run_arguments(parser)
-    parser.add_argument("--at", type=int, metavar="N", help="the state after N edits of the stream; the end if left out")
+    parser.add_argument("--at", type=int, metavar="N", help="the state after N edits; the end if left out")
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="CASE_ID", help="solve the batches again without these edits"
     )

@@ -182,7 +182,7 @@ class EditHistory:
         if entry.file is None:
             return {}
         if not _TENSOR_FILE.fullmatch(entry.file):
-            raise UserError(f"{self.folder / LOG_FILE} names the file {entry.file!r}, expected batch-00000.safetensors.")
+            raise UserError(f"{self.folder / LOG_FILE} names {entry.file!r}, expected batch-00000.safetensors.")
         path = self.folder / TENSOR_FOLDER / entry.file
         try:
             data = path.read_bytes()
@@ -199,7 +199,9 @@ class EditHistory:
 def same_state(first: Mapping[str, tuple[float, float]], second: Mapping[str, tuple[float, float]]) -> bool:
     """Whether two sets of sums and norms agree up to the rounding of float64; NaN agrees with nothing."""
     return first.keys() == second.keys() and all(
-        abs(a - b) <= 1e-9 * norm for name, (_, norm) in first.items() for a, b in zip(first[name], second[name], strict=True)
+        abs(a - b) <= 1e-9 * norm
+        for name, (_, norm) in first.items()
+        for a, b in zip(first[name], second[name], strict=True)
     )
 
 

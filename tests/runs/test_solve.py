@@ -6,6 +6,7 @@ import torch
 from sphere_callbacks import RelativeMask
 from sphere_pl.errors import UserError
 from sphere_pl.methods.functional import alphaedit_update
+from sphere_pl.methods.memory import KeyMemory
 from sphere_pl.runs.log import read_log
 from sphere_pl.runs.saved import SavedRun
 from sphere_pl.runs.solve import solve_without
@@ -63,9 +64,9 @@ def test_an_early_edit_leaves_keys_memory_and_update(fit):
         basis = run.editor.states[index]["basis"]
         keys, residuals = ([t[f"{kind}/{name}"] for t in tensors] for kind in ("keys", "residuals"))
         reduced = tensors[0][f"remembered/{name}"][1:] @ basis
-        none = torch.zeros(basis.shape[1], basis.shape[1])
-        expected = base[name] + alphaedit_update(keys[0][1:], residuals[0][1:], basis, none, 1.0)
-        expected = expected + alphaedit_update(keys[1], residuals[1], basis, reduced.T @ reduced, 1.0)
+        past = KeyMemory.empty(torch.tensor(1.0), basis.shape[1])
+        expected = base[name] + alphaedit_update(keys[0][1:], residuals[0][1:], basis, past)
+        expected = expected + alphaedit_update(keys[1], residuals[1], basis, past.extend(reduced))
         torch.testing.assert_close(solved[name], expected, rtol=1e-4, atol=1e-5)
 
 
