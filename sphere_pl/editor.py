@@ -372,12 +372,16 @@ class SequentialEditor(L.LightningModule):
         """The edits so far."""
         return DataLoader(_Edited(self), batch_size=None)
 
-    def on_validation_epoch_start(self) -> None:
-        """Let the language model follow the weights: a callback may have swapped them."""
-        self.refresh_model()
+    def begin_validation(self) -> Iterator[ScoringBatch]:
+        """Say what is scored now; Lightning asks for the first batch before any hook of the validation."""
         trainer = self.trainer
         last = trainer.is_last_batch or trainer.should_stop or trainer.max_steps == trainer.global_step
         self.evaluator.begin(self.edits_seen, self.batch_start, last)
+        return self.evaluator.batches()
+
+    def on_validation_epoch_start(self) -> None:
+        """Let the language model follow the weights: a callback may have swapped them."""
+        self.refresh_model()
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         """Score some edited requests."""
@@ -450,4 +454,4 @@ class _Edited(IterableDataset[ScoringBatch]):
         self.editor = editor
 
     def __iter__(self) -> Iterator[ScoringBatch]:
-        return self.editor.evaluator.batches()
+        return self.editor.begin_validation()

@@ -316,7 +316,7 @@ def test_validation_covers_all_edits_so_far_and_the_last_batch(build, requests, 
     original = editor.validation_step
 
     def spy(batch, batch_idx):
-        seen.append((editor.edits_seen, batch.places))
+        seen.append((editor.edits_seen, tuple(batch.places)))
         original(batch, batch_idx)
 
     editor.validation_step = spy
