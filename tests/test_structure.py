@@ -22,10 +22,11 @@ LAYERS = [
     {"methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit"},
     {"methods.ft", "methods.locft_bf"},
     {"methods", "representations", "sampling", "data.datamodule", "progress", "evaluation"},
-    {"statistics", "targets", "evaluation.scoring", "evaluation.generation", "abilities.sources",
+    {"statistics", "targets", "evaluation.scoring", "abilities.sources",
      "abilities.answering", *(f"abilities.tasks.{name}" for name in
         ("boolq", "cola", "gsm8k", "mmlu", "mrpc", "natural_questions", "rte", "sst2"))},
-    {"evaluation.editing", "evaluation.cases", "abilities.tasks"},
+    {"evaluation.editing", "evaluation.generation", "abilities.tasks"},
+    {"evaluation.cases"},
     {"evaluation.protocols", "abilities.evaluate"},
     {"evaluation.texts"},
     {"evaluation.evaluator"},

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
+from sphere_pl.abilities.answering import generate
 from sphere_pl.language_model import LanguageModel
-from sphere_pl.prompts import micro_batches
 from sphere_pl.sampling import continue_texts, sampler
 
 TEXT_TOKENS = 100  # of a free text, its prompt included (ROME)
@@ -18,32 +17,15 @@ def complete(lm: LanguageModel, texts: Sequence[str], new_tokens: int, max_token
 
     Args:
         lm: The language model.
-        texts: The prompts.
+        texts: The prompts; one that occurs several times is answered once.
         new_tokens: How many tokens to write at most.
         max_tokens: Tokens in one forward pass.
     """
     distinct = list(dict.fromkeys(text.rstrip() for text in texts))
-    lengths = [len(row) for row in lm.tokenizer(distinct)["input_ids"]] if distinct else []
-    found: dict[str, str] = {}
-    # Each group runs the whole model once for every new token.
-    for rows in micro_batches(lengths, max_tokens, overhead=48 * new_tokens):
-        room = lm.config.max_position_embeddings - max(lengths[row] for row in rows)
-        group = [distinct[row] for row in rows]
-        written = continue_texts(lm, group, min(new_tokens, room), _likeliest) if room > 0 else [[] for _ in group]
-        found |= zip(group, [_until_stop(lm, tokens) for tokens in written], strict=True)
+    written = generate(lm, distinct, new_tokens, max_tokens=max_tokens)
+    # A newline in front of the answer does not end it.
+    found = {prompt: text.strip().split("\n")[0].rstrip() for prompt, text in zip(distinct, written, strict=True)}
     return [found[text.rstrip()] for text in texts]
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    return logits.argmax(-1)
-
-
-def _until_stop(lm: LanguageModel, tokens: list[int]) -> str:
-    """The text up to the end-of-text token or the first newline that follows something."""
-    ends = {lm.tokenizer.eos_token_id}
-    kept = next((tokens[:place] for place, token in enumerate(tokens) if token in ends), tokens)
-    text = str(lm.tokenizer.decode(kept, skip_special_tokens=True)).strip()
-    return text.split("\n")[0].rstrip()
 
 
 def answer_tokens(lm: LanguageModel, answers: Sequence[str]) -> int:
