@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import algebra, representations, targets
+from benchmarks import algebra, evaluation, representations, targets
 from benchmarks.measure import Measurement
 
 BENCHMARKS: dict[str, Callable[[], Measurement]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, Callable[[], Measurement]] = {
     "projection": algebra.projection,
     "z": targets.targets,
     "keys": representations.keys_and_values,
+    "evaluation": evaluation.evaluation,
 }
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
@@ -14,13 +13,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sphere_callbacks.functional import exact_products
 from sphere_pl.architectures import EditSite
-from sphere_pl.data.builtin import heldout_text
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.embedded import EMBEDDED_MODEL
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
-from sphere_pl.evaluation.scoring import perplexity
+from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.sample import ScoringBatch
+from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
@@ -30,33 +29,11 @@ from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
 from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
-from sphere_pl.statistics import StatisticsSettings, beginning, read_corpus, second_moments
+from sphere_pl.statistics import StatisticsSettings, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
 
 log = logging.getLogger(__name__)
-ALL, LATEST = 0, 1  # the two validation streams
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured before, during and after editing.
-
-    Args:
-        text: A text file or hub data set to measure perplexity on; the built-in held-out text if None.
-        perplexity_tokens: How many tokens of it to read; 0 turns perplexity off.
-        batch_size: Records scored together.
-    """
-
-    text: str | None = None
-    perplexity_tokens: int = 2048
-    batch_size: int = 20
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.batch_size < 1:
-            raise UserError(f"`evaluation.batch_size={self.batch_size}` must be at least 1.")
-        if self.perplexity_tokens != 0 and self.perplexity_tokens < 2:
-            raise UserError(f"`evaluation.perplexity_tokens={self.perplexity_tokens}` must be 0 (off) or at least 2.")
+ANCHOR_RECORDS = 20  # whose target norms are measured together
 
 
 class SequentialEditor(L.LightningModule):
@@ -112,6 +89,7 @@ class SequentialEditor(L.LightningModule):
         self.method: EditingMethod | LikelihoodMethod = method
         self.layers, self.name = layers, name
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
+        self.evaluator = Evaluator(evaluation)
         self.n_contexts, self.context_length = contexts, context_length
         self._load = {
             "dtype": dtype,
@@ -129,10 +107,11 @@ class SequentialEditor(L.LightningModule):
         self.requests: list[EditRequest] = []
         self.batch_start = self.edits_seen = 0
         self.unedited_answers: dict[int, list[list[int]]] = {}
+        self.unedited_cases: list[str] = []
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.streams = nn.ModuleList([EditingMetrics(), EditingMetrics()])
-        self._text: str | None = None
+        self.failed: list[dict[str, str]] = []
+        self.cases: list[dict[str, str]] = []
         self._resumed: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ set-up
@@ -227,9 +206,11 @@ class SequentialEditor(L.LightningModule):
         if self.target_settings.anchor:
             self.anchors = self._measure_anchors(self._resumed.get("anchors", torch.zeros(0)))
         if self._resumed:
+            self.evaluator.plan(self.requests)
             self._resume()
         else:
-            self._measure_unedited()
+            measured = self.evaluator.measure_unedited(lm, self.requests, track(self.trainer))
+            self.before, self.unedited_answers, self.unedited_cases = measured
 
     def _planned_requests(self) -> list[EditRequest]:
         """The requests that this run will edit, those of an interrupted run included."""
@@ -242,25 +223,12 @@ class SequentialEditor(L.LightningModule):
         self._check_batch_size(loader.batch_size)
         return loader.requests[: int(self.trainer.num_training_batches) * loader.batch_size]
 
-    def _measure_unedited(self) -> None:
-        """Keep the unedited model's scores and its answers to the neighbours."""
-        metrics = EditingMetrics().to(self.device)
-        size = self.evaluation.batch_size
-        starts = range(0, len(self.requests), size)
-        for start in track(self.trainer)(starts, "unedited model", len(starts)):
-            batch = EditBatch(tuple(self.requests[start : start + size]), start)
-            answers = answer_requests(self.language_model, batch.requests)
-            for place, each in enumerate(answers, start):
-                self.unedited_answers[place] = [neighbor.predicted for neighbor in each.neighbors]
-            metrics.update(batch, answers, self.unedited_answers)
-        self.before = {**_summary(metrics), "perplexity": self._perplexity()}
-
     def _measure_anchors(self, known: Tensor) -> Tensor:
         """Norm of the unedited model's state at the target place of each request, `[N]`.
 
         The model is unedited at the start of a resumed run as well; the norms that its checkpoint holds are kept.
         """
-        norms, size = [known.cpu()], self.evaluation.batch_size
+        norms, size = [known.cpu()], ANCHOR_RECORDS
         starts = range(len(known), len(self.requests), size)
         for start in track(self.trainer)(starts, "target norms", len(starts)):
             chosen = self.requests[start : start + size]
@@ -400,48 +368,37 @@ class SequentialEditor(L.LightningModule):
         if (self.trainer.is_last_batch or last_step) and isinstance(self.trainer.val_check_batch, int):
             self.trainer.val_check_batch = batch_idx + 1
 
-    def val_dataloader(self) -> list[DataLoader[EditBatch]]:
-        """Two streams: all edits so far, and the batch just edited."""
-        return [DataLoader(_Edited(self, latest_only=stream == LATEST), batch_size=None) for stream in (ALL, LATEST)]
+    def val_dataloader(self) -> DataLoader[ScoringBatch]:
+        """The edits so far."""
+        return DataLoader(_Edited(self), batch_size=None)
+
+    def begin_validation(self) -> Iterator[ScoringBatch]:
+        """Say what is scored now; Lightning asks for the first batch before any hook of the validation."""
+        trainer = self.trainer
+        last = trainer.is_last_batch or trainer.should_stop or trainer.max_steps == trainer.global_step
+        self.evaluator.begin(self.edits_seen, self.batch_start, last)
+        return self.evaluator.batches()
 
     def on_validation_epoch_start(self) -> None:
         """Let the language model follow the weights: a callback may have swapped them."""
         self.refresh_model()
-        for metrics in self._metrics():
-            metrics.reset()
 
-    def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         """Score some edited requests."""
-        answers = answer_requests(self.language_model, batch.requests)
-        self._metrics()[dataloader_idx].update(batch, answers, self.unedited_answers)
+        self.evaluator.add(self.language_model, batch, self.unedited_answers)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of both streams and the perplexity, and go back to the weights being edited."""
-        everything, latest = self._metrics()
-        scores = everything.compute()
-        scalars = {f"val/{name}": value for name, value in scores.items()}
-        scalars |= {f"batch/{name}": value for name, value in latest.compute().items()}
-        current = self._perplexity()
-        scalars |= {"val/perplexity": torch.tensor(current), "edits": torch.tensor(float(self.edits_seen))}
-        self.log_dict({k: v for k, v in scalars.items() if not torch.isnan(v)}, batch_size=1)
-        self.after = {**_summary(everything), "perplexity": current}
+        """Log what was measured and go back to the weights being edited."""
+        lm, evaluator = self.language_model, self.evaluator
+        self.after = evaluator.scores(lm)
+        self.log_dict({**evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
+        if evaluator.last:
+            self.failed, self.cases = evaluator.failed(lm), evaluator.cases(lm, self.unedited_cases)
         self.refresh_model()
 
     def on_validation_end(self) -> None:
         """Follow a callback that moved the weights after a validation."""
         self.refresh_model()
-
-    def _metrics(self) -> list[EditingMetrics]:
-        return [cast(EditingMetrics, metrics) for metrics in self.streams]
-
-    def _perplexity(self) -> float:
-        if self.evaluation.perplexity_tokens == 0:
-            return float("nan")
-        if self._text is None:
-            documents = read_corpus(self.evaluation.text) if self.evaluation.text else [heldout_text()]
-            # Characters enough for the tokens, however many documents there are.
-            self._text = beginning(documents, 20 * self.evaluation.perplexity_tokens)
-        return perplexity(self.language_model, self._text, self.evaluation.perplexity_tokens)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Follow a callback that moved the weights after the step, such as a guard that rolled a batch back."""
@@ -460,6 +417,7 @@ class SequentialEditor(L.LightningModule):
             "anchors": self.anchors,
             "edits_seen": self.edits_seen,
             "unedited_answers": self.unedited_answers,
+            "unedited_cases": self.unedited_cases,
             "before": self.before,
         }
 
@@ -481,29 +439,19 @@ class SequentialEditor(L.LightningModule):
         ]
         self.edits_seen = self._resumed["edits_seen"]
         self.unedited_answers = self._resumed["unedited_answers"]
+        self.unedited_cases = self._resumed["unedited_cases"]
         self.before = self._resumed["before"]
         self.refresh_model()
 
 
-class _Edited(IterableDataset[EditBatch]):
+class _Edited(IterableDataset[ScoringBatch]):
     """Edited requests in scoring batches.
 
     Iterable, so that Lightning asks anew each time: a map-style data set would keep its first length.
     """
 
-    def __init__(self, editor: SequentialEditor, latest_only: bool) -> None:
+    def __init__(self, editor: SequentialEditor) -> None:
         self.editor = editor
-        self.latest_only = latest_only
 
-    def __iter__(self) -> Iterator[EditBatch]:
-        stop = self.editor.edits_seen
-        start = self.editor.batch_start if self.latest_only else 0
-        size = self.editor.evaluation.batch_size
-        for place in range(start, stop, size):
-            yield EditBatch(tuple(self.editor.requests[place : min(place + size, stop)]), place)
-
-
-def _summary(metrics: EditingMetrics) -> dict[str, float]:
-    means = {name: float(value) for name, value in metrics.compute().items()}
-    errors = {f"{name}_standard_error": float(value) for name, value in metrics.standard_errors().items()}
-    return means | errors
+    def __iter__(self) -> Iterator[ScoringBatch]:
+        return self.editor.begin_validation()

@@ -108,7 +108,8 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: Tokens, shape `[rows, columns]`.
-            attention_mask: 1 for real tokens, shape `[rows, cached columns + columns]`.
+            attention_mask: 1 for real tokens, shape `[rows, cached columns + columns]`; or what is added to the
+                attention scores, shape `[rows, 1, columns, columns]` (see `takes_masks`).
             position_ids: Position of each token, shape `[rows, columns]`.
             cache: A Hugging Face cache that holds the columns before these, or takes these in.
         """
@@ -130,6 +131,14 @@ class LanguageModel(nn.Module):
             output = self.block(layer)(hidden, *calls.args[layer], **calls.kwargs[layer])
             hidden = output[0] if self.architecture.returns_tuple else output
         return hidden
+
+    def takes_masks(self, length: int) -> bool:
+        """Whether texts of `length` tokens can be run under a mask of one's own, added to the attention scores.
+
+        A sliding window looks at columns, not at positions, and flash attention knows no masks.
+        """
+        window = getattr(self.config, "sliding_window", None)
+        return (window is None or length <= window) and self.model.config._attn_implementation in {"sdpa", "eager"}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits `[..., vocabulary]` in float32 from the last block's output `[..., d]`."""

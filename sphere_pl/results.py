@@ -25,6 +25,18 @@ from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
+# Measured on a sample of the edits, before and after: see `EvaluationSettings`.
+SAMPLED = {
+    "probability/efficacy": "efficacy, by probability",
+    "probability/generalization": "generalization, by probability",
+    "probability/specificity": "specificity, by probability",
+    "generation/efficacy": "efficacy, freely written",
+    "generation/generalization": "generalization, freely written",
+    "generation/specificity": "specificity, freely written",
+    "generation/portability": "portability, freely written",
+    "fluency": "fluency",
+    "consistency": "consistency",
+}
 _PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
 
 
@@ -102,6 +114,8 @@ class RunResults(L.Callback):
                 "edits": editor.edits_seen,
                 "before": editor.before,
                 "after": editor.after,
+                "failed": editor.failed,
+                "cases": editor.cases,
                 "hyperspherical_energy": _energies(trainer),
                 "spearman": _correlations(trainer),
                 "abilities": _abilities(trainer),
@@ -199,6 +213,9 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for metric in METRICS:
         table.add_row(metric.replace("_", " "), *(_score(results[when], metric) for when in ("before", "after")))
+    for name, label in SAMPLED.items():
+        if any(name in results[when] for when in ("before", "after")):
+            table.add_row(label, *(_score(results[when], name) for when in ("before", "after")))
     table.add_row(
         "perplexity (held-out text)", *(_number(results[when].get("perplexity")) for when in ("before", "after"))
     )

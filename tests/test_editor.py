@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 from sphere_callbacks import HypersphericalEnergy, RelativeMask, SparseProjection, SpectrumRestraint
 from sphere_callbacks.functional import principal_directions
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
-from sphere_pl.editor import EvaluationSettings, SequentialEditor
+from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LikelihoodMethod, LocFTBF, UltraEdit
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
@@ -314,13 +315,15 @@ def test_validation_covers_all_edits_so_far_and_the_last_batch(build, requests, 
     editor, seen = build(), []
     original = editor.validation_step
 
-    def spy(batch, batch_idx, dataloader_idx=0):
-        seen.append((editor.edits_seen, dataloader_idx, batch.start, len(batch.requests)))
-        original(batch, batch_idx, dataloader_idx)
+    def spy(batch, batch_idx):
+        seen.append((editor.edits_seen, tuple(batch.places)))
+        original(batch, batch_idx)
 
     editor.validation_step = spy
     bare_trainer(max_epochs=1, val_check_interval=1).fit(editor, batches(requests))
-    assert seen == [(2, 0, 0, 2), (2, 1, 0, 2), (4, 0, 0, 4), (4, 1, 2, 2)]
+    assert seen == [(2, (0, 1)), (4, (0, 1, 2, 3))]
+    assert editor.evaluator.everything.efficacy.count == 4
+    assert editor.evaluator.latest.efficacy.count == 2
 
 
 def test_a_run_ends_with_a_validation_whatever_the_interval(build, requests, bare_trainer):

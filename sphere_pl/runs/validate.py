@@ -3,41 +3,24 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonargparse
 from rich.console import Console
 from rich.table import Table
 
-from sphere_pl.data.builtin import heldout_text
+from sphere_pl.abilities.answering import untracked
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.data.request import EditBatch, EditRequest
+from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
-from sphere_pl.evaluation.scoring import perplexity
+from sphere_pl.evaluation.evaluator import Evaluator, score_requests
+from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.files import write_text
-from sphere_pl.language_model import LanguageModel
 from sphere_pl.results import finite
 from sphere_pl.runs.saved import SavedRun
 from sphere_pl.runs.states import add_state_arguments, load_state
-from sphere_pl.statistics import beginning, read_corpus
-
-
-class Plan(NamedTuple):
-    """What is scored.
-
-    Attributes:
-        requests: The records.
-        batch_size: Records scored together.
-        text: Text to measure perplexity on; not measured if empty.
-        tokens: Tokens of it.
-    """
-
-    requests: list[EditRequest]
-    batch_size: int
-    text: str
-    tokens: int
 
 
 def main(args: Sequence[str]) -> None:
@@ -54,11 +37,10 @@ def main(args: Sequence[str]) -> None:
     requests = _other_requests(rest, state.run) if rest else state.requests
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
-    plan = _plan(requests, state.run.config, given.batch_size)
-    unedited: dict[int, list[list[int]]] = {}
-    before = score(state.lm, plan, unedited)
+    settings = _settings(state.run.config, given.batch_size)
+    unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, untracked)
     state.edit()
-    after = score(state.lm, plan, unedited)
+    after = score_requests(state.lm, requests, settings, unedited.neighbors)
     scores = finite(
         {
             "run_dir": str(state.run.folder),
@@ -67,7 +49,7 @@ def main(args: Sequence[str]) -> None:
             "edits": state.edits,
             "records": len(requests),
             "own_records": not rest,
-            "before": before,
+            "before": unedited.scores,
             "after": after,
         }
     )
@@ -107,37 +89,16 @@ def _other_requests(args: Sequence[str], run: SavedRun) -> list[EditRequest]:
     return data.requests
 
 
-def _plan(requests: list[EditRequest], config: Mapping[str, Any], batch_size: int | None) -> Plan:
+def _settings(config: Mapping[str, Any], batch_size: int | None) -> EvaluationSettings:
     """What to measure, as the run measured it."""
-    settings = (config.get("model") or {}).get("evaluation") or {}
-    tokens = int(settings.get("perplexity_tokens", 2048))
-    size = int(batch_size or settings.get("batch_size", 20))
-    if size < 1:
+    known = {field.name for field in fields(EvaluationSettings)}
+    given = (config.get("model") or {}).get("evaluation") or {}
+    settings = EvaluationSettings(**{name: value for name, value in given.items() if name in known})
+    if batch_size is None:
+        return settings
+    if batch_size < 1:
         raise UserError(f"--batch_size={batch_size} must be at least 1.")
-    documents = read_corpus(settings["text"]) if settings.get("text") else [heldout_text()]
-    return Plan(requests, size, beginning(documents, 20 * tokens) if tokens else "", tokens)
-
-
-def score(lm: LanguageModel, plan: Plan, unedited: dict[int, list[list[int]]]) -> dict[str, float]:
-    """Score a model as it is.
-
-    Args:
-        lm: The language model.
-        plan: What is scored.
-        unedited: The unedited model's answers to the neighbours, by record; filled in if it is empty.
-    """
-    metrics = EditingMetrics().to(lm.device)
-    first = not unedited
-    for start in range(0, len(plan.requests), plan.batch_size):
-        batch = EditBatch(tuple(plan.requests[start : start + plan.batch_size]), start)
-        answers = answer_requests(lm, batch.requests)
-        if first:
-            for place, each in enumerate(answers, start):
-                unedited[place] = [neighbor.predicted for neighbor in each.neighbors]
-        metrics.update(batch, answers, unedited)
-    means = {name: float(value) for name, value in metrics.compute().items()}
-    errors = {f"{name}_standard_error": float(value) for name, value in metrics.standard_errors().items()}
-    return {**means, **errors, **({"perplexity": perplexity(lm, plan.text, plan.tokens)} if plan.text else {})}
+    return replace(settings, batch_size=batch_size)
 
 
 def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:

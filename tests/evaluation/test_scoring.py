@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from sphere_pl.data.request import EditBatch
 from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
 from sphere_pl.evaluation.scoring import answer, perplexity
 from sphere_pl.prompts import Prompt
@@ -60,22 +59,19 @@ def test_perplexity_is_that_of_each_piece_alone(tiny_lm):
 
 def test_metrics_count_each_kind_of_prompt_against_its_own_answer(tiny_lm, requests):
     lm = tiny_lm()
-    batch = EditBatch(
-        tuple(
-            r._replace(
-                paraphrases=(f"So {r.question}", f"And {r.question}"),
-                neighbors=("Berlin is", "Oslo is"),
-                neighbor_answers=("a city", ""),
-            )
-            for r in requests
-        ),
-        start=10,
-    )
-    answers = answer_requests(lm, batch.requests)
+    rich = [
+        r._replace(
+            paraphrases=(f"So {r.question}", f"And {r.question}"),
+            neighbors=("Berlin is", "Oslo is"),
+            neighbor_answers=("a city", ""),
+        )
+        for r in requests
+    ]
+    answers = answer_requests(lm, rich)
     before = {10 + i: [n.predicted for n in a.neighbors] for i, a in enumerate(answers)}
     before[10] = [[-1] * len(p) for p in before[10]]  # this record's neighbours have changed
     metrics = EditingMetrics()
-    metrics.update(batch, answers, before)
+    metrics.update(range(10, 14), answers, before)
     found = metrics.compute()
     assert found["neighborhood_agreement"].item() == pytest.approx(0.75)
     hits = [
@@ -88,7 +84,7 @@ def test_metrics_count_each_kind_of_prompt_against_its_own_answer(tiny_lm, reque
 
 def test_requests_without_neighbours_leave_their_metrics_undefined(tiny_lm, requests):
     metrics = EditingMetrics()
-    metrics.update(EditBatch(tuple(requests)), answer_requests(tiny_lm(), requests), {i: [] for i in range(4)})
+    metrics.update(range(4), answer_requests(tiny_lm(), requests), {i: [] for i in range(4)})
     found = metrics.compute()
     assert math.isnan(found["specificity"].item())
     assert not math.isnan(found["efficacy"].item())
