@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,7 +63,10 @@ def embedded_model(cache_dir: str | None = None) -> Path:
 
 def _install(folder: Path) -> None:
     """Download, check and convert into a neighbouring folder, then move it into place in one step."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as scratch:
+    prefix = f"unpacking-{folder.name}-"
+    for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as scratch:
         gguf = _extract(_download(Path(scratch)), Path(scratch))
         _check_sha256(gguf)
         converted = _convert(gguf, Path(scratch) / "converted")

@@ -31,6 +31,22 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
         self._columns: list[str] | None = None
+        self._rows: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has."""
+        if self._rows is None:
+            self._rows = len(self._read())
+        return self._rows
+
+    @rank_zero_only
+    def rewind(self, rows: int) -> None:
+        """Forget all rows but the first `rows`: a resumed run logs the others again."""
+        kept = self._read()[:rows]
+        if self.path.exists():
+            self._write(self._known_columns(), kept)
+        self._rows = len(kept)
 
     @property
     @override
@@ -64,8 +80,10 @@ class MetricsFile(Logger):
         new = [name for name in row if name not in columns]
         if new:
             self._rewrite([*columns, *new])
+        rows = self.rows
         with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._known_columns()).writerow(row)
+        self._rows = rows + 1
 
     def _known_columns(self) -> list[str]:
         if self._columns is None:
@@ -75,7 +93,14 @@ class MetricsFile(Logger):
 
     def _rewrite(self, columns: list[str]) -> None:
         """Write all rows again under a longer header."""
-        rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8")))) if self.path.exists() else []
+        self._write(columns, self._read())
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        return list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
@@ -84,24 +109,26 @@ class MetricsFile(Logger):
         self._columns = columns
 
 
-def run_loggers(run_dir: str, project: str, config: dict[str, Any]) -> list[Logger]:
+def run_loggers(run_dir: str, project: str, config: dict[str, Any], resumed: bool = False) -> list[Logger]:
     """The default loggers.
 
     Args:
         run_dir: The run folder; metrics.csv and an offline wandb run go there.
         project: The wandb project.
         config: The run's configuration, shown by wandb.
+        resumed: Whether the run goes on from a checkpoint.
     """
-    return [MetricsFile(run_dir), *_wandb(run_dir, project, config)]
+    return [MetricsFile(run_dir), *_wandb(run_dir, project, config, resumed)]
 
 
-def _wandb(run_dir: str, project: str, config: dict[str, Any]) -> list[Logger]:
+def _wandb(run_dir: str, project: str, config: dict[str, Any], resumed: bool) -> list[Logger]:
     """A wandb run: online when the user is logged in, offline otherwise, none if wandb cannot start."""
     mode = os.environ.get("WANDB_MODE")
     if mode == "disabled" or getattr(rank_zero_only, "rank", 0) != 0:
         return []
     import wandb
 
+    earlier = _earlier_run(Path(run_dir)) if resumed else None
     first: Literal["online", "offline"] = "online" if mode != "offline" and _logged_in() else "offline"
     attempts: list[Literal["online", "offline"]] = ["online", "offline"]
     for attempt in attempts[attempts.index(first) :]:
@@ -110,6 +137,9 @@ def _wandb(run_dir: str, project: str, config: dict[str, Any]) -> list[Logger]:
             run = wandb.init(
                 project=project,
                 name=Path(run_dir).name,
+                # Only a run that is online can be taken up again; offline a second one is written beside it.
+                id=earlier if attempt == "online" else None,
+                resume="allow" if earlier and attempt == "online" else None,
                 dir=run_dir,
                 mode=attempt,
                 config=config,
@@ -121,6 +151,12 @@ def _wandb(run_dir: str, project: str, config: dict[str, Any]) -> list[Logger]:
         except (wandb.errors.Error, OSError) as error:
             log.warning("wandb could not start %s: %s", attempt, error)
     return []
+
+
+def _earlier_run(run_dir: Path) -> str | None:
+    """The id of the newest online run that this run folder holds; wandb names folders run-<time>-<id>."""
+    names = sorted(path.name for path in (run_dir / "wandb").glob("run-*-*"))
+    return names[-1].rpartition("-")[2] if names else None
 
 
 def _logged_in() -> bool:

@@ -20,9 +20,11 @@ from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.checkpoints import RunCheckpoints
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
+from sphere_pl.target_table import TargetTable
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 # Measured on a sample of the edits, before and after: see `EvaluationSettings`.
@@ -55,9 +57,9 @@ class RunResults(L.Callback):
         self._edits = 0
 
     @override
-    def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """A new run in an old folder begins with an empty one; a resumed run goes on."""
-        if stage == "fit" and trainer.is_global_zero and trainer.ckpt_path is None:
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """A new run in an old folder begins with an empty one; a resumed run, known from here on, goes on."""
+        if trainer.is_global_zero and trainer.ckpt_path is None:
             for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
                 (self.run_dir / name).unlink(missing_ok=True)
 
@@ -119,8 +121,13 @@ class RunResults(L.Callback):
                 "hyperspherical_energy": _energies(trainer),
                 "spearman": _correlations(trainer),
                 "abilities": _abilities(trainer),
+                "statistics": editor.diagnosis,
+                "targets": _targets(trainer),
+                "retried": editor.retried,
+                "skipped": editor.skipped,
                 "seconds_per_edit": self._editing / max(1, self._edits),
                 "seconds_total": time.monotonic() - self._began,
+                "seconds_saving": sum((c.seconds for c in _saving(trainer)), 0.0),
                 "peak_memory_bytes": peak_memory(editor.device),
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
                 "seed": int(torch.initial_seed()),
@@ -174,6 +181,17 @@ def _energies(trainer: "L.Trainer") -> dict[str, dict[str, float]]:
                 name: {"before": before, "after": callback.latest[name]} for name, before in callback.initial.items()
             }
     return {}
+
+
+def _targets(trainer: "L.Trainer") -> dict[str, int]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, TargetTable):
+            return callback.summary()
+    return {}
+
+
+def _saving(trainer: "L.Trainer") -> list[RunCheckpoints]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoints)]  # type: ignore[attr-defined]
 
 
 def _correlations(trainer: "L.Trainer") -> dict[str, Any]:

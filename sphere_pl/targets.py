@@ -91,6 +91,10 @@ class Targets(NamedTuple):
         """
         return self._replace(values=self.values * (norms / self.values.norm(dim=1))[:, None])
 
+    def unconverged(self, settings: TargetSettings) -> Tensor:
+        """Which requests ran out of steps before their loss fell below `stop_loss`, `[n]`; NaN has not converged."""
+        return ~(self.loss < settings.stop_loss)
+
 
 class _Rows(NamedTuple):
     """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.

@@ -263,3 +263,112 @@ def test_help_names_what_others_rely_on():
     )
     for flag in ("--model.name", "--data.name", "--data.path", "--data.limit", "--data.batch_size", "--run_dir"):
         assert flag in done.stdout
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """End a run in the middle, as a power cut would."""
+    from sphere_pl.editor import SequentialEditor
+
+    original = SequentialEditor.on_train_batch_start
+
+    def cut(batch):
+        def hook(self, requests, batch_idx):
+            if batch_idx == batch:
+                raise SystemExit(9)
+            original(self, requests, batch_idx)
+
+        monkeypatch.setattr(SequentialEditor, "on_train_batch_start", original if batch is None else hook)
+
+    return cut
+
+
+def test_a_run_goes_on_from_its_folder_alone(cli, cut, model_folder, facts, tmp_path):
+    command = [*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    assert cli(*command, f"--run_dir={tmp_path / 'whole'}")[0] == 0
+    cut(2)
+    assert cli(*command)[0] == 9
+    run = tmp_path / "run"
+    kept = (run / "config.yaml").read_text()
+    cut(None)
+    status, _, err = cli("fit", f"--run_dir={run}", "--ckpt_path=last")
+    assert status == 0, err
+    for name in ("edited.safetensors",):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    columns = [
+        [line.split(",")[:1] for line in (f / "metrics.csv").read_text().split()] for f in (run, tmp_path / "whole")
+    ]
+    assert columns[0] == columns[1]
+    assert (run / "config.yaml").read_text() == kept
+    assert not (run / "checkpoints").exists()
+    status, _, err = cli("fit", "--run_dir", str(run), "--ckpt_path", "last")
+    assert status == 2
+    assert "is finished" in err
+
+
+def test_an_interrupted_run_is_not_overwritten_by_mistake(cli, cut, model_folder, facts, tmp_path):
+    command = [*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    cut(2)
+    assert cli(*command)[0] == 9
+    status, _, err = cli(*command)
+    assert status == 2
+    assert "--ckpt_path last" in err
+    status, _, err = cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last", "--data.batch_size=3")
+    assert status == 2
+    assert "data.batch_size: 1 then, 3 now" in err
+    facts.write_text(facts.read_text().replace("Berlin", "Madrid"))
+    status, out, err = cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last")
+    assert status == 2
+    assert "are not those that the checkpoint was written for" in err
+    assert "Traceback" not in out + err
+
+
+def test_ctrl_c_says_how_to_go_on(cli, model_folder, facts, tmp_path, monkeypatch):
+    import signal
+
+    from sphere_pl.editor import SequentialEditor
+
+    original = SequentialEditor.find_targets
+
+    def interrupted(self, batch):
+        if batch.start == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(SequentialEditor, "find_targets", interrupted)
+    status, out, err = cli(*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1")
+    assert status == 130
+    assert f"Go on with: python -m sphere_pl fit --run_dir {tmp_path / 'run'} --ckpt_path last" in err
+    assert "Traceback" not in out + err
+    monkeypatch.setattr(SequentialEditor, "find_targets", original)
+    assert cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"PK\x03\x04junk", b"\x80\x04junk", b"\xff" * 64])
+def test_a_junk_checkpoint_ends_with_one_message(cli, model_folder, facts, tmp_path, content):
+    (tmp_path / "junk.ckpt").write_bytes(content)
+    status, out, err = cli(*tiny_run(model_folder, facts, tmp_path), f"--ckpt_path={tmp_path / 'junk.ckpt'}")
+    assert status == 2
+    assert "is not a checkpoint of an editing run" in err
+    assert "Traceback" not in out + err
+
+
+def test_last_without_anything_to_go_on_from_begins_anew(cli, model_folder, facts, tmp_path, caplog):
+    status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), "--ckpt_path=last")
+    assert status == 0, err
+    assert "holds no checkpoint: the run begins from the start" in caplog.text
+    assert cli("fit", "--ckpt_path=last")[0] == 2
+
+
+def test_tokens_never_reach_a_file_of_the_run(cli, model_folder, facts, tmp_path, monkeypatch):
+    secrets = {"HF_TOKEN": "hf_SecretOfTheHub123", "WANDB_API_KEY": "5ecretofwandb" + "0" * 27}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    status, out, err = cli(*tiny_run(model_folder, facts, tmp_path))
+    assert status == 0, err
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any("wandb" in path.parts for path in files)
+    for value in secrets.values():
+        assert value not in out + err
+        assert not [path for path in files if value.encode() in path.read_bytes()]

@@ -12,6 +12,7 @@ from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.guard import GuardSettings
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LikelihoodMethod, LocFTBF, UltraEdit
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
@@ -437,7 +438,7 @@ def test_an_update_that_is_no_number_never_touches_a_weight(build, requests, bar
         def update(self, keys, residuals, state):
             return super().update(keys, residuals, state) * float("nan")
 
-    editor = build(method=Broken(ridge=1.0, null_space_threshold=10.0))
+    editor = build(method=Broken(ridge=1.0, null_space_threshold=10.0), guard=GuardSettings("stop"))
     with pytest.raises(UserError, match="is not finite"):
         bare_trainer(max_epochs=1).fit(editor, batches(requests))
     assert all(torch.isfinite(weight).all() for weight in editor.weights)
