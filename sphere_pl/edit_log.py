@@ -76,7 +76,7 @@ class EditLog(L.Callback):
         if self.keep == "none":
             return
         self._header = _describe(trainer, pl_module, solvable=self.keep == "all")
-        self._before = _copy(_weights(pl_module))
+        self._before = {name: weight.to("cpu", copy=True) for name, weight in _weights(pl_module).items()}
 
     @override
     def on_train_batch_start(
@@ -135,15 +135,20 @@ class EditLog(L.Callback):
         self._bytes = sum(path.stat().st_size for path in (self.run_dir / TENSOR_FOLDER).glob("batch-*.safetensors"))
         sums = _sums(_weights(editor))
         if not same_state(self._history.entries[-1].sums if kept else _sums(self._before), sums):
-            self._store(editor, Entry(kept + 1, 0, editor.edits_seen, sums=sums), self._differences(editor, 0))
-        self._before = _copy(_weights(editor))
+            self._store(Entry(kept + 1, 0, editor.edits_seen, sums=sums), self._differences(editor, 0))
+        self._remember(editor)
 
     def _append(self, editor: SequentialEditor, edits: int, requests: list[dict[str, Any]]) -> None:
         assert self._history is not None  # noqa: S101 (checked by the hooks)
         number = len(self._history.entries) + 1
         entry = Entry(number, number - 1, edits, requests, sums=_sums(_weights(editor)))
-        self._store(editor, entry, self._differences(editor, len(requests)), self._systems(editor))
-        self._before = _copy(_weights(editor))
+        self._store(entry, self._differences(editor, len(requests)), self._systems(editor))
+        self._remember(editor)
+
+    def _remember(self, editor: SequentialEditor) -> None:
+        """Keep the weights that the next change starts from; in place, since fresh pages cost more than the copy."""
+        for name, weight in _weights(editor).items():
+            self._before[name].copy_(weight)
 
     def _settle(self, editor: SequentialEditor) -> None:
         """Log a change that no batch made; going back to an earlier state needs no tensors."""
@@ -154,19 +159,20 @@ class EditLog(L.Callback):
         number, edits = len(entries) + 1, self._history.edits
         earlier = next((entry.number for entry in reversed(entries) if entry.is_state(sums)), None)
         if earlier is not None:
-            self._store(editor, Entry(number, earlier, edits, sums=sums), {})
+            self._store(Entry(number, earlier, edits, sums=sums), {})
         else:
             changes = self._differences(editor, len(entries[-1].requests) if entries else 1)
-            self._store(editor, Entry(number, number - 1, edits, sums=sums), changes)
-        self._before = _copy(weights)
+            self._store(Entry(number, number - 1, edits, sums=sums), changes)
+        self._remember(editor)
 
     def _differences(self, editor: SequentialEditor, expected_rank: int) -> dict[str, Change | None]:
         """What has changed since the entry before, as factors where they are smaller."""
         changes: dict[str, Change | None] = {}
         for name, weight in _weights(editor).items():
-            change = weight - self._before[name].to(weight.device)
+            before = self._before[name].to(weight.device)
             noise = ROUNDING * float(torch.linalg.matrix_norm(weight))
-            changes[name] = compress(change, expected_rank, noise) if bool(change.any()) else None
+            same = torch.equal(weight, before)
+            changes[name] = None if same else compress(weight - before, expected_rank, noise)
         return changes
 
     def _systems(self, editor: SequentialEditor) -> dict[str, dict[str, Tensor]]:
@@ -181,7 +187,6 @@ class EditLog(L.Callback):
 
     def _store(
         self,
-        editor: SequentialEditor,
         entry: Entry,
         changes: dict[str, Change | None],
         systems: dict[str, dict[str, Tensor]] | None = None,
@@ -214,10 +219,6 @@ class EditLog(L.Callback):
 
 def _weights(editor: SequentialEditor) -> dict[str, Tensor]:
     return {site.name: weight.detach() for site, weight in zip(editor.sites, editor.weights, strict=True)}
-
-
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.to("cpu", copy=True) for name, weight in weights.items()}
 
 
 def _sums(weights: dict[str, Tensor]) -> dict[str, tuple[float, float]]:

@@ -132,6 +132,41 @@ def test_several_runs_are_compared_on_one_page(cli, model_folder, facts, tmp_pat
     assert "error:" in err
 
 
+def test_a_saved_run_is_exported_compared_scored_and_asked(cli, model_folder, facts, tmp_path):
+    run = str(tmp_path / "run")
+    command = tiny_run(model_folder, facts, tmp_path)
+    assert cli(*command, "--projection.strength=0.8", "--trainer.enable_checkpointing=true")[0] == 0
+    status, out, err = cli("export", "--run_dir", run, "--without", "2")
+    assert status == 0, err
+    assert out.startswith("2 edits of ")
+    assert (tmp_path / "run" / "export-without" / "model.safetensors").is_file()
+    status, out, err = cli("diff", "--run_dir", run)
+    assert status == 0, err
+    assert out.count("down_proj.weight") == 2
+    scores = []
+    for arguments in (["validate"], ["test", "--ckpt_path", "last"]):
+        status, out, err = cli(*arguments, "--run_dir", run)
+        assert status == 0, err
+        assert "efficacy" in out
+        scores.append(json.loads((tmp_path / "run" / "validation.json").read_text()))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert scores[0]["before"] == results["before"]
+    assert scores[0]["after"] == scores[1]["after"] == results["after"]
+    status, out, err = cli("validate", "--run_dir", run, "--data.limit=1", "--data.offset=1")
+    assert (status, "records scored: 1\n" in out) == (0, True), err
+    status, out, err = cli("predict", "--run_dir", run, "--prompt", "Rome is", "--max_tokens", "2")
+    assert (status, "before" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("command", ["export", "diff", "validate", "test", "predict"])
+def test_a_folder_that_is_no_run_ends_a_command_with_one_message(cli, tmp_path, command):
+    status, out, err = cli(command, "--run_dir", str(tmp_path))
+    assert status == 2
+    assert "error:" in err
+    assert "no edits.jsonl" in err
+    assert "Traceback" not in err + out
+
+
 @pytest.mark.parametrize("damage", ["no model_type", "truncated weights", "no tokenizer"])
 def test_a_model_folder_that_is_not_whole_ends_with_one_message(cli, model_folder, facts, tmp_path, damage):
     if damage == "no model_type":

@@ -34,5 +34,7 @@ def run_folder(given: argparse.Namespace) -> Path:
     """
     folder = Path(given.run_dir).expanduser()
     if not folder.is_dir():
-        raise UserError(f"--run_dir={given.run_dir} is no folder. Give a run folder, such as runs/<time>-<name>.")
+        raise UserError(
+            f"--run_dir={given.run_dir} is no folder. Give the folder of a run, such as runs/<time>-<name>."
+        )
     return folder

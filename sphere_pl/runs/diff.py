@@ -19,6 +19,8 @@ from sphere_pl.runs.log import LOG_FILE
 from sphere_pl.runs.low_rank import ROUNDING
 from sphere_pl.runs.saved import LoadOptions, SavedRun, default_device
 
+_WIDTH = 112  # a name of a matrix and six numbers; narrower terminals wrap it
+
 
 class Difference(NamedTuple):
     """How one matrix differs.
@@ -93,7 +95,8 @@ def main(args: Sequence[str]) -> None:
     if given.json:
         sys.stdout.write(json.dumps([each._asdict() for each in found], indent=1) + "\n")
     else:
-        show(found, f"{first.label} -> {second.label}", Console())
+        console = Console()
+        show(found, f"{first.label} -> {second.label}", Console(width=max(_WIDTH, console.width)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -174,7 +177,8 @@ def show(found: Sequence[Difference], title: str, console: Console) -> None:
     if not found:
         console.print(f"{title}: no matrix differs", highlight=False, markup=False, soft_wrap=True)
         return
-    table = Table(title=title, title_justify="left")
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
     for column in ("matrix", "shape", "Frobenius", "relative", "spectral", "rank", "largest row"):
         table.add_column(column, justify="left" if column == "matrix" else "right", overflow="fold")
     for each in found:

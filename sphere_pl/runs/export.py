@@ -18,7 +18,7 @@ from sphere_pl.runs.card import model_card, source_of
 from sphere_pl.runs.delta import save_delta
 from sphere_pl.runs.rebuild import restrained
 from sphere_pl.runs.saved import BaseModel, SavedRun
-from sphere_pl.runs.solve import solve_without
+from sphere_pl.runs.solve import check_without, solve_without
 
 _DELTA = "delta.safetensors"
 
@@ -50,13 +50,17 @@ def main(args: Sequence[str]) -> None:
     given = _parser().parse_args(args)
     run = SavedRun.open(run_folder(given))
     target = _target(given, run)
-    run.history.number_at(given.at)  # a mistake in --at ends here, before anything is loaded
+    last = run.history.number_at(given.at)  # a mistake ends here, before anything is loaded
+    if given.without:
+        check_without(run, given.without, last)
     base = run.load_base(load_options(given))
     chosen = choose(run, base, given.at, given.without)
     with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".export-") as scratch:
         folder = Path(scratch) / "export"
         (write_delta_folder if given.delta_only else write_model_folder)(folder, run, base, chosen)
         folder.chmod(0o755)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors makes files that only their owner reads
         if target.is_dir():
             target.rmdir()  # an empty one
         folder.rename(target)
@@ -68,7 +72,9 @@ def main(args: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sphere_pl export", description="Write a run's edited model.")
     add_run_arguments(parser)
-    parser.add_argument("--at", type=int, metavar="N", help="the state after N edits; the end if left out")
+    parser.add_argument(
+        "--at", type=int, metavar="N", help="the state after N edits of the stream; the end if left out"
+    )
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="CASE_ID", help="solve the batches again without these edits"
     )

@@ -182,7 +182,9 @@ class EditHistory:
         if entry.file is None:
             return {}
         if not _TENSOR_FILE.fullmatch(entry.file):
-            raise UserError(f"{self.folder / LOG_FILE} names {entry.file!r}, expected batch-00000.safetensors.")
+            raise UserError(
+                f"{self.folder / LOG_FILE} names the file {entry.file!r}, expected batch-00000.safetensors."
+            )
         path = self.folder / TENSOR_FOLDER / entry.file
         try:
             data = path.read_bytes()

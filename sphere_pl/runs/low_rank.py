@@ -12,6 +12,7 @@ from torch import Tensor
 # Entries of W + Δ are rounded to float32, and so were the products that made Δ: what lies below is noise.
 ROUNDING = 4 * torch.finfo(torch.float32).eps
 _OVERSAMPLING = 8
+_GROWTH = 4  # what is found too much is trimmed
 _SEED = 0
 
 
@@ -50,7 +51,7 @@ def compress(change: Tensor, expected_rank: int, tolerance: float) -> Change:
 
     Args:
         change: Finite or not, float32 `[d_out, d_in]`.
-        expected_rank: Where to begin; doubled until the tolerance is met.
+        expected_rank: Where to begin; raised until the tolerance is met.
         tolerance: Frobenius norm of what may be left out.
 
     Returns:
@@ -70,7 +71,7 @@ def compress(change: Tensor, expected_rank: int, tolerance: float) -> Change:
         factors = _leading_part(change, rank)
         if float(torch.linalg.matrix_norm(change - expand(factors))) <= tolerance:
             return _trim(factors, tolerance)
-        rank *= 2
+        rank *= _GROWTH
     return change
 
 

@@ -77,9 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_state_arguments(parser)
     parser.add_argument("--prompt", action="append", help="a prompt to continue; can be given several times")
-    parser.add_argument("--prompts", type=Path, help="a text file, a prompt a line; or .json, .jsonl with `prompt`")
+    parser.add_argument(
+        "--prompts", type=Path, help="a text file with a prompt a line, or .json or .jsonl with `prompt`"
+    )
     parser.add_argument("--max_tokens", type=int, default=20, help="tokens of each answer (default: 20)")
-    parser.add_argument("--limit", type=int, default=10, help="how many of the run's own edits to ask (default: 10)")
+    parser.add_argument(
+        "--limit", type=int, default=10, help="how many of the run's own edits to ask for (default: 10)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file; predictions.json in the run folder if left out")
     return parser
 

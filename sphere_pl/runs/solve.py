@@ -92,6 +92,16 @@ def find_cases(history: EditHistory, case_ids: Collection[str], last: int) -> li
     return [entry for entry in history.entries[:last] if set(entry.case_ids) & set(case_ids)]
 
 
+def check_without(run: SavedRun, case_ids: Collection[str], last: int) -> list[Entry]:
+    """Refuse what `solve_without` cannot do, before anything is loaded; returns the batches that lose a row.
+
+    Raises:
+        UserError: If a case is unknown, the method has no keys and residuals, or the log lacks them.
+    """
+    _check_solvable(run)
+    return find_cases(run.history, case_ids, last)
+
+
 def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], last: int) -> dict[str, Tensor]:
     """Solve the batches up to entry `last` again without some cases.
 
@@ -112,13 +122,11 @@ def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], las
             cannot be solved again.
     """
     history = run.history
-    concerned = find_cases(history, case_ids, last)
-    _check_solvable(run)
+    first = check_without(run, case_ids, last)[0].number
     made = recipe(run)
     if not isinstance(made.method, EditingMethod):
         raise _no_system(run)
     states = _states(made.method, base, made.statistics)
-    first = concerned[0].number
     again = _Replay(history, base.weights, made, states).run(frozenset(), first)
     _check_same(again, rebuild(base.weights, history, first), base.weights, run)
     return _Replay(history, base.weights, recipe(run), states).run(frozenset(case_ids), last)

@@ -62,7 +62,7 @@ def load_state(given: argparse.Namespace) -> State:
     """
     if given.at is not None and given.ckpt_path is not None:
         raise UserError(f"--at {given.at} and --ckpt_path {given.ckpt_path} name two states. Give one of them.")
-    if given.run_dir is None and given.ckpt_path is None:
+    if given.run_dir is None and given.ckpt_path in (None, *_NEWEST):
         raise UserError("Name the run with --run_dir <folder>, or one of its checkpoints with --ckpt_path <file>.")
     folder = run_folder(given) if given.run_dir is not None else _run_above(Path(given.ckpt_path))
     checkpoint = _checkpoint(given.ckpt_path, folder) if given.ckpt_path is not None else None

@@ -103,8 +103,9 @@ def _settings(config: Mapping[str, Any], batch_size: int | None) -> EvaluationSe
 
 def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table of before and after."""
-    title = f"{scores['method']}, {scores['edits']} edits, scored on {scores['records']} records"
-    table = Table(title=title, title_justify="left")
+    heading = f"{scores['method']}, {scores['edits']} edits; records scored: {scores['records']}"
+    console.print(heading, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for name in scores["after"]:
