@@ -44,6 +44,7 @@ _COMMANDS = {
     "validate": "sphere_pl.runs.validate",
     "test": "sphere_pl.runs.validate",
     "predict": "sphere_pl.runs.predict",
+    "locate": "sphere_pl.locate",
 }
 
 _DISK_TROUBLE = {

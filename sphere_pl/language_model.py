@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sphere_pl.architectures import EditSite, architecture_of, edit_sites
@@ -197,6 +197,24 @@ class FrozenPrefix:
         return FrozenPrefix(
             [k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values]
         )
+
+    def calls(self, lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> BlockCalls:
+        """How the blocks are called for a suffix behind this prefix.
+
+        Args:
+            lm: The language model.
+            ids: Tokens of the suffix, shape `[rows, columns]`.
+            mask: 1 for real tokens, shape `[rows, cached columns + columns]`.
+            positions: Position of each token of the suffix, shape `[rows, columns]`.
+        """
+        if not self.keys:
+            return lm.block_calls(ids, mask, positions)
+        # The model only asks a cache for its length when it makes masks: one that holds a single zero a column will do.
+        blank = ids.new_zeros(1, 1, self.keys[0].shape[-2], 1, dtype=torch.float32)
+        stand_in = DynamicCache()
+        for layer in range(lm.n_layers):
+            stand_in.update(blank, blank, layer)
+        return lm.block_calls(ids, mask, positions, stand_in).replace(stand_in, self)
 
 
 def load_language_model(

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning as L
@@ -25,6 +26,20 @@ def track(trainer: "L.Trainer") -> Track:
         if isinstance(callback, EditProgress):
             return callback.phase
     return lambda items, description, total: items
+
+
+@contextmanager
+def tracking(quiet: bool = False) -> "Iterator[Track]":
+    """Show the progress of phases outside of a trainer.
+
+    Args:
+        quiet: Show nothing at all.
+    """
+    progress = EditProgress(quiet)
+    try:
+        yield progress.phase
+    finally:
+        progress.close()
 
 
 class EditProgress(ProgressBar):
@@ -123,7 +138,8 @@ class EditProgress(ProgressBar):
         if self._progress is not None and self._edits is not None:
             self._progress.update(self._edits, completed=done, left=self._clock.left(done), scores=_scores(trainer))
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Give the terminal back."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._edits = None, None
@@ -131,12 +147,12 @@ class EditProgress(ProgressBar):
     @override
     def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Leave the finished bar on the screen."""
-        self._stop()
+        self.close()
 
     @override
     def on_exception(self, trainer: "L.Trainer", pl_module: "L.LightningModule", exception: BaseException) -> None:
         """Give the terminal back."""
-        self._stop()
+        self.close()
 
 
 class _Clock:

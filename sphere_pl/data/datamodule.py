@@ -62,7 +62,8 @@ class EditDataModule(L.LightningDataModule):
     Args:
         name: `facts` (built in), or the format of `path`: counterfact (the ROME and MEMIT JSON, MultiCounterFact too),
             zsre (the MEND JSON), knowedit (its ZsRE, WikiData_counterfact and WikiData_recent), easyedit (CounterFact
-            in EasyEdit's flat form), mquake, wikibigedit, or jsonl and csv for your own `prompt, subject, target`.
+            in EasyEdit's flat form), mquake, wikibigedit, known (ROME's known facts, for tracing), or jsonl and csv for
+            your own `prompt, subject, target`.
         path: A .json, .jsonl or .csv file, a folder that holds it, or the id of a hub data set. The built-in set needs
             none.
         limit: How many edits to read; all if None.
