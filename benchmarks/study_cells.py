@@ -74,7 +74,7 @@ def sweep(edits: int, basis: str) -> list[Cell]:
 
 
 QUICK = [
-    cell("alphaedit", variant, draw=draw, edits=1000, **ridge(1))
+    cell("alphaedit", variant, draw=draw, edits=800, **ridge(1))
     for draw in (1, 2, 3)
     for variant in ("plain", "current")
 ]
