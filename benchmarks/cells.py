@@ -53,7 +53,7 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
         return
     command = [sys.executable, "-m", "sphere_pl", "fit", *cell.arguments, *paths, f"--run_dir={folder}", "--quiet=true"]
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    began = time.monotonic()
+    began, load = time.monotonic(), {"average": os.getloadavg()[0], "cores": os.cpu_count()}
     environment = {"WANDB_MODE": "disabled", **os.environ, **limits}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode not in (0, 2):
@@ -61,8 +61,8 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
     failure = done.stderr.strip().splitlines()[-1] if done.returncode else None
     if failure and not (folder / "metrics.csv").exists():
         raise RuntimeError(f"{cell.name} did not start: {failure}")
-    found = read_run(folder) | {"name": cell.name, "arguments": list(cell.arguments), "failed": failure}
-    write_text(results, dump(found | {"seconds": time.monotonic() - began}))
+    about = {"name": cell.name, "arguments": list(cell.arguments), "failed": failure, "load": load}
+    write_text(results, dump(about | read_run(folder) | {"seconds": time.monotonic() - began}))
 
 
 def run_cells(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, run_cell, run_cells, seconds_left
-from benchmarks.study_cells import PRESETS, draw_of
+from benchmarks.study_cells import PRESETS, parse
 from sphere_pl.files import write_text
 
 RESULTS = Path(__file__).with_name("study")
@@ -77,8 +77,8 @@ def run(cells: Sequence[Cell], source: Path, runs: Path, jobs: int) -> None:
     """Run what is not finished."""
 
     def one(cell: Cell) -> None:
-        data, draw = draw_of(cell)
-        path = records_file(data, draw, source, runs)
+        key = parse(cell.name)
+        path = records_file(key.data, key.draw, source, runs)
         run_cell(cell, runs / cell.name, result_of(cell), [f"--data.path={path}"], 1 if jobs > 1 else None)
 
     run_cells([cell for cell in cells if not result_of(cell).exists()], one, jobs)
