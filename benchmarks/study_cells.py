@@ -119,7 +119,8 @@ OTHERS = [
 WHY = [
     alphaedit(variant, 1, edits=edits)
     for variant, edits in (
-        ("current_eta0.9_alpha1", 400),
+        ("current_eta0.1_alpha1", 400),  # the few directions that earlier edits have made the leading ones
+        ("current_eta0.9_alpha1", 400),  # all that SPHERE can remove
         ("pretrained", 800),
         ("after_loop", 800),
         ("two_sided", 800),

@@ -205,45 +205,58 @@ def geometry_table(geometry: dict[str, Any]) -> list[str]:
 
 
 def share_table(runs: Sequence[Run]) -> list[str]:
-    """Shares of the updates of each run without SPHERE, early and late, and what SPHERE would remove of them."""
+    """Shares of the updates of each run without SPHERE, and what SPHERE would remove of them."""
     plain = [run for run in runs if is_plain(run)]
     if not plain:
         return []
     lines = [
-        "Share of the squared norm of the updates without SPHERE that lies in the principal directions of the "
-        "weight as it "
-        "is, as multiples of chance, in the first and the last batch; of the accumulated change in those of the "
-        "start; and "
-        "the share of the squared norm that SPHERE with the paper's α would take, `(2α − α²)` of the first:",
+        "Share of the squared norm of the updates without SPHERE that lies in principal directions, mean over the "
+        "batches, "
+        "as multiples of chance: in those of the weight as it is for three η, in those of the start, and of the "
+        "accumulated change in those of the start at the end. The last column is the share of the squared norm that "
+        "SPHERE "
+        "with η = 0.5 and the paper's α would take of such updates, `(2α − α²)` times the share.",
         "",
-        "| run | layer | r / d_in | η 0.1, first → last | η 0.5, first → last | η 0.9, first → last | accumulated, "
-        "η 0.5 | "
-        "SPHERE takes |",
-        "|---|---|---|---|---|---|---|---|",
+        "| run | layer | r / d_in at η 0.5 | now, η 0.1 | now, η 0.5 | now, η 0.9 | start, η 0.1 | start, η 0.5 | "
+        "accumulated, η 0.5 | SPHERE takes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in plain:
         lines += [_share_row(run, weight) for weight in shares(run)]
-    lines.append("")
+    lines += ["", _share_summary(plain), ""]
     if share_runs(runs):
         lines += ["![Share of the updates in the principal directions](study/shares.png)", ""]
     return lines
 
 
 def _share_row(run: Run, weight: str) -> str:
-    cells = []
-    for ratio in (0.1, 0.5, 0.9):
-        update = run.series(f"shares/update_{ratio:g}/{weight}")
-        chance = run.series(f"shares/chance_{ratio:g}/{weight}")
-        first, last = update[0][1] / chance[0][1], update[-1][1] / chance[-1][1]
-        cells.append(f"{first:.2f} → {last:.2f}")
-    share, chance_level = shares(run)[weight]
+    def multiple(kind: str, ratio: float) -> float:
+        update = [value for _, value in run.series(f"shares/{kind}_{ratio:g}/{weight}")]
+        chance = [value for _, value in run.series(f"shares/chance_{ratio:g}/{weight}")]
+        if kind == "update":
+            return sum(update) / sum(chance)
+        return (update[-1] if kind == "accumulated" else sum(update) / len(update)) / chance[0]
+
+    kinds = [("update", 0.1), ("update", 0.5), ("update", 0.9), ("start", 0.1), ("start", 0.5), ("accumulated", 0.5)]
+    cells = [f"{multiple(kind, ratio):.2f}" for kind, ratio in kinds]
+    layer, chance = weight.split(".")[2], shares(run)[weight][1]
+    return f"| {title(run)} | {layer} | {chance:.1%} | {' | '.join(cells)} | {_taken(run, weight):.1%} |"
+
+
+def _taken(run: Run, weight: str) -> float:
     strength = STRENGTH.get(run.key.method, 0.8)
-    accumulated = (
-        run.series(f"shares/accumulated_0.5/{weight}")[-1][1] / run.series(f"shares/chance_0.5/{weight}")[0][1]
+    return float((2 * strength - strength**2) * shares(run)[weight][0])
+
+
+def _share_summary(plain: Sequence[Run]) -> str:
+    taken = [_taken(run, weight) for run in plain for weight in shares(run)]
+    ratios = [update / chance for run in plain for update, chance in shares(run).values()]
+    shorter = [1 - (1 - value) ** 0.5 for value in (min(taken), max(taken))]
+    return (
+        f"Over all these rows an update has {min(ratios):.2f} to {max(ratios):.2f} times chance in the directions that "
+        f"SPHERE weakens, so SPHERE takes {min(taken):.1%} to {max(taken):.1%} of its squared norm: the update becomes "
+        f"{shorter[0]:.1%} to {shorter[1]:.1%} shorter, much as if as many random directions had been weakened."
     )
-    taken = (2 * strength - strength**2) * share
-    layer = weight.split(".")[2]
-    return f"| {title(run)} | {layer} | {chance_level:.1%} | {' | '.join(cells)} | {accumulated:.2f} | {taken:.1%} |"
 
 
 def variant_table(found: Sequence[Pair]) -> list[str]:
