@@ -15,6 +15,12 @@ HERE = Path(__file__).parent
 RESULTS, GEOMETRY = HERE / "study", HERE / "geometry.json"
 PAGE = HERE.parent / "docs" / "study.md"
 FIGURES = PAGE.parent / "study"
+EXTRAS = {
+    "retention/": "retention by age",
+    "abilities/": "general abilities",
+    "val/generation/": "free generation",
+    "geometry/": "heat maps",
+}
 SCORES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 
 HEAD = """# The paper's claims on a model that everyone can run
@@ -44,8 +50,17 @@ def write_page() -> None:
 def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
     """The page's text."""
     counted = [run for run in runs if run.key.draw > 0]
-    parts = [HEAD, claims(runs), table(counted), correlations(counted), figures(counted), why(counted, geometry),
-             tuned(runs), missing(runs)]  # fmt: skip
+    parts = [
+        HEAD,
+        claims(runs),
+        table(counted),
+        correlations(counted),
+        figures(counted),
+        extras(counted),
+        why(counted, geometry),
+        tuned(runs),
+        missing(runs),
+    ]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
 
@@ -125,6 +140,27 @@ def _row(run: Run) -> str:
     seconds = run.found.get("seconds_per_edit")
     cells = [title(run), edits, *scores, perplexity, energy, collapse, "" if seconds is None else f"{seconds:.2f}"]
     return "| " + " | ".join(cells) + " |"
+
+
+def extra(run: Run, prefix: str) -> dict[str, float]:
+    """Last values of the metrics below a prefix."""
+    names = [name for table in ("validations", "batches") for name in run.found[table] if name.startswith(prefix)]
+    return {name.removeprefix(prefix): run.series(name)[-1][1] for name in names}
+
+
+def extras(runs: Sequence[Run]) -> str:
+    """Retention, abilities and the like, where runs have measured them."""
+    lines: list[str] = []
+    for prefix, words in EXTRAS.items():
+        found = {title(run): extra(run, prefix) for run in runs if extra(run, prefix)}
+        names = list(dict.fromkeys(name for values in found.values() for name in values))
+        if found:
+            lines += [f"## {words.capitalize()}", "", f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+            for run, values in found.items():
+                cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
+                lines.append(f"| {run} | {' | '.join(cells)} |")
+            lines.append("")
+    return "\n".join(lines)
 
 
 def correlations(runs: Sequence[Run]) -> str:
@@ -332,12 +368,12 @@ def missing(runs: Sequence[Run]) -> str:
     """What the full plan has and this page has not."""
     finished = {run.key.name for run in runs}
     left = [cell for cell in FULL if cell.name not in finished]
+    unmeasured = [words for prefix, words in EXTRAS.items() if not any(extra(run, prefix) for run in runs)]
     lines = [
         "## Not run",
         "",
-        f"{len(FULL) - len(left)} of the {len(FULL)} cells of the full plan are finished. Not measured by any cell: "
-        "general "
-        "abilities, generation, retention by age and heat maps.",
+        f"{len(FULL) - len(left)} of the {len(FULL)} cells of the full plan are finished. Not measured by any of them: "
+        f"{', '.join(unmeasured) or 'nothing'}.",
     ]
     if left:
         lines += ["", "`python -m benchmarks.study --preset full --jobs 2 --data <folder>` runs what is left:", ""]

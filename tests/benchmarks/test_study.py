@@ -30,7 +30,8 @@ def make_run(name, efficacy, energy=None, perplexity=None, share=0.09, chance=0.
     for ratio in ("0.1", "0.5", "0.9"):
         batches[f"shares/update_{ratio}/{WEIGHT}"] = [share] * n
         batches[f"shares/chance_{ratio}/{WEIGHT}"] = [chance] * n
-        batches[f"shares/accumulated_{ratio}/{WEIGHT}"] = [share] * n
+        for kind in ("start", "accumulated"):
+            batches[f"shares/{kind}_{ratio}/{WEIGHT}"] = [share] * n
     found = {"validations": validations, "batches": batches, "failed": None, "before": {"perplexity": 46.0}}
     return Run(parse(name), {**found, "seconds_per_edit": 0.5, **more})
 
@@ -251,6 +252,15 @@ def test_the_page_shows_every_run_and_what_was_not_run():
     assert "| alphaedit current, draw 1 | 200 | 0.700 ± 0.032 |" in text
     assert "| memit tune_weight1000 | 200 | 0.800 |" in text
     assert f"- {FULL[0].name}\n" in text
+
+
+def test_what_some_run_has_measured_beside_is_shown_and_the_rest_named():
+    run = make_run("counterfact-ft-plain-draw1-200", [0.9, 0.8])
+    assert "any of them: retention by age, general abilities," in study_page.page([run], geometry())
+    run.found["validations"]["retention/earliest/efficacy"] = [0.9, 0.25]
+    text = study_page.page([run], geometry())
+    assert "## Retention by age\n\n| run | earliest/efficacy |\n|---|---|\n| ft, draw 1 | 0.250 |" in text
+    assert "any of them: general abilities," in text
 
 
 def test_a_run_that_broke_off_says_so():
