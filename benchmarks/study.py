@@ -63,11 +63,12 @@ def result_of(cell: Cell) -> Path:
 
 
 def measured_costs(cells: Sequence[Cell]) -> dict[str, float]:
-    """Seconds an edit takes, from finished cells of the same method, the mean where there are several."""
+    """Seconds an edit takes, the mean over finished cells of the same method that had the machine for themselves."""
     found: dict[str, list[float]] = {}
     for path in RESULTS.glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result.get("edits"):
+        load = result.get("load", {"average": 1.0, "cores": 0})
+        if result.get("edits") and load["average"] <= load["cores"]:
             found.setdefault(path.stem.split("-")[1], []).append(result["seconds"] / result["edits"])
     means = {method: sum(values) / len(values) for method, values in found.items()}
     return {cell.name: means[cell.name.split("-")[1]] for cell in cells if cell.name.split("-")[1] in means}

@@ -124,6 +124,15 @@ def test_sphere_has_the_papers_strength():
     assert "--projection.strength=0.8" in cell("memit", "current").arguments
 
 
+def test_the_estimate_takes_no_time_from_a_busy_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    for draw, seconds, average in ((1, 400.0, 1.5), (2, 9000.0, 8.0)):
+        found = {"edits": 800, "seconds": seconds, "load": {"average": average, "cores": 2}}
+        (tmp_path / f"counterfact-memit-plain-draw{draw}-800.json").write_text(json.dumps(found))
+    costs = study.measured_costs([cell("memit", draw=3), cell("ft")])
+    assert costs == {"counterfact-memit-plain-draw3-800": 0.5}
+
+
 # ---------------------------------------------------------------- results
 
 
