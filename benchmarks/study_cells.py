@@ -128,6 +128,8 @@ WHY = [
         ("anchored_current", 800),
     )
 ]
+# Without AlphaEdit's memory of earlier keys, do updates come back to the same directions?
+WHY += [cell("memit", variant, edits=400) for variant in PAIR]
 ZSRE = [
     *(alphaedit(variant, 1, edits=600, data="zsre") for variant in PAIR),
     *(cell(method, variant, data="zsre", edits=600) for method in ("ultraedit", "memit", "ft") for variant in PAIR),

@@ -253,7 +253,8 @@ def share_table(runs: Sequence[Run]) -> list[str]:
         "SPHERE "
         "with η = 0.5 and the paper's α would take of such updates, `(2α − α²)` times the share.",
         "",
-        "| run | layer | r / d_in at η 0.5 | now, η 0.1 | now, η 0.5 | now, η 0.9 | start, η 0.1 | start, η 0.5 | "
+        "| run | layer | r / d_in at η 0.5 | now, η 0.5: mean, first → last batch | now, η 0.1 | now, η 0.9 | start, "
+        "η 0.1 | start, η 0.5 | "
         "accumulated, η 0.5 | SPHERE takes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -273,10 +274,18 @@ def _share_row(run: Run, weight: str) -> str:
             return sum(update) / sum(chance)
         return (update[-1] if kind == "accumulated" else sum(update) / len(update)) / chance[0]
 
-    kinds = [("update", 0.1), ("update", 0.5), ("update", 0.9), ("start", 0.1), ("start", 0.5), ("accumulated", 0.5)]
-    cells = [f"{multiple(kind, ratio):.2f}" for kind, ratio in kinds]
+    kinds = [("update", 0.1), ("update", 0.9), ("start", 0.1), ("start", 0.5), ("accumulated", 0.5)]
+    first, last = ends(run, weight)
+    cells = [f"{multiple('update', 0.5):.2f}, {first:.2f} → {last:.2f}"]
+    cells += [f"{multiple(kind, ratio):.2f}" for kind, ratio in kinds]
     layer, chance = weight.split(".")[2], shares(run)[weight][1]
     return f"| {title(run)} | {layer} | {chance:.1%} | {' | '.join(cells)} | {_taken(run, weight):.1%} |"
+
+
+def ends(run: Run, weight: str) -> tuple[float, float]:
+    """Share of the first and of the last update in the principal directions at that time, as multiples of chance."""
+    update, chance = (run.series(f"shares/{kind}_0.5/{weight}") for kind in ("update", "chance"))
+    return update[0][1] / chance[0][1], update[-1][1] / chance[-1][1]
 
 
 def _taken(run: Run, weight: str) -> float:
@@ -288,11 +297,27 @@ def _share_summary(plain: Sequence[Run]) -> str:
     taken = [_taken(run, weight) for run in plain for weight in shares(run)]
     ratios = [update / chance for run in plain for update, chance in shares(run).values()]
     shorter = [1 - (1 - value) ** 0.5 for value in (min(taken), max(taken))]
-    return (
+    lines = [
         f"Over all these rows an update has {min(ratios):.2f} to {max(ratios):.2f} times chance in the directions that "
         f"SPHERE weakens, so SPHERE takes {min(taken):.1%} to {max(taken):.1%} of its squared norm: the update becomes "
         f"{shorter[0]:.1%} to {shorter[1]:.1%} shorter, much as if as many random directions had been weakened."
-    )
+    ]
+    for run in plain:
+        both = [ends(run, weight) for weight in shares(run)]
+        first, last = (sum(values) / len(values) for values in zip(*both, strict=True))
+        kept = run.series("principal/overlap")
+        turned = f", while {1 - kept[-1][1]:.0%} of those of the start have turned away" if kept else ""
+        lines.append(
+            f"{title(run)}: {first:.2f} times chance in the first batch, {last:.2f} in the last{turned}; "
+            f"{_memory(run)}."
+        )
+    return "\n\n".join([lines[0], "\n".join(f"- {line}" for line in lines[1:])])
+
+
+def _memory(run: Run) -> str:
+    if run.key.method == "alphaedit":
+        return "this method's memory keeps new updates away from the keys of earlier edits"
+    return "this method remembers no earlier edit"
 
 
 def variant_table(found: Sequence[Pair]) -> list[str]:
