@@ -20,17 +20,17 @@ EDITS = 100
 
 # Name in the table, configuration files, and seconds an edit takes on one core, start and scoring included.
 METHODS: dict[str, tuple[tuple[str, ...], float]] = {
-    "AlphaEdit": (("method/alphaedit",), 1.8),
-    "MEMIT": (("method/memit",), 1.8),
-    "MEMIT-seq": (("method/memit_seq",), 1.8),
-    "RECT": (("method/memit", "callbacks/rect"), 1.8),
-    "PRUNE": (("method/memit", "callbacks/prune"), 1.8),
-    "EMMET": (("method/emmet",), 1.8),
-    "ROME": (("method/rome",), 3.0),
-    "FT": (("method/ft",), 2.5),
-    "FT-L": (("method/ft_l",), 4.0),
-    "LocFT-BF": (("method/locft_bf",), 2.5),
-    "UltraEdit": (("method/ultraedit",), 1.0),
+    "AlphaEdit": (("method/alphaedit",), 1.2),
+    "MEMIT": (("method/memit",), 1.2),
+    "MEMIT-seq": (("method/memit_seq",), 1.2),
+    "RECT": (("method/memit", "callbacks/rect"), 1.2),
+    "PRUNE": (("method/memit", "callbacks/prune"), 1.2),
+    "EMMET": (("method/emmet",), 1.2),
+    "ROME": (("method/rome",), 2.0),
+    "FT": (("method/ft",), 0.9),
+    "FT-L": (("method/ft_l",), 1.5),
+    "LocFT-BF": (("method/locft_bf",), 0.9),
+    "UltraEdit": (("method/ultraedit",), 0.5),
 }
 # The same for all: ten edits a batch, cheaper targets than the default run's, one validation at the end.
 SHARED = (
