@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from sphere_pl.files import write_text
 
 KEPT = ("val/", "batch/", "energy/mean", "energy/change", "projection/", "principal/", "shares/", "target/", "prune/",
-        "rect/", "retention/", "abilities/", "time/seconds")  # fmt: skip
+        "rect/", "drift/", "retention/", "abilities/", "time/seconds")  # fmt: skip
 STARTING = 25.0  # seconds to start a process, load the model and score the unedited one
 
 

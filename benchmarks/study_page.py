@@ -18,7 +18,7 @@ FIGURES = PAGE.parent / "study"
 EXTRAS = {
     "retention/": "retention by age",
     "abilities/": "general abilities",
-    "val/generation/": "free generation",
+    "generation/": "free generation",
     "geometry/": "heat maps",
 }
 SCORES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
@@ -143,9 +143,12 @@ def _row(run: Run) -> str:
 
 
 def extra(run: Run, prefix: str) -> dict[str, float]:
-    """Last values of the metrics below a prefix."""
+    """Last values of the metrics below a prefix; those that are taken at the end alone stand in `after`."""
     names = [name for table in ("validations", "batches") for name in run.found[table] if name.startswith(prefix)]
-    return {name.removeprefix(prefix): run.series(name)[-1][1] for name in names}
+    after = run.found.get("after") or {}
+    final = {name: after[name] for name in after if name.startswith(prefix) and "standard_error" not in name}
+    found = final | {name: run.series(name)[-1][1] for name in names}
+    return {name.removeprefix(prefix): value for name, value in found.items() if isinstance(value, float)}
 
 
 def extras(runs: Sequence[Run]) -> str:

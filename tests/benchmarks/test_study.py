@@ -270,6 +270,10 @@ def test_what_some_run_has_measured_beside_is_shown_and_the_rest_named():
     text = study_page.page([run], geometry())
     assert "## Retention by age\n\n| run | earliest/efficacy |\n|---|---|\n| ft, draw 1 | 0.250 |" in text
     assert "any of them: general abilities," in text
+    more = make_run("counterfact-ft-plain-draw1-200", [0.9, 0.8], after={"generation/efficacy": 0.125})
+    assert "## Free generation\n\n| run | efficacy |\n|---|---|\n| ft, draw 1 | 0.125 |" in study_page.page(
+        [more], geometry()
+    )
 
 
 def test_a_run_that_broke_off_says_so():
