@@ -28,7 +28,7 @@ def fixed_sample(total: int, size: int, seed: int) -> list[int]:
 
     Example:
         >>> fixed_sample(10, 4, seed=0)
-        [3, 4, 6, 8]
+        [2, 3, 5, 7]
         >>> fixed_sample(3, 4, seed=0)
         [0, 1, 2]
     """

@@ -18,18 +18,22 @@ _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 
 
 def answer_words(text: str) -> list[str]:
-    """The words of an answer without case, punctuation and articles.
+    """The words of an answer without case, punctuation and articles; articles alone stay.
 
     Example:
         >>> answer_words("The United-Kingdom, of course!")
         ['united', 'kingdom', 'of', 'course']
     """
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    words = _words(text)
     return [word for word in words if word not in _ARTICLES] or words
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
 def begins_with(text: str, answers: Sequence[str]) -> bool:
-    """Whether a text begins with one of the answers, word by word.
+    """Whether a text begins with one of the answers, word by word, articles counted or not.
 
     A text that comes to the answer later does not count, nor one that begins with a longer word.
 
@@ -37,11 +41,13 @@ def begins_with(text: str, answers: Sequence[str]) -> bool:
         >>> begins_with("the UK. It lies", ["United Kingdom", "UK"]), begins_with("Romeo", ["Rome"])
         (True, False)
     """
-    given = answer_words(text)
-    wanted = [words for words in map(answer_words, answers) if words]
-    if wanted:
-        return any(given[: len(words)] == words for words in wanted)
-    return any(text.strip().startswith(answer.strip()) for answer in answers if answer.strip())  # signs, no words
+    return any(_begins_with(text, answer.strip()) for answer in answers)
+
+
+def _begins_with(text: str, answer: str) -> bool:
+    if not _words(answer):  # signs, no words
+        return bool(answer) and text.strip().startswith(answer)
+    return any(words(text)[: len(words(answer))] == words(answer) for words in (_words, answer_words))
 
 
 class AnswerMatch(RecordMean):
