@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
+from sphere_pl.errors import UserError
 from sphere_pl.runs.log import EditHistory, unpack
 from sphere_pl.runs.low_rank import expand
 
@@ -36,8 +37,17 @@ def rebuild(base: Mapping[str, Tensor], history: EditHistory, last: int) -> dict
         for name, weight in weights.items():
             change = unpack(tensors, name)
             if change is not None:
-                weight.add_(expand(change))
+                weight.add_(_fitting(expand(change), weight, name, entry.number))
     return weights
+
+
+def _fitting(change: Tensor, weight: Tensor, name: str, number: int) -> Tensor:
+    if change.shape != weight.shape:
+        raise UserError(
+            f"Batch {number} of the edit log changes {name} by a matrix of shape {list(change.shape)}, expected "
+            f"{list(weight.shape)}: the log belongs to another model."
+        )
+    return change
 
 
 @torch.no_grad()

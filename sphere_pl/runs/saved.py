@@ -123,7 +123,11 @@ class SavedRun:
                 f"{options.model or header.model} is not the unedited model of {self.folder}: their weights differ. "
                 "Give the run's own base model with --model <hub id or folder>."
             )
-        return BaseModel(lm.to(options.device or default_device()), header.layers)
+        base = BaseModel(lm.to(options.device or default_device()), header.layers)
+        shapes = {name: tuple(weight.shape) for name, weight in base.weights.items()}
+        if shapes != {matrix.name: matrix.shape for matrix in header.matrices}:
+            raise UserError(f"The matrices that the log of {self.folder} names are not those of its model: {shapes}.")
+        return base
 
     def weights(self, base: BaseModel, at: int | None = None) -> dict[str, Tensor]:
         """The matrices as they are scored and saved, after `at` edits or at the end.
