@@ -89,6 +89,11 @@ def test_only_the_chosen_protocols_are_scored(tiny_lm, rich):
     assert not any(name.startswith("probability") for name in found)
 
 
+def test_records_that_share_a_case_id_are_scored_each(tiny_lm, rich):
+    same = [r._replace(case_id="7") for r in rich]
+    assert score_requests(tiny_lm(), same, TEACHER_FORCED) == score_requests(tiny_lm(), rich, TEACHER_FORCED)
+
+
 def test_without_the_unedited_answers_there_is_no_agreement(tiny_lm, rich):
     assert "neighborhood_agreement" not in score_requests(tiny_lm(), rich, TEACHER_FORCED)
 
