@@ -19,7 +19,7 @@ LAYERS = [
     {"data.formats", *(f"data.formats.{name}" for name in
        ("counterfact", "easyedit", "jsonl", "knowedit", "known", "mquake", "wikibigedit", "zsre")),
      "methods.alphaedit", "methods.memit", "metrics", "prompts", "optim", "abilities", "abilities.task",
-     "abilities.metrics"},
+     "abilities.metrics", "attention"},
     {"methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit"},
     {"methods.ft", "methods.locft_bf"},
     {"methods", "representations", "sampling", "data.datamodule", "progress", "evaluation"},
