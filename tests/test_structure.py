@@ -37,7 +37,7 @@ LAYERS = [
     {"evaluated_weights", "drift", "abilities.journal", "abilities.harness"},
     {"abilities.callback", "target_table"},
     {"tracing.picture"},
-    {"results", "loggers", "compare", "locate", "resuming", "runs.log"},
+    {"results", "loggers", "compare", "preflight", "locate", "resuming", "runs.log"},
     {"edit_log", "runs.rebuild", "runs.delta", "runs.card"},
     {"runs.saved"},
     {"runs.arguments", "runs.solve"},
