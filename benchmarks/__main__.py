@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import algebra, evaluation, representations, targets
+from benchmarks import algebra, evaluation, moments, representations, startup, targets, whole_run
 from benchmarks.measure import Measurement
 
 BENCHMARKS: dict[str, Callable[[], Measurement]] = {
@@ -17,8 +17,12 @@ BENCHMARKS: dict[str, Callable[[], Measurement]] = {
     "growth": algebra.growth,
     "projection": algebra.projection,
     "z": targets.targets,
+    "z-default": targets.targets_default,
     "keys": representations.keys_and_values,
     "evaluation": evaluation.evaluation,
+    "moments": moments.moments,
+    "whole": whole_run.whole_run,
+    "startup": startup.startup,
 }
 
 
@@ -37,9 +41,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, action="append")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch", type=int, help="edits in a batch for `z` and `keys`, where 100 is the papers'")
     args = parser.parse_args()
     torch.manual_seed(0)
-    measurements = [BENCHMARKS[name]() for name in args.only or BENCHMARKS]
+    sized = {"z": targets.targets, "keys": representations.keys_and_values} if args.batch else {}
+    measurements = [
+        sized[name](batch=args.batch) if name in sized else BENCHMARKS[name]() for name in args.only or BENCHMARKS
+    ]
     print(markdown(measurements))
     if args.json:
         args.json.write_text(json.dumps([m._asdict() for m in measurements], indent=1))

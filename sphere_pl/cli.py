@@ -30,6 +30,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.fingerprints import settings_that_count
 from sphere_pl.interrupts import RunInterrupted
 from sphere_pl.loggers import run_loggers
+from sphere_pl.preflight import MemoryPreflight
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults
 from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
@@ -141,6 +142,7 @@ class EditingCLI(LightningCLI):
         # Results behind the configured callbacks, so that a batch's time includes what they do with it.
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
+            MemoryPreflight(),
             EditLog(
                 run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
             ),
