@@ -19,12 +19,14 @@ from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.loggers import run_loggers
+from sphere_pl.live import LiveReport
+from sphere_pl.loggers import WandbSettings, run_loggers
 from sphere_pl.progress import EditProgress
-from sphere_pl.results import RunResults
+from sphere_pl.results import RunResults, method_name
+from sphere_pl.tracking import WandbPanels
 
 # Commands beside Lightning's own: each module has a `main(args)`.
-_COMMANDS = {"compare": "sphere_pl.compare"}
+_COMMANDS = {"compare": "sphere_pl.compare", "dashboard": "sphere_pl.dashboard"}
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -49,7 +51,7 @@ class EditingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks that every run has."""
         parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<time>-<name> if left out.")
-        parser.add_argument("--project", type=str, default="sphere_pl", help="The wandb project.")
+        parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
         parser.add_lightning_class_args(SparseProjection, "projection")
         parser.add_lightning_class_args(HypersphericalEnergy, "energy")
@@ -71,10 +73,12 @@ class EditingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
         run_dir = self._get(self.config_init, "run_dir")
-        # Last in the list, so that a batch's time includes what the other callbacks do with it.
+        # RunResults stands behind all that act on a batch, so that a batch's time includes what they do with it.
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
+            LiveReport(run_dir),
             RunResults(run_dir),
+            WandbPanels(run_dir),
         ]
         # A mistake in the data ends the run before anything is written.
         self.datamodule.setup("fit")
@@ -83,9 +87,17 @@ class EditingCLI(LightningCLI):
             raise UserError(f"--ckpt_path={checkpoint} is no file. Give a checkpoint written by an earlier fit.")
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             self._dump_config()
-            kwargs["logger"] = run_loggers(run_dir, self._get(self.config_init, "project"), self.config_dump)
+            settings = self._get(self.config_init, "wandb")
+            kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels())
         kwargs["default_root_dir"] = run_dir
         return super().instantiate_trainer(**kwargs)
+
+    def _labels(self) -> list[str]:
+        """Method, model and data: what runs are told apart by."""
+        configured = self._get(self.config_init, "trainer").get("callbacks") or []
+        callbacks = [*(configured if isinstance(configured, list) else [configured])]
+        method = method_name(self.model.method, [*callbacks, self._get(self.config_init, "projection")])
+        return [method, Path(self.model.name).name, self.datamodule.name]
 
 
 def run(args: Sequence[str]) -> EditingCLI:

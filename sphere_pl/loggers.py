@@ -5,6 +5,8 @@ import io
 import logging
 import netrc
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -16,6 +18,28 @@ from typing_extensions import override
 from sphere_pl.files import write_text
 
 log = logging.getLogger(__name__)
+
+# More is better for all but these; the summary of a run holds each metric's last and best value.
+_LESS_IS_BETTER = ("val/perplexity", "drift/*")
+_MORE_IS_BETTER = ("val/*", "batch/*", "retention/*", "abilities/*")
+_LONGEST_TAG, _LONGEST_GROUP = 64, 128  # wandb refuses longer ones
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where a run stands among others in wandb.
+
+    Args:
+        project: The project.
+        entity: The user or team; your default one if None.
+        group: Runs of one group are drawn as one curve with its spread; method, model and data if None.
+        tags: More tags, beside method, model and data.
+    """
+
+    project: str = "sphere_pl"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
 
 
 class MetricsFile(Logger):
@@ -84,46 +108,60 @@ class MetricsFile(Logger):
         self._columns = columns
 
 
-def run_loggers(run_dir: str, project: str, config: dict[str, Any]) -> list[Logger]:
+def run_loggers(
+    run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str] = ()
+) -> list[Logger]:
     """The default loggers.
 
     Args:
         run_dir: The run folder; metrics.csv and an offline wandb run go there.
-        project: The wandb project.
+        settings: Where the run stands in wandb.
         config: The run's configuration, shown by wandb.
+        labels: Method, model and data: the run's tags, and its group if the settings name none.
     """
-    return [MetricsFile(run_dir), *_wandb(run_dir, project, config)]
+    return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels)]
 
 
-def _wandb(run_dir: str, project: str, config: dict[str, Any]) -> list[Logger]:
+def _wandb(run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str]) -> list[Logger]:
     """A wandb run: online when the user is logged in, offline otherwise, none if wandb cannot start."""
     mode = os.environ.get("WANDB_MODE")
     if mode == "disabled" or getattr(rank_zero_only, "rank", 0) != 0:
         return []
     import wandb
 
-    first: Literal["online", "offline"] = "online" if mode != "offline" and _logged_in() else "offline"
+    first: Literal["online", "offline"] = "online" if mode != "offline" and logged_in() else "offline"
     attempts: list[Literal["online", "offline"]] = ["online", "offline"]
     for attempt in attempts[attempts.index(first) :]:
         try:
             Path(run_dir).mkdir(parents=True, exist_ok=True)
             run = wandb.init(
-                project=project,
+                project=settings.project,
+                entity=settings.entity,
+                group=settings.group or ", ".join(labels)[:_LONGEST_GROUP] or None,
+                tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in (*labels, *(settings.tags or ())))),
                 name=Path(run_dir).name,
                 dir=run_dir,
                 mode=attempt,
                 config=config,
                 settings=wandb.Settings(init_timeout=30, silent=True),
             )
-            run.define_metric("edits")
-            run.define_metric("*", step_metric="edits")
+            _define_metrics(run)
             return [WandbLogger(experiment=run)]
         except (wandb.errors.Error, OSError) as error:
             log.warning("wandb could not start %s: %s", attempt, error)
     return []
 
 
-def _logged_in() -> bool:
+def _define_metrics(run: Any) -> None:
+    """Draw every curve over the edits, and keep the last and the best value of each metric."""
+    run.define_metric("edits", summary="last")
+    run.define_metric("*", step_metric="edits")
+    for names, best in ((_MORE_IS_BETTER, "max"), (_LESS_IS_BETTER, "min")):
+        for name in names:
+            run.define_metric(name, step_metric="edits", summary=f"last,{best}")
+
+
+def logged_in() -> bool:
     """Whether a key is at hand, without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True

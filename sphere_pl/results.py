@@ -5,6 +5,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing_extensions import override
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection, SpectrumRestraint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.files import write_atomically, write_text
+from sphere_pl.methods.base import Method
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 _PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
@@ -94,7 +96,7 @@ class RunResults(L.Callback):
         results: dict[str, Any] = _finite(
             {
                 "model": editor.name,
-                "method": method_name(editor, trainer),
+                "method": method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
                 "edits": editor.edits_seen,
                 "before": editor.before,
                 "after": editor.after,
@@ -110,10 +112,10 @@ class RunResults(L.Callback):
         return results
 
 
-def method_name(editor: SequentialEditor, trainer: "L.Trainer") -> str:
+def method_name(method: Method, callbacks: Iterable[L.Callback]) -> str:
     """The method and what its updates pass through."""
-    parts = [editor.method.name]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    parts = [method.name]
+    for callback in callbacks:
         if isinstance(callback, SparseProjection) and callback.strength > 0:
             parts.append("SPHERE")
         elif type(callback).__name__ in _TRANSFORMS:

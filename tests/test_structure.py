@@ -22,7 +22,8 @@ LAYERS = [
     {"statistics", "targets", "evaluation.editing"},
     {"likelihood"},
     {"editor", "report"},
-    {"results", "loggers", "compare"},
+    {"results", "loggers", "live", "tracking", "compare"},
+    {"dashboard"},
     {"cli"},
     {"__main__"},
 ]  # fmt: skip
