@@ -5,7 +5,7 @@ import io
 import logging
 import netrc
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,9 @@ from sphere_pl.files import write_text
 
 log = logging.getLogger(__name__)
 
-# More is better for all but these; the summary of a run holds each metric's last and best value.
-_LESS_IS_BETTER = ("val/perplexity", "drift/*")
-_MORE_IS_BETTER = ("val/*", "batch/*", "retention/*", "abilities/*")
+# The summary of a run holds the last and the best value of each metric: the smallest of these, the largest of those.
+_LESS_IS_BETTER = ("val/perplexity", "drift/")
+_MORE_IS_BETTER = ("val/", "batch/", "retention/", "abilities/")
 _LONGEST_TAG, _LONGEST_GROUP = 64, 128  # wandb refuses longer ones
 
 
@@ -108,6 +108,43 @@ class MetricsFile(Logger):
         self._columns = columns
 
 
+class EditsLogger(WandbLogger):
+    """A wandb run whose curves all have the edits done so far as their axis.
+
+    Each name is defined when it first comes: where several of wandb's own patterns fit a name, it is open which counts.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(experiment=run)
+        self._defined: set[str] = {"edits"}
+        run.define_metric("edits")
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log one row."""
+        for name in metrics:
+            if name not in self._defined:
+                self._defined.add(name)
+                self.experiment.define_metric(name, step_metric="edits", step_sync=True, summary=summary_of(name))
+        super().log_metrics(metrics, step)
+
+
+def summary_of(name: str) -> str | None:
+    """Which values of a metric a run's summary holds, in wandb's words.
+
+    Example:
+        >>> summary_of("val/efficacy"), summary_of("val/perplexity"), summary_of("time/seconds")
+        ('last,max', 'last,min', None)
+    """
+    if name.startswith(_LESS_IS_BETTER):
+        return "last,min"
+    return "last,max" if name.startswith(_MORE_IS_BETTER) else None
+
+
 def run_loggers(
     run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str] = ()
 ) -> list[Logger]:
@@ -145,20 +182,10 @@ def _wandb(run_dir: str, settings: WandbSettings, config: dict[str, Any], labels
                 config=config,
                 settings=wandb.Settings(init_timeout=30, silent=True),
             )
-            _define_metrics(run)
-            return [WandbLogger(experiment=run)]
+            return [EditsLogger(run)]
         except (wandb.errors.Error, OSError) as error:
             log.warning("wandb could not start %s: %s", attempt, error)
     return []
-
-
-def _define_metrics(run: Any) -> None:
-    """Draw every curve over the edits, and keep the last and the best value of each metric."""
-    run.define_metric("edits", summary="last")
-    run.define_metric("*", step_metric="edits")
-    for names, best in ((_MORE_IS_BETTER, "max"), (_LESS_IS_BETTER, "min")):
-        for name in names:
-            run.define_metric(name, step_metric="edits", summary=f"last,{best}")
 
 
 def logged_in() -> bool:

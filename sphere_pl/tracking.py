@@ -1,8 +1,7 @@
 """What a wandb run shows beside its curves: figures of the paper, tables of answers, the values at collapse."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
@@ -12,9 +11,6 @@ from sphere_pl.report.collapse import collapse
 from sphere_pl.report.drawing import Drawing, finite
 from sphere_pl.report.figures import change_figures, trend_figure
 from sphere_pl.report.reading import RunData, correlations, read_run
-
-if TYPE_CHECKING:
-    from wandb import Run
 
 TABLES = {
     "failed": ("case_id", "subject", "prompt", "wanted", "given"),
@@ -45,20 +41,20 @@ class WandbPanels(L.Callback):
         """Send the figures now and then."""
         self._validations += not trainer.sanity_checking
         if not trainer.sanity_checking and self._validations % self.every == 0:
-            for run in _wandb_runs(trainer):
-                send_figures(run, read_run(self.run_dir))
+            for logger in _wandb_loggers(trainer):
+                send_figures(logger, read_run(self.run_dir))
 
     @override
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Send everything."""
-        for run in _wandb_runs(trainer):
+        for logger in _wandb_loggers(trainer):
             found = read_run(self.run_dir)
-            send_figures(run, found)
-            send_tables(run, found)
-            run.summary.update(collapse_summary(found))
+            send_figures(logger, found)
+            send_tables(logger, found)
+            logger.experiment.summary.update(collapse_summary(found))
 
 
-def send_figures(run: "Run", found: RunData) -> None:
+def send_figures(logger: WandbLogger, found: RunData) -> None:
     """Log the paper's Figs. 2 and 3, as far as there are validations for them."""
     import wandb
 
@@ -67,10 +63,11 @@ def send_figures(run: "Run", found: RunData) -> None:
     if trend is not None:
         drawn["figures/trends"] = trend
     if drawn:
-        run.log({name: wandb.Plotly(_plotly(drawing)) for name, drawing in drawn.items()} | {"edits": found.edits})
+        figures: dict[str, Any] = {name: wandb.Plotly(_plotly(drawing)) for name, drawing in drawn.items()}
+        logger.log_metrics(figures | {"edits": found.edits})
 
 
-def send_tables(run: "Run", found: RunData) -> None:
+def send_tables(logger: WandbLogger, found: RunData) -> None:
     """Log the edits that failed and the case study."""
     import wandb
 
@@ -79,7 +76,8 @@ def send_tables(run: "Run", found: RunData) -> None:
         if rows:
             shown: list[str | int] = [column for column in columns if any(column in row for row in rows)]
             data = [[str(row.get(column, "")) for column in shown] for row in rows]
-            run.log({f"tables/{name}": wandb.Table(columns=shown, data=data), "edits": found.edits})
+            table: Any = wandb.Table(columns=shown, data=data)
+            logger.log_metrics({f"tables/{name}": table, "edits": found.edits})
 
 
 def collapse_summary(found: RunData) -> dict[str, float]:
@@ -91,9 +89,8 @@ def collapse_summary(found: RunData) -> dict[str, float]:
     return {"collapse/edits": point.edits} | {f"collapse/{name.removeprefix('val/')}": v for name, v in values.items()}
 
 
-def _wandb_runs(trainer: "L.Trainer") -> Iterator["Run"]:
-    loggers: Sequence[Any] = trainer.loggers if trainer.is_global_zero else ()
-    return (logger.experiment for logger in loggers if isinstance(logger, WandbLogger))
+def _wandb_loggers(trainer: "L.Trainer") -> list[WandbLogger]:
+    return [each for each in trainer.loggers if trainer.is_global_zero and isinstance(each, WandbLogger)]
 
 
 def _plotly(drawing: Drawing) -> Any:
