@@ -26,7 +26,7 @@ from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, State
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.optim import LayerwiseEdit
-from sphere_pl.progress import track
+from sphere_pl.progress import UNEDITED, track
 from sphere_pl.prompts import check_length
 from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
@@ -236,7 +236,7 @@ class SequentialEditor(L.LightningModule):
         metrics = EditingMetrics().to(self.device)
         size = self.evaluation.batch_size
         starts = range(0, len(self.requests), size)
-        for start in track(self.trainer)(starts, "unedited model", len(starts)):
+        for start in track(self.trainer)(starts, UNEDITED, len(starts)):
             batch = EditBatch(tuple(self.requests[start : start + size]), start)
             answers = answer_requests(self.language_model, batch.requests)
             for place, each in enumerate(answers, start):

@@ -1,5 +1,6 @@
 """Progress that people can read: edits done, time left, and how the model is holding up."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typing_extensions import override
+
+UNEDITED = "unedited model"  # the phase that scores every request once
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -43,6 +46,8 @@ class EditProgress(ProgressBar):
         self._progress: Progress | None = None
         self._edits: TaskID | None = None
         self._clock = _Clock()
+        self._took: dict[str, float] = {}
+        self._validation: TaskID | None = None
 
     @override
     def disable(self) -> None:
@@ -75,6 +80,7 @@ class EditProgress(ProgressBar):
             yield item
             left = (time.monotonic() - began) / done * (total - done)
             progress.update(task, completed=done, left=f"{_duration(left)} left" if done < total else "")
+        self._took[description] = time.monotonic() - began
         progress.remove_task(task)
 
     @override
@@ -92,7 +98,11 @@ class EditProgress(ProgressBar):
             total = len(getattr(pl_module, "requests", ())) or None
             done = getattr(pl_module, "edits_seen", 0)
             self._edits = self._start().add_task("editing", total=total, completed=done, left="", scores="")
-            self._clock.start(done, total)
+            size = batch_size(trainer)
+            every = min(float(trainer.val_check_batch or math.inf) * size, float(total or 0))
+            self._clock.start(done, total, size, int(every))
+            if UNEDITED in self._took:
+                self._clock.scored(self._took[UNEDITED], total or 0)
 
     @override
     def on_train_batch_end(
@@ -103,12 +113,35 @@ class EditProgress(ProgressBar):
 
     @override
     def on_validation_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Keep the time of validation apart: it grows with the number of edits."""
+        """Keep the time of validation apart: it grows with the number of edits. Show a bar of its own."""
         self._clock.validating()
+        if self._progress is not None and self._edits is not None:
+            evaluation: Any = getattr(pl_module, "evaluation", None)
+            size = evaluation.batch_size if evaluation else 1
+            records: list[int] = [getattr(pl_module, "edits_seen", 0), batch_size(trainer)]
+            total = sum(math.ceil(count / size) for count in records)
+            self._validation = self._progress.add_task("validation", total=total, left="", scores="")
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: "L.Trainer",
+        pl_module: "L.LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar of the validation on."""
+        if self._progress is not None and self._validation is not None:
+            self._progress.advance(self._validation)
 
     @override
     def on_validation_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Show the new scores; print a line where no bar can be drawn."""
+        if self._progress is not None and self._validation is not None:
+            self._progress.remove_task(self._validation)
+        self._validation = None
         if self._edits is None:
             return
         self._clock.validated(getattr(pl_module, "edits_seen", 0))
@@ -126,7 +159,7 @@ class EditProgress(ProgressBar):
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-        self._progress, self._edits = None, None
+        self._progress, self._edits, self._validation = None, None, None
 
     @override
     def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -140,17 +173,35 @@ class EditProgress(ProgressBar):
 
 
 class _Clock:
-    """Estimates the time left: editing grows with the edits, validation over all edits with their square."""
+    """Estimates the time left: editing grows with the edits, a validation with the records that it scores.
+
+    What a record takes to score is known from the pass over the unedited model before the first validation.
+    """
 
     def __init__(self) -> None:
         self._began = 0.0
         self._first, self._total = 0, 0
-        self._validated, self._work = 0.0, 0.0
+        self._batch, self._every = 0, 0
+        self._validated, self._checked = 0.0, 0
+        self._scoring, self._scored = 0.0, 0
         self._entered: float | None = None
 
-    def start(self, done: int, total: int | None) -> None:
-        """Begin at `done` edits."""
+    def start(self, done: int, total: int | None, batch: int = 0, every: int = 0) -> None:
+        """Begin at `done` edits.
+
+        Args:
+            done: Edits that an earlier run has made.
+            total: All that will be made.
+            batch: Edits in a batch, which a validation scores once more.
+            every: Edits between validations; the last batch is always followed by one.
+        """
         self._began, self._first, self._total = time.monotonic(), done, total or 0
+        self._batch, self._every, self._checked = batch, every, done
+
+    def scored(self, seconds: float, records: int) -> None:
+        """Take note of how long it took to score some records."""
+        self._scoring += seconds
+        self._scored += records
 
     def validating(self) -> None:
         """A validation begins."""
@@ -159,8 +210,10 @@ class _Clock:
     def validated(self, done: int) -> None:
         """A validation over `done` edits has ended."""
         if self._entered is not None:
-            self._validated += time.monotonic() - self._entered
-            self._work += done
+            seconds = time.monotonic() - self._entered
+            self._validated += seconds
+            self.scored(seconds, done + self._batch)
+            self._checked = done
         self._entered = None
 
     def left(self, done: int) -> str:
@@ -169,17 +222,19 @@ class _Clock:
         return "" if seconds is None else f"{_duration(seconds)} left"
 
     def seconds_left(self, done: int) -> float | None:
-        """Seconds left, None before the first batch is done."""
-        edited = done - self._first
-        if edited <= 0 or done >= self._total:
+        """Seconds left, None before the first batch is done and after the last validation."""
+        edited, records = done - self._first, self._records_left()
+        if edited <= 0 or (done >= self._total and not records):
             return None
         editing = (time.monotonic() - self._began - self._validated) / edited * (self._total - done)
-        if not self._work:
-            return editing
-        # Validations so far covered `work` records in `edited` edits; the rest goes on at the same spacing.
-        every = done**2 / (2 * self._work)
-        remaining = (self._total**2 - done**2) / (2 * max(every, 1e-9))
-        return editing + self._validated / self._work * remaining
+        return editing + (self._scoring / self._scored * records if self._scored else 0.0)
+
+    def _records_left(self) -> int:
+        """Records that the validations still to come will score."""
+        if not self._every or self._checked >= self._total:
+            return 0
+        points = range(self._every, self._total, self._every)
+        return sum(point + self._batch for point in (*points, self._total) if point > self._checked)
 
 
 def _duration(seconds: float) -> str:
@@ -191,6 +246,11 @@ def _duration(seconds: float) -> str:
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def batch_size(trainer: "L.Trainer") -> int:
+    """Edits in a batch, as far as the loader says."""
+    return int(getattr(trainer.train_dataloader, "batch_size", None) or 0)
 
 
 def _scores(trainer: "L.Trainer") -> str:

@@ -13,7 +13,7 @@ def time(monkeypatch):
 def test_the_time_left_is_right_when_editing_is_linear_and_validation_quadratic(time):
     """Each batch of 10 takes 10 s; a validation over n edits takes n / 10 s, every 20 edits, up to 200."""
     clock, total = _Clock(), 200
-    clock.start(0, total)
+    clock.start(0, total, every=20)
     shown = {}
     for done in range(10, total + 1, 10):
         time["t"] += 10
