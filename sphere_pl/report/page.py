@@ -9,6 +9,7 @@ from typing import Any
 
 from sphere_pl.files import write_text
 from sphere_pl.report import families, figures, style
+from sphere_pl.report.collapse import BOUND, collapse
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table, tile
 from sphere_pl.report.reading import METRICS, Correlation, RankCorrelation, RunData, correlations, number, read_run
@@ -125,7 +126,12 @@ def _tiles(run: RunData) -> Html:
         for metric in METRICS
         if math.isfinite(run.after(metric)) or math.isinf(run.after(metric))
     ]
-    return '<div class="tiles">' + "".join(metrics + _cost_tiles(run)) + "</div>"
+    return '<div class="tiles">' + "".join([*metrics, *_collapse_tile(run), *_cost_tiles(run)]) + "</div>"
+
+
+def _collapse_tile(run: RunData) -> list[Html]:
+    found = collapse(run)
+    return [] if found is None else [tile("collapsed", f"at {found.edits:,}", f"edits: efficacy below {BOUND:.0%}")]
 
 
 def _was(run: RunData, metric: str) -> str:

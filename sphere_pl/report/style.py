@@ -31,7 +31,7 @@ METRIC_COLORS = {
     "perplexity": ORANGE,
 }
 METRIC_SYMBOLS = dict(zip(METRIC_COLORS, SYMBOLS, strict=False))
-_LABELS = {"neighborhood_agreement": "agreement"}
+_LABELS = {"neighborhood_agreement": "agreement", "kl": "KL divergence"}
 _SHARES = {*METRIC_COLORS, "portability", "consistency"} - {"perplexity"}
 
 MEANINGS = {
@@ -48,7 +48,7 @@ def label(metric: str) -> str:
 
     Example:
         >>> label("neighborhood_agreement"), label("val/efficacy"), label("drift/kl"), label("probability/efficacy")
-        ('agreement', 'efficacy', 'drift, kl', 'probability, efficacy')
+        ('agreement', 'efficacy', 'drift, KL divergence', 'probability, efficacy')
     """
     parts = [_LABELS.get(part, part.replace("_", " ")) for part in metric.removeprefix("val/").split("/")]
     return ", ".join(parts[1:] if parts[0] == "abilities" and len(parts) > 1 else parts)

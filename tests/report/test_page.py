@@ -93,6 +93,11 @@ def test_only_a_run_that_goes_on_loads_itself_again(report, make_run):
     assert "stopped stopped" in words(stopped)
 
 
+def test_a_collapsed_run_says_when(report):
+    assert "collapsed at 900 edits: efficacy below 60%" in words(report())
+    assert "collapsed" not in words(report(name="held", collapse=9000.0))
+
+
 def test_tables_of_abilities_cases_and_failures_appear_when_they_were_measured(report):
     abilities = {"sst2": {"before": 0.8, "after": 0.75, "standard_error": 0.04, "items": 100}}
     cases = [{"prompt": "Berlin is the capital of", "before": "Germany", "after": "France", "wanted": "France"}]
