@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import algebra, targets
+from benchmarks import algebra, energy, targets
 from benchmarks.measure import Measurement
 
 BENCHMARKS: dict[str, Callable[[], Measurement]] = {
@@ -16,6 +16,11 @@ BENCHMARKS: dict[str, Callable[[], Measurement]] = {
     "memit": algebra.memit,
     "projection": algebra.projection,
     "z": targets.targets,
+}
+SCALED: dict[str, Callable[..., Measurement]] = {
+    "energy": energy.energy,
+    "incremental": energy.incremental,
+    "followed": energy.followed,
 }
 
 
@@ -32,11 +37,13 @@ def markdown(measurements: list[Measurement]) -> str:
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=BENCHMARKS, action="append")
+    parser.add_argument("--only", choices=[*BENCHMARKS, *SCALED], action="append")
+    parser.add_argument("--scale", type=float, default=1.0, help="sides of the matrix of the energy benchmarks, times")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.manual_seed(0)
-    measurements = [BENCHMARKS[name]() for name in args.only or BENCHMARKS]
+    chosen = args.only or [*BENCHMARKS, *SCALED]
+    measurements = [SCALED[name](scale=args.scale) if name in SCALED else BENCHMARKS[name]() for name in chosen]
     print(markdown(measurements))
     if args.json:
         args.json.write_text(json.dumps([m._asdict() for m in measurements], indent=1))
