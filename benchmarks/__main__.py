@@ -8,14 +8,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import algebra, energy, targets
+from benchmarks import algebra, energy, evaluation, representations, targets
 from benchmarks.measure import Measurement
 
 BENCHMARKS: dict[str, Callable[[], Measurement]] = {
     "alphaedit": algebra.alphaedit,
     "memit": algebra.memit,
+    "growth": algebra.growth,
     "projection": algebra.projection,
     "z": targets.targets,
+    "keys": representations.keys_and_values,
+    "evaluation": evaluation.evaluation,
 }
 SCALED: dict[str, Callable[..., Measurement]] = {
     "energy": energy.energy,

@@ -52,6 +52,33 @@ def search(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def methods(summary: dict[str, Any]) -> str:
+    """Every method with and without SPHERE."""
+    lines = [
+        "| method | SPHERE | efficacy | generalization | specificity | agreement | perplexity | energy | s/edit |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in summary["rows"]:
+        after = entry["after"]
+        name = f"| {entry['method']} | {'yes' if entry['sphere'] else 'no'} |"
+        if after is None:
+            lines.append(f"{name} broke off: {entry['failed']} |" + " |" * 6)
+            continue
+        names = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
+        scores = " | ".join(f"{after[each]:.2f} ± {after[f'{each}_standard_error']:.2f}" for each in names)
+        energy = f"{entry['energy_change']:+.4%}"
+        lines.append(f"{name} {scores} | {after['perplexity']:.1f} | {energy} | {entry['seconds_per_edit']:.2f} |")
+    before = summary["rows"][0]["before"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Unedited: specificity {before['specificity']:.2f}, perplexity {before['perplexity']:.1f}. "
+            f"Measured on: {summary['device']}, {summary['jobs']} runs at a time.",
+        ]
+    )
+
+
 def fill(text: str, marker: str, content: str) -> str:
     """Replace what stands between a marker's two comments."""
     pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
@@ -66,6 +93,7 @@ def main() -> None:
         "checks": ("default_run.json", checks),
         "search": ("search.json", search),
         "search long": ("search_long.json", search),
+        "methods": ("methods.json", methods),
         "costs": ("costs.json", lambda found: markdown([Measurement(**entry) for entry in found])),
     }
     for marker, (name, write) in parts.items():

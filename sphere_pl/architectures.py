@@ -21,6 +21,7 @@ class Architecture(NamedTuple):
         block: A decoder block.
         projection: The MLP's down-projection inside the block: the key-value memory that editing writes to.
         final_norm: The normalisation between the last block and the language-model head.
+        attention: The self-attention inside the block.
         fan_in_fan_out: True if the projection stores its weight as `[d_in, d_out]` (GPT-2's Conv1D).
         returns_tuple: True if a block returns a tuple whose first item is the hidden state.
     """
@@ -28,12 +29,23 @@ class Architecture(NamedTuple):
     block: str
     projection: str
     final_norm: str
+    attention: str = "self_attn"
     fan_in_fan_out: bool = False
     returns_tuple: bool = False
 
+    @property
+    def mlp(self) -> str:
+        """The MLP inside the block.
+
+        Example:
+            >>> architecture_of("phi").mlp
+            'mlp'
+        """
+        return self.projection.rpartition(".")[0]
+
 
 _LLAMA = Architecture("model.layers.{}", "mlp.down_proj", "model.norm")
-_GPT2 = Architecture("transformer.h.{}", "mlp.c_proj", "transformer.ln_f", fan_in_fan_out=True)
+_GPT2 = Architecture("transformer.h.{}", "mlp.c_proj", "transformer.ln_f", "attn", fan_in_fan_out=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -46,8 +58,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "gemma3": Architecture("model.language_model.layers.{}", "mlp.down_proj", "model.language_model.norm"),
         "phi": Architecture("model.layers.{}", "mlp.fc2", "model.final_layernorm"),
         "gpt2": _GPT2,
-        "gpt_neox": Architecture("gpt_neox.layers.{}", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),
-        "gptj": Architecture("transformer.h.{}", "mlp.fc_out", "transformer.ln_f", returns_tuple=True),
+        "gpt_neox": Architecture("gpt_neox.layers.{}", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", "attention"),
+        "gptj": Architecture("transformer.h.{}", "mlp.fc_out", "transformer.ln_f", "attn", returns_tuple=True),
     }
 )
 

@@ -3,6 +3,7 @@
 import errno
 import importlib
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -10,23 +11,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
+from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.checkpoints import RunCheckpoints, checkpoint_paths
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.distributed import follow_parent
+from sphere_pl.drift import Drift
+from sphere_pl.edit_log import EditLog
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.fingerprints import settings_that_count
+from sphere_pl.interrupts import RunInterrupted
 from sphere_pl.live import LiveReport
 from sphere_pl.loggers import WandbSettings, run_loggers
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults, method_name
+from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
+from sphere_pl.runs.log import Kept
+from sphere_pl.target_table import TargetTable
 from sphere_pl.tracking import WandbPanels
 
 # Commands beside Lightning's own: each module has a `main(args)`.
-_COMMANDS = {"compare": "sphere_pl.compare", "dashboard": "sphere_pl.dashboard"}
+_COMMANDS = {
+    "compare": "sphere_pl.compare",
+    "dashboard": "sphere_pl.dashboard",
+    "export": "sphere_pl.runs.export",
+    "diff": "sphere_pl.runs.diff",
+    "validate": "sphere_pl.runs.validate",
+    "test": "sphere_pl.runs.validate",
+    "predict": "sphere_pl.runs.predict",
+    "locate": "sphere_pl.locate",
+}
 
 _DISK_TROUBLE = {
     errno.ENOSPC,
@@ -43,6 +65,32 @@ _DISK_TROUBLE = {
 class EditingCLI(LightningCLI):
     """Lightning's command line for `SequentialEditor` and `EditDataModule`."""
 
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run the fit; one that is interrupted says how to go on."""
+        if self.trainer.local_rank:
+            follow_parent()
+        try:
+            self.trainer.fit(model, **kwargs)
+        except RunInterrupted as interruption:
+            if self.trainer.is_global_zero:
+                sys.stderr.write(f"Interrupted. {self._how_to_go_on()}\n")
+            sys.exit(128 + interruption.signum)
+        except RuntimeError as error:
+            # The processes beside a lost one see their next exchange fail, with an error of the network library.
+            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if self.trainer.world_size == 1 or not lost:
+                raise
+            raise UserError(
+                f"A process of the run was lost (rank {self.trainer.global_rank} saw: {str(error).splitlines()[0]}). "
+                f"{self._how_to_go_on()}"
+            ) from error
+
+    def _how_to_go_on(self) -> str:
+        run_dir = self._get(self.config_init, "run_dir")
+        if not checkpoint_paths(self._get(self.config_init, "checkpoints").folder(self.trainer)):
+            return "Nothing had been edited and saved yet."
+        return f"Go on with: python -m sphere_pl fit --run_dir {shlex.quote(run_dir)} --ckpt_path last"
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Editing is a fit; scoring a saved run has no command yet."""
@@ -52,16 +100,35 @@ class EditingCLI(LightningCLI):
         """Add the run folder and the callbacks that every run has."""
         parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<time>-<name> if left out.")
         parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
+        parser.add_argument(
+            "--edit_log",
+            type=Kept,
+            default="all",
+            help="What edits.jsonl and edits/ keep of every batch: all, changes (no keys and residuals) or none.",
+        )
+        parser.add_argument("--edit_log_gigabytes", type=float, default=20.0, help="Size limit of edits/.")
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
         parser.add_lightning_class_args(SparseProjection, "projection")
         parser.add_lightning_class_args(HypersphericalEnergy, "energy")
         parser.add_lightning_class_args(EnergyCorrelation, "correlation")
+        parser.add_lightning_class_args(Drift, "drift")
+        # No callback key of its own: it goes behind RunResults, so that its time is no batch's time.
+        parser.add_class_arguments(GeneralAbilities, "eval")
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and keep the arguments: Lightning starts a process for each further device with `sys.argv`."""
+        super().parse_arguments(parser, args)
+        sys.argv[1:] = args
 
     def before_instantiate_classes(self) -> None:
-        """Name the run's folder."""
+        """Name the run's folder, for all processes alike."""
         config = self.config[self.subcommand]
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model.name).name}")
+            sys.argv.append(f"--run_dir={config.run_dir}")
+        if config.eval.keep is None:
+            config.eval.keep = str(Path(config.run_dir) / "abilities.json")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""
@@ -73,22 +140,30 @@ class EditingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
         run_dir = self._get(self.config_init, "run_dir")
-        # RunResults stands behind all that act on a batch, so that a batch's time includes what they do with it.
+        abilities = self._get(self.config_init, "eval")
+        # Results behind the configured callbacks, so that a batch's time includes what they do with it.
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
             LiveReport(run_dir),
+            EditLog(
+                run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
+            ),
+            TargetTable(run_dir),
             RunResults(run_dir),
+            abilities,
             WandbPanels(run_dir),
         ]
         # A mistake in the data ends the run before anything is written.
         self.datamodule.setup("fit")
-        checkpoint = self._get(self.config_init, "ckpt_path")
-        if checkpoint not in {None, "last", "best", "hpc", "registry"} and not Path(checkpoint).is_file():
-            raise UserError(f"--ckpt_path={checkpoint} is no file. Give a checkpoint written by an earlier fit.")
+        abilities.load()
+        resumed = self._get(self.config_init, "ckpt_path") is not None
+        if not resumed:
+            refuse_unfinished(Path(run_dir))
+        self._dump_config()
+        self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            self._dump_config()
             settings = self._get(self.config_init, "wandb")
-            kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels())
+            kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
         kwargs["default_root_dir"] = run_dir
         return super().instantiate_trainer(**kwargs)
 
@@ -115,16 +190,18 @@ def run(args: Sequence[str]) -> EditingCLI:
             "parser_mode": "omegaconf+",
             **{name: {"parser_mode": "omegaconf+", **settings} for name in EditingCLI.subcommands()},
         },
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=RunConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=resolve_group_files(args),
+        args=resolve_resume(resolve_group_files(args)),
     )
 
 
 def main() -> None:
     """Entry point of `python -m sphere_pl`; a user's mistake ends it with one message and status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # What one process warns of, all would.
+    level = logging.ERROR if getattr(rank_zero_only, "rank", 0) else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
     _quieten()
     # LightningCLI takes its arguments either from here or from sys.argv, and warns if it sees both.
     args, sys.argv[1:] = sys.argv[1:], []
@@ -135,6 +212,9 @@ def main() -> None:
             run(args)
     except (UserError, MisconfigurationException) as error:
         _give_up(str(error))
+    except (KeyboardInterrupt, RunInterrupted):
+        sys.stderr.write("\nInterrupted.\n")
+        sys.exit(130)
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:
             raise
@@ -153,6 +233,10 @@ def _quieten() -> None:
     """Leave out remarks of libraries that do not concern an editing run."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says that a process of the run died, just before it ends the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    # Every process measures and logs the same numbers.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     # The hub's retries: what could not be had is said once, at the end.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # The edits' data loader yields ready batches; workers would only copy strings.

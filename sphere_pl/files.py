@@ -8,7 +8,7 @@ from pathlib import Path
 from sphere_pl.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place.
 
     A crash, a full disk or a second process leaves either the old file or the new one, never half of one.
@@ -16,6 +16,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: The file to write; its folder is made if need be.
         write: Called with the temporary path.
+        durable: Whether to wait until the disk has it, so that a power cut leaves it whole as well.
 
     Raises:
         UserError: If the folder cannot be written or the disk is full.
@@ -28,8 +29,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary = Path(name)
         write(temporary)
         temporary.chmod(0o644)
+        if durable:
+            _wait_for_disk(temporary)
         temporary.replace(path)
-    except Exception as error:
+    except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         # safetensors wraps a full disk in an error of its own.
@@ -39,6 +42,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                 "another folder (--run_dir for results, cache_dir for the cache) and run the command again."
             ) from error
         raise
+
+
+def _wait_for_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left of `write_atomically`; nobody else may be writing in that folder."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from sphere_pl.architectures import EditSite, architecture_of, edit_sites
@@ -108,7 +108,8 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: Tokens, shape `[rows, columns]`.
-            attention_mask: 1 for real tokens, shape `[rows, cached columns + columns]`.
+            attention_mask: 1 for real tokens, shape `[rows, cached columns + columns]`; or what is added to the
+                attention scores, shape `[rows, 1, columns, columns]` (see `takes_masks`).
             position_ids: Position of each token, shape `[rows, columns]`.
             cache: A Hugging Face cache that holds the columns before these, or takes these in.
         """
@@ -130,6 +131,14 @@ class LanguageModel(nn.Module):
             output = self.block(layer)(hidden, *calls.args[layer], **calls.kwargs[layer])
             hidden = output[0] if self.architecture.returns_tuple else output
         return hidden
+
+    def takes_masks(self, length: int) -> bool:
+        """Whether texts of `length` tokens can be run under a mask of one's own, added to the attention scores.
+
+        A sliding window looks at columns, not at positions, and flash attention knows no masks.
+        """
+        window = getattr(self.config, "sliding_window", None)
+        return (window is None or length <= window) and self.model.config._attn_implementation in {"sdpa", "eager"}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits `[..., vocabulary]` in float32 from the last block's output `[..., d]`."""
@@ -188,6 +197,24 @@ class FrozenPrefix:
         return FrozenPrefix(
             [k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values]
         )
+
+    def calls(self, lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> BlockCalls:
+        """How the blocks are called for a suffix behind this prefix.
+
+        Args:
+            lm: The language model.
+            ids: Tokens of the suffix, shape `[rows, columns]`.
+            mask: 1 for real tokens, shape `[rows, cached columns + columns]`.
+            positions: Position of each token of the suffix, shape `[rows, columns]`.
+        """
+        if not self.keys:
+            return lm.block_calls(ids, mask, positions)
+        # The model only asks a cache for its length when it makes masks: one that holds a single zero a column will do.
+        blank = ids.new_zeros(1, 1, self.keys[0].shape[-2], 1, dtype=torch.float32)
+        stand_in = DynamicCache()
+        for layer in range(lm.n_layers):
+            stand_in.update(blank, blank, layer)
+        return lm.block_calls(ids, mask, positions, stand_in).replace(stand_in, self)
 
 
 def load_language_model(

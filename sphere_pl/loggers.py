@@ -55,6 +55,22 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = Path(run_dir) / "metrics.csv"
         self._columns: list[str] | None = None
+        self._rows: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many rows the file has."""
+        if self._rows is None:
+            self._rows = len(self._read())
+        return self._rows
+
+    @rank_zero_only
+    def rewind(self, rows: int) -> None:
+        """Forget all rows but the first `rows`: a resumed run logs the others again."""
+        kept = self._read()[:rows]
+        if self.path.exists():
+            self._write(self._known_columns(), kept)
+        self._rows = len(kept)
 
     @property
     @override
@@ -88,8 +104,10 @@ class MetricsFile(Logger):
         new = [name for name in row if name not in columns]
         if new:
             self._rewrite([*columns, *new])
+        rows = self.rows
         with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._known_columns()).writerow(row)
+        self._rows = rows + 1
 
     def _known_columns(self) -> list[str]:
         if self._columns is None:
@@ -99,7 +117,14 @@ class MetricsFile(Logger):
 
     def _rewrite(self, columns: list[str]) -> None:
         """Write all rows again under a longer header."""
-        rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8")))) if self.path.exists() else []
+        self._write(columns, self._read())
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        return list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
+
+    def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
@@ -146,7 +171,11 @@ def summary_of(name: str) -> str | None:
 
 
 def run_loggers(
-    run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str] = ()
+    run_dir: str,
+    settings: WandbSettings,
+    config: dict[str, Any],
+    labels: Sequence[str] = (),
+    resumed: bool = False,
 ) -> list[Logger]:
     """The default loggers.
 
@@ -155,17 +184,21 @@ def run_loggers(
         settings: Where the run stands in wandb.
         config: The run's configuration, shown by wandb.
         labels: Method, model and data: the run's tags, and its group if the settings name none.
+        resumed: Whether the run goes on from a checkpoint.
     """
-    return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels)]
+    return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels, resumed)]
 
 
-def _wandb(run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str]) -> list[Logger]:
+def _wandb(
+    run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str], resumed: bool
+) -> list[Logger]:
     """A wandb run: online when the user is logged in, offline otherwise, none if wandb cannot start."""
     mode = os.environ.get("WANDB_MODE")
     if mode == "disabled" or getattr(rank_zero_only, "rank", 0) != 0:
         return []
     import wandb
 
+    earlier = _earlier_run(Path(run_dir)) if resumed else None
     first: Literal["online", "offline"] = "online" if mode != "offline" and logged_in() else "offline"
     attempts: list[Literal["online", "offline"]] = ["online", "offline"]
     for attempt in attempts[attempts.index(first) :]:
@@ -177,6 +210,9 @@ def _wandb(run_dir: str, settings: WandbSettings, config: dict[str, Any], labels
                 group=settings.group or ", ".join(labels)[:_LONGEST_GROUP] or None,
                 tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in (*labels, *(settings.tags or ())))),
                 name=Path(run_dir).name,
+                # Only a run that is online can be taken up again; offline a second one is written beside it.
+                id=earlier if attempt == "online" else None,
+                resume="allow" if earlier and attempt == "online" else None,
                 dir=run_dir,
                 mode=attempt,
                 config=config,
@@ -186,6 +222,12 @@ def _wandb(run_dir: str, settings: WandbSettings, config: dict[str, Any], labels
         except (wandb.errors.Error, OSError) as error:
             log.warning("wandb could not start %s: %s", attempt, error)
     return []
+
+
+def _earlier_run(run_dir: Path) -> str | None:
+    """The id of the newest online run that this run folder holds; wandb names folders run-<time>-<id>."""
+    names = sorted(path.name for path in (run_dir / "wandb").glob("run-*-*"))
+    return names[-1].rpartition("-")[2] if names else None
 
 
 def logged_in() -> bool:

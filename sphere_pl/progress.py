@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import lightning as L
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typing_extensions import override
 
-UNEDITED = "unedited model"  # the phase that scores every request once
+UNEDITED = "unedited model"  # what the evaluator calls its pass over every request
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -28,6 +29,20 @@ def track(trainer: "L.Trainer") -> Track:
         if isinstance(callback, EditProgress):
             return callback.phase
     return lambda items, description, total: items
+
+
+@contextmanager
+def tracking(quiet: bool = False) -> "Iterator[Track]":
+    """Show the progress of phases outside of a trainer.
+
+    Args:
+        quiet: Show nothing at all.
+    """
+    progress = EditProgress(quiet)
+    try:
+        yield progress.phase
+    finally:
+        progress.close()
 
 
 class EditProgress(ProgressBar):
@@ -100,7 +115,8 @@ class EditProgress(ProgressBar):
             self._edits = self._start().add_task("editing", total=total, completed=done, left="", scores="")
             size = batch_size(trainer)
             every = min(float(trainer.val_check_batch or math.inf) * size, float(total or 0))
-            self._clock.start(done, total, size, int(every))
+            evaluation: Any = getattr(pl_module, "evaluation", None)
+            self._clock.start(done, total, int(every), evaluation.validation_records if evaluation else None)
             if UNEDITED in self._took:
                 self._clock.scored(self._took[UNEDITED], total or 0)
 
@@ -118,8 +134,7 @@ class EditProgress(ProgressBar):
         if self._progress is not None and self._edits is not None:
             evaluation: Any = getattr(pl_module, "evaluation", None)
             size = evaluation.batch_size if evaluation else 1
-            records: list[int] = [getattr(pl_module, "edits_seen", 0), batch_size(trainer)]
-            total = sum(math.ceil(count / size) for count in records)
+            total = math.ceil(self._clock.records(getattr(pl_module, "edits_seen", 0)) / size)
             self._validation = self._progress.add_task("validation", total=total, left="", scores="")
 
     @override
@@ -156,7 +171,8 @@ class EditProgress(ProgressBar):
         if self._progress is not None and self._edits is not None:
             self._progress.update(self._edits, completed=done, left=self._clock.left(done), scores=_scores(trainer))
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Give the terminal back."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._edits, self._validation = None, None, None
@@ -164,12 +180,12 @@ class EditProgress(ProgressBar):
     @override
     def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Leave the finished bar on the screen."""
-        self._stop()
+        self.close()
 
     @override
     def on_exception(self, trainer: "L.Trainer", pl_module: "L.LightningModule", exception: BaseException) -> None:
         """Give the terminal back."""
-        self._stop()
+        self.close()
 
 
 class _Clock:
@@ -181,22 +197,23 @@ class _Clock:
     def __init__(self) -> None:
         self._began = 0.0
         self._first, self._total = 0, 0
-        self._batch, self._every = 0, 0
+        self._every, self._most = 0, 0
         self._validated, self._checked = 0.0, 0
         self._scoring, self._scored = 0.0, 0
         self._entered: float | None = None
 
-    def start(self, done: int, total: int | None, batch: int = 0, every: int = 0) -> None:
+    def start(self, done: int, total: int | None, every: int = 0, most: int | None = None) -> None:
         """Begin at `done` edits.
 
         Args:
             done: Edits that an earlier run has made.
             total: All that will be made.
-            batch: Edits in a batch, which a validation scores once more.
             every: Edits between validations; the last batch is always followed by one.
+            most: Most edits that a validation scores, but for the last one; all if None.
         """
         self._began, self._first, self._total = time.monotonic(), done, total or 0
-        self._batch, self._every, self._checked = batch, every, done
+        self._every, self._checked = every, done
+        self._most = self._total if most is None else most
 
     def scored(self, seconds: float, records: int) -> None:
         """Take note of how long it took to score some records."""
@@ -212,7 +229,7 @@ class _Clock:
         if self._entered is not None:
             seconds = time.monotonic() - self._entered
             self._validated += seconds
-            self.scored(seconds, done + self._batch)
+            self.scored(seconds, self.records(done))
             self._checked = done
         self._entered = None
 
@@ -229,12 +246,16 @@ class _Clock:
         editing = (time.monotonic() - self._began - self._validated) / edited * (self._total - done)
         return editing + (self._scoring / self._scored * records if self._scored else 0.0)
 
+    def records(self, done: int) -> int:
+        """Records that the validation after `done` edits scores."""
+        return done if done >= self._total else min(done, self._most)
+
     def _records_left(self) -> int:
         """Records that the validations still to come will score."""
         if not self._every or self._checked >= self._total:
             return 0
         points = range(self._every, self._total, self._every)
-        return sum(point + self._batch for point in (*points, self._total) if point > self._checked)
+        return sum(self.records(point) for point in (*points, self._total) if point > self._checked)
 
 
 def _duration(seconds: float) -> str:

@@ -24,11 +24,13 @@ class Prompt(NamedTuple):
         text: Everything before the target, without a space at its end.
         target: The text to predict, without the space before it; may be empty.
         subject_end: Number of characters of `text` up to the subject's end; 0 if there is no subject.
+        subject_start: Number of characters of `text` before the subject.
     """
 
     text: str
     target: str = ""
     subject_end: int = 0
+    subject_start: int = 0
 
 
 class Tokens(NamedTuple):
@@ -38,11 +40,13 @@ class Tokens(NamedTuple):
         ids: Tokens of text and target.
         target_start: Index of the target's first token (`len(ids)` without a target).
         subject_last: Index of the subject's last token (-1 without a subject).
+        subject_first: Index of the subject's first token (-1 without a subject).
     """
 
     ids: list[int]
     target_start: int
     subject_last: int
+    subject_first: int = -1
 
     @property
     def target(self) -> list[int]:
@@ -57,7 +61,8 @@ def in_context(request: EditRequest, context: str = "", target: str = "") -> Pro
         >>> in_context(EditRequest("0", "{} is in", "Rome", "Spain"), "So it is. ").text
         'So it is. Rome is in'
     """
-    return Prompt(context + request.question, target, len(context) + request.subject_end)
+    start, end = len(context) + request.prompt.index("{}"), len(context) + request.subject_end
+    return Prompt(context + request.question, target, end, start)
 
 
 def essence(request: EditRequest) -> Prompt:
@@ -107,9 +112,9 @@ def check_length(tokenizer: Any, request: EditRequest, context: str, max_length:
 
 
 def _locate(ids: list[int], offsets: list[tuple[int, int]], prompt: Prompt) -> Tokens:
-    """Find the target and the subject's last token by the characters that each token covers."""
+    """Find the target and the subject's first and last token by the characters that each token covers."""
     target_start = len(ids)
-    subject_last = -1
+    subject_first = subject_last = -1
     for index, (start, end) in enumerate(offsets):
         if start == end:  # special tokens cover no characters
             continue
@@ -117,7 +122,10 @@ def _locate(ids: list[int], offsets: list[tuple[int, int]], prompt: Prompt) -> T
             target_start = min(target_start, index)
         if start < prompt.subject_end:
             subject_last = index
-    return Tokens(list(ids), target_start, subject_last)
+            # A token that holds the space before the subject and its first letters is the subject's.
+            if subject_first < 0 and end > prompt.subject_start:
+                subject_first = index
+    return Tokens(list(ids), target_start, subject_last, subject_first)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

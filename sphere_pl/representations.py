@@ -3,8 +3,9 @@
 Shapes: `n` requests, `C` contexts, `d` hidden size, `d_in` key size, rows = n * C sequences.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,32 @@ def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
         yield inputs
     finally:
         handle.remove()
+
+
+class _Reached(Exception):  # noqa: N818 (it is no error)
+    """The module whose input is wanted has been called."""
+
+
+def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What `module` is called with in `run`, which goes no further than that.
+
+    Raises:
+        RuntimeError: If `run` never calls it.
+    """
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(stop)
+    try:
+        run()
+    except _Reached:
+        return found[0]
+    finally:
+        handle.remove()
+    raise RuntimeError(f"{type(module).__name__} was not called by the block it belongs to.")
 
 
 def context_weights(n_contexts: int, plain_share: float | None = 0.5) -> Tensor:
@@ -70,7 +97,8 @@ class SubjectStream:
 
     Causality makes the cut exact: later tokens cannot change a key or a value at the subject. The blocks below the
     first edited layer run once a batch; `advance` then moves through the edited blocks with the weights they have at
-    that moment.
+    that moment. One stream serves keys, which are averaged over contexts, and values, which are those of the plain
+    prompts: these stand in chunks of their own.
 
     Args:
         lm: The language model.
@@ -92,10 +120,14 @@ class SubjectStream:
     ) -> None:
         self.lm = lm
         self.n_contexts, self.plain_share = len(contexts), plain_share
-        prompts = [in_context(request, context) for request in requests for context in contexts]
+        # Context after context, so that the plain prompts come first.
+        prompts = [in_context(request, context) for context in contexts for request in requests]
         tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
-        lengths = [entry.subject_last + 1 for entry in tokens]
-        self._entry = [self._enter(tokens, rows, first_layer) for rows in micro_batches(lengths, max_tokens)]
+        lengths, n = [entry.subject_last + 1 for entry in tokens], len(requests)
+        plain = micro_batches(lengths[:n], max_tokens)
+        others = [[row + n for row in rows] for rows in micro_batches(lengths[n:], max_tokens)]
+        self._n_plain = len(plain)
+        self._entry = [self._enter(tokens, rows, first_layer) for rows in plain + others]
         self._first_layer = first_layer
         self.rewind()
 
@@ -128,32 +160,48 @@ class SubjectStream:
     def keys(self, site: EditSite) -> Tensor:
         """Keys of the batch at `site`, averaged over contexts, float32 `[n, d_in]`.
 
-        Moves on to the site's block if it lies ahead.
+        Moves on to the site's block if it lies ahead; of that block nothing runs behind the key.
         """
         self.advance(site.layer)
-        rows: list[Tensor] = []
-        for chunk in self._chunks:
-            with capture_input(site.module) as inputs:
-                self.lm.run(chunk.hidden, chunk.calls, site.layer, site.layer + 1)
-            rows.append(chunk.at_subject(inputs[0]).float())
-        gathered = self._gather(rows)  # [n * C, d_in]
-        weights = context_weights(self.n_contexts, self.plain_share).to(gathered)
-        return torch.einsum("c,ncd->nd", weights, gathered.unflatten(0, (-1, self.n_contexts)))
+        return self._average(
+            [
+                input_of(site.module, partial(self.lm.run, chunk.hidden, chunk.calls, site.layer, site.layer + 1))
+                for chunk in self._chunks
+            ]
+        )
+
+    @torch.no_grad()
+    def all_keys(self, sites: Sequence[EditSite]) -> Iterator[Tensor]:
+        """Keys at each site in turn, from the first edited block on and without running any block twice."""
+        self.rewind()
+        for site in sites[:-1]:
+            self.advance(site.layer)
+            inputs, moved = [], []
+            for chunk in self._chunks:
+                with capture_input(site.module) as seen:
+                    hidden = self.lm.run(chunk.hidden, chunk.calls, site.layer, site.layer + 1)
+                moved.append(chunk._replace(hidden=hidden))
+                inputs.append(seen[0])
+            self._chunks, self._layer = moved, site.layer + 1
+            yield self._average(inputs)
+        yield self.keys(sites[-1])
 
     @torch.no_grad()
     def values(self, layer: int) -> Tensor:
         """Output of block `layer` at the subject's last token of the plain prompts, float32 `[n, d]`."""
-        rows = torch.cat([chunk.rows for chunk in self._chunks])
-        outputs = []
-        for chunk in self._chunks:
-            hidden = self.lm.run(chunk.hidden, chunk.calls, self._layer, layer + 1)
-            outputs.append(chunk.at_subject(hidden).float())
-        return _in_order(torch.cat(outputs), rows)[:: self.n_contexts]
+        chunks = self._chunks[: self._n_plain]
+        outputs = [self.lm.run(chunk.hidden, chunk.calls, self._layer, layer + 1) for chunk in chunks]
+        return _at_subjects(chunks, outputs)
 
-    def _gather(self, rows: list[Tensor]) -> Tensor:
-        return _in_order(torch.cat(rows), torch.cat([chunk.rows for chunk in self._chunks]))
+    def _average(self, inputs: list[Tensor]) -> Tensor:
+        """Weighted mean over contexts of what is found at the subjects, `[n, d_in]`."""
+        found = _at_subjects(self._chunks, inputs).unflatten(0, (self.n_contexts, -1))  # [C, n, d_in]
+        weights = context_weights(self.n_contexts, self.plain_share).to(found)
+        return torch.einsum("c,cnd->nd", weights, found)
 
 
-def _in_order(values: Tensor, rows: Tensor) -> Tensor:
-    """Put `values[i]` at row `rows[i]`."""
-    return torch.empty_like(values).index_copy_(0, rows.to(values.device), values)
+def _at_subjects(chunks: Sequence[_Chunk], states: Sequence[Tensor]) -> Tensor:
+    """The subjects' columns of each chunk's states, float32, in the order of the rows."""
+    values = torch.cat([chunk.at_subject(each).float() for chunk, each in zip(chunks, states, strict=True)])
+    rows = torch.cat([chunk.rows for chunk in chunks]).to(values.device)
+    return torch.empty_like(values).index_copy_(0, rows, values)

@@ -1,12 +1,12 @@
 """What a run leaves: results.json, the edited matrices, report.html and a table on the screen."""
 
+import hashlib
 import json
 import math
 import platform
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,28 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection, SpectrumRestraint
+from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
+from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.checkpoints import RunCheckpoints
 from sphere_pl.editor import SequentialEditor
+from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
 from sphere_pl.methods.base import Method
+from sphere_pl.target_table import TargetTable
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
+# Measured on a sample of the edits, before and after: see `EvaluationSettings`.
+SAMPLED = {
+    "probability/efficacy": "efficacy, by probability",
+    "probability/generalization": "generalization, by probability",
+    "probability/specificity": "specificity, by probability",
+    "generation/efficacy": "efficacy, freely written",
+    "generation/generalization": "generalization, freely written",
+    "generation/specificity": "specificity, freely written",
+    "generation/portability": "portability, freely written",
+    "fluency": "fluency",
+    "consistency": "consistency",
+}
 _PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
 
 
@@ -43,9 +59,9 @@ class RunResults(L.Callback):
         self._edits = 0
 
     @override
-    def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """A new run in an old folder begins with an empty one; a resumed run goes on."""
-        if stage == "fit" and trainer.is_global_zero and trainer.ckpt_path is None:
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """A new run in an old folder begins with an empty one; a resumed run, known from here on, goes on."""
+        if trainer.is_global_zero and trainer.ckpt_path is None:
             for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
                 (self.run_dir / name).unlink(missing_ok=True)
 
@@ -70,9 +86,11 @@ class RunResults(L.Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, SequentialEditor):
             return
         results = self.collect(trainer, pl_module)
+        edited = self.run_dir / "edited.safetensors"
+        with evaluated_weights(trainer, pl_module):
+            save_edited(pl_module, edited)
+        results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
         write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
-        with _as_evaluated(trainer, pl_module):
-            save_edited(pl_module, self.run_dir / "edited.safetensors")
         for logger in trainer.loggers:
             logger.save()
         from sphere_pl.report import write_report
@@ -93,17 +111,25 @@ class RunResults(L.Callback):
 
     def collect(self, trainer: "L.Trainer", editor: SequentialEditor) -> dict[str, Any]:
         """Gather the results; numbers that could not be measured are null."""
-        results: dict[str, Any] = _finite(
+        results: dict[str, Any] = finite(
             {
                 "model": editor.name,
                 "method": method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
                 "edits": editor.edits_seen,
                 "before": editor.before,
                 "after": editor.after,
+                "failed": editor.failed,
+                "cases": editor.cases,
                 "hyperspherical_energy": _energies(trainer),
                 "spearman": _correlations(trainer),
+                "abilities": _abilities(trainer),
+                "statistics": editor.diagnosis,
+                "targets": _targets(trainer),
+                "retried": editor.retried,
+                "skipped": editor.skipped,
                 "seconds_per_edit": self._editing / max(1, self._edits),
                 "seconds_total": time.monotonic() - self._began,
+                "seconds_saving": sum((c.seconds for c in _saving(trainer)), 0.0),
                 "peak_memory_bytes": peak_memory(editor.device),
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
                 "seed": int(torch.initial_seed()),
@@ -121,15 +147,6 @@ def method_name(method: Method, callbacks: Iterable[L.Callback]) -> str:
         elif type(callback).__name__ in _TRANSFORMS:
             parts.append(_TRANSFORMS[type(callback).__name__])
     return " + ".join(parts)
-
-
-def _as_evaluated(trainer: "L.Trainer", editor: SequentialEditor) -> ExitStack:
-    """The weights that were scored: a `SpectrumRestraint` (PRUNE) swaps them around validation and saving."""
-    stack = ExitStack()
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SpectrumRestraint):
-            stack.enter_context(callback.swapped(editor))
-    return stack
 
 
 _TRANSFORMS = {"RelativeMask": "RECT", "SpectrumRestraint": "PRUNE"}
@@ -168,10 +185,28 @@ def _energies(trainer: "L.Trainer") -> dict[str, dict[str, float]]:
     return {}
 
 
+def _targets(trainer: "L.Trainer") -> dict[str, int]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, TargetTable):
+            return callback.summary()
+    return {}
+
+
+def _saving(trainer: "L.Trainer") -> list[RunCheckpoints]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoints)]  # type: ignore[attr-defined]
+
+
 def _correlations(trainer: "L.Trainer") -> dict[str, Any]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EnergyCorrelation):
             return {metric: _plain(summary) for metric, summary in callback.summary().items()}
+    return {}
+
+
+def _abilities(trainer: "L.Trainer") -> dict[str, Any]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GeneralAbilities):
+            return callback.summary()
     return {}
 
 
@@ -184,10 +219,10 @@ def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, Tensor) else value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and infinity are no JSON: null in their place."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -198,9 +233,16 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for metric in METRICS:
         table.add_row(metric.replace("_", " "), *(_score(results[when], metric) for when in ("before", "after")))
+    for name, label in SAMPLED.items():
+        if any(name in results[when] for when in ("before", "after")):
+            table.add_row(label, *(_score(results[when], name) for when in ("before", "after")))
     table.add_row(
         "perplexity (held-out text)", *(_number(results[when].get("perplexity")) for when in ("before", "after"))
     )
+    for task, found in results.get("abilities", {}).items():
+        row = {**found, "after_standard_error": found["standard_error"]}
+        name = f"{task} ({found['metric'].replace('_', ' ')})"
+        table.add_row(name, *(_score(row, when) for when in ("before", "after")))
     energies = results["hyperspherical_energy"].values()
     if energies and all(energy["after"] is not None for energy in energies):
         totals = [sum(energy[when] for energy in energies) for when in ("before", "after")]

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sphere_pl.architectures import EditSite
+from sphere_pl.checkpoint_file import tensor_digest
 from sphere_pl.data.builtin import sentence_openers
 from sphere_pl.embedded import cache_folder
 from sphere_pl.errors import UserError
@@ -246,13 +247,17 @@ def _path(identity: dict[str, str], settings: StatisticsSettings) -> Path:
 
 def _save(moment: Tensor, identity: dict[str, str], path: Path) -> None:
     tensors = {"second_moment": moment.cpu().contiguous()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=identity))
+    metadata = {**identity, "sha256": tensor_digest(tensors["second_moment"])}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def _load(path: Path) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             moment: Tensor = file.get_tensor("second_moment")
+            expected = (file.metadata() or {}).get("sha256")
+        if expected is not None and tensor_digest(moment) != expected:
+            raise OSError("its numbers do not have the checksum that was written")
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"The kept second moment {path} is damaged ({error}). Delete that file and run the command again: it is "

@@ -91,6 +91,10 @@ class Targets(NamedTuple):
         """
         return self._replace(values=self.values * (norms / self.values.norm(dim=1))[:, None])
 
+    def unconverged(self, settings: TargetSettings) -> Tensor:
+        """Which requests ran out of steps before their loss fell below `stop_loss`, `[n]`; NaN has not converged."""
+        return ~(self.loss < settings.stop_loss)
+
 
 class _Rows(NamedTuple):
     """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
@@ -279,7 +283,7 @@ def _build(
     positions = start + torch.arange(ids.shape[1], device=device)
     prefix = _run_prefix(lm, prefix_ids, prefix_mask)
     mask = torch.cat([prefix_mask, mask], dim=1)
-    calls = _suffix_calls(lm, ids, mask, positions, prefix)
+    calls = prefix.calls(lm, ids, mask, positions)
     hidden = lm.run(calls.hidden, calls, 0, layer + 1)
     where = [
         (row, entry.target_start - 1 - entry.subject_last + k)
@@ -321,19 +325,6 @@ def _run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
     )
 
 
-def _suffix_calls(lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor, prefix: FrozenPrefix) -> BlockCalls:
-    """How the blocks are called for the suffix behind its prefix."""
-    if not prefix.keys:
-        return lm.block_calls(ids, mask, positions)
-    # The model only asks a cache for its length when it makes masks: one that holds a single zero a column will do.
-    length = prefix.keys[0].shape[-2]
-    blank = ids.new_zeros(1, 1, length, 1, dtype=torch.float32)
-    stand_in = DynamicCache()
-    for layer in range(lm.n_layers):
-        stand_in.update(blank, blank, layer)
-    return lm.block_calls(ids, mask, positions, stand_in).replace(stand_in, prefix)
-
-
 def _select(lm: LanguageModel, rows: _Rows, keep: Tensor) -> _Rows:
     """Keep some rows, and the predicted positions that lie in them."""
     index = keep.nonzero().squeeze(1)
@@ -349,7 +340,7 @@ def _select(lm: LanguageModel, rows: _Rows, keep: Tensor) -> _Rows:
         positions,
         prefix,
         rows.hidden[index],
-        _suffix_calls(lm, ids, mask, positions, prefix),
+        prefix.calls(lm, ids, mask, positions),
         torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
         rows.labels[kept],
         rows.weights[kept],

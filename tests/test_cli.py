@@ -132,6 +132,41 @@ def test_several_runs_are_compared_on_one_page(cli, model_folder, facts, tmp_pat
     assert "error:" in err
 
 
+def test_a_saved_run_is_exported_compared_scored_and_asked(cli, model_folder, facts, tmp_path):
+    run = str(tmp_path / "run")
+    command = tiny_run(model_folder, facts, tmp_path)
+    assert cli(*command, "--projection.strength=0.8", "--trainer.enable_checkpointing=true")[0] == 0
+    status, out, err = cli("export", "--run_dir", run, "--without", "2")
+    assert status == 0, err
+    assert out.startswith("2 edits of ")
+    assert (tmp_path / "run" / "export-without" / "model.safetensors").is_file()
+    status, out, err = cli("diff", "--run_dir", run)
+    assert status == 0, err
+    assert out.count("down_proj.weight") == 2
+    scores = []
+    for arguments in (["validate"], ["test", "--ckpt_path", "last"]):
+        status, out, err = cli(*arguments, "--run_dir", run)
+        assert status == 0, err
+        assert "efficacy" in out
+        scores.append(json.loads((tmp_path / "run" / "validation.json").read_text()))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert scores[0]["before"] == results["before"]
+    assert scores[0]["after"] == scores[1]["after"] == results["after"]
+    status, out, err = cli("validate", "--run_dir", run, "--data.limit=1", "--data.offset=1")
+    assert (status, "records scored: 1\n" in out) == (0, True), err
+    status, out, err = cli("predict", "--run_dir", run, "--prompt", "Rome is", "--max_tokens", "2")
+    assert (status, "before" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("command", ["export", "diff", "validate", "test", "predict"])
+def test_a_folder_that_is_no_run_ends_a_command_with_one_message(cli, tmp_path, command):
+    status, out, err = cli(command, "--run_dir", str(tmp_path))
+    assert status == 2
+    assert "error:" in err
+    assert "no edits.jsonl" in err
+    assert "Traceback" not in err + out
+
+
 @pytest.mark.parametrize("damage", ["no model_type", "truncated weights", "no tokenizer"])
 def test_a_model_folder_that_is_not_whole_ends_with_one_message(cli, model_folder, facts, tmp_path, damage):
     if damage == "no model_type":
@@ -263,3 +298,112 @@ def test_help_names_what_others_rely_on():
     )
     for flag in ("--model.name", "--data.name", "--data.path", "--data.limit", "--data.batch_size", "--run_dir"):
         assert flag in done.stdout
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """End a run in the middle, as a power cut would."""
+    from sphere_pl.editor import SequentialEditor
+
+    original = SequentialEditor.on_train_batch_start
+
+    def cut(batch):
+        def hook(self, requests, batch_idx):
+            if batch_idx == batch:
+                raise SystemExit(9)
+            original(self, requests, batch_idx)
+
+        monkeypatch.setattr(SequentialEditor, "on_train_batch_start", original if batch is None else hook)
+
+    return cut
+
+
+def test_a_run_goes_on_from_its_folder_alone(cli, cut, model_folder, facts, tmp_path):
+    command = [*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    assert cli(*command, f"--run_dir={tmp_path / 'whole'}")[0] == 0
+    cut(2)
+    assert cli(*command)[0] == 9
+    run = tmp_path / "run"
+    kept = (run / "config.yaml").read_text()
+    cut(None)
+    status, _, err = cli("fit", f"--run_dir={run}", "--ckpt_path=last")
+    assert status == 0, err
+    for name in ("edited.safetensors",):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    columns = [
+        [line.split(",")[:1] for line in (f / "metrics.csv").read_text().split()] for f in (run, tmp_path / "whole")
+    ]
+    assert columns[0] == columns[1]
+    assert (run / "config.yaml").read_text() == kept
+    assert not (run / "checkpoints").exists()
+    status, _, err = cli("fit", "--run_dir", str(run), "--ckpt_path", "last")
+    assert status == 2
+    assert "is finished" in err
+
+
+def test_an_interrupted_run_is_not_overwritten_by_mistake(cli, cut, model_folder, facts, tmp_path):
+    command = [*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    cut(2)
+    assert cli(*command)[0] == 9
+    status, _, err = cli(*command)
+    assert status == 2
+    assert "--ckpt_path last" in err
+    status, _, err = cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last", "--data.batch_size=3")
+    assert status == 2
+    assert "data.batch_size: 1 then, 3 now" in err
+    facts.write_text(facts.read_text().replace("Berlin", "Madrid"))
+    status, out, err = cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last")
+    assert status == 2
+    assert "are not those that the checkpoint was written for" in err
+    assert "Traceback" not in out + err
+
+
+def test_ctrl_c_says_how_to_go_on(cli, model_folder, facts, tmp_path, monkeypatch):
+    import signal
+
+    from sphere_pl.editor import SequentialEditor
+
+    original = SequentialEditor.find_targets
+
+    def interrupted(self, batch):
+        if batch.start == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch)
+
+    monkeypatch.setattr(SequentialEditor, "find_targets", interrupted)
+    status, out, err = cli(*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1")
+    assert status == 130
+    assert f"Go on with: python -m sphere_pl fit --run_dir {tmp_path / 'run'} --ckpt_path last" in err
+    assert "Traceback" not in out + err
+    monkeypatch.setattr(SequentialEditor, "find_targets", original)
+    assert cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", b"PK\x03\x04junk", b"\x80\x04junk", b"\xff" * 64])
+def test_a_junk_checkpoint_ends_with_one_message(cli, model_folder, facts, tmp_path, content):
+    (tmp_path / "junk.ckpt").write_bytes(content)
+    status, out, err = cli(*tiny_run(model_folder, facts, tmp_path), f"--ckpt_path={tmp_path / 'junk.ckpt'}")
+    assert status == 2
+    assert "is not a checkpoint of an editing run" in err
+    assert "Traceback" not in out + err
+
+
+def test_last_without_anything_to_go_on_from_begins_anew(cli, model_folder, facts, tmp_path, caplog):
+    status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), "--ckpt_path=last")
+    assert status == 0, err
+    assert "holds no checkpoint: the run begins from the start" in caplog.text
+    assert cli("fit", "--ckpt_path=last")[0] == 2
+
+
+def test_tokens_never_reach_a_file_of_the_run(cli, model_folder, facts, tmp_path, monkeypatch):
+    secrets = {"HF_TOKEN": "hf_SecretOfTheHub123", "WANDB_API_KEY": "5ecretofwandb" + "0" * 27}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    status, out, err = cli(*tiny_run(model_folder, facts, tmp_path))
+    assert status == 0, err
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any("wandb" in path.parts for path in files)
+    for value in secrets.values():
+        assert value not in out + err
+        assert not [path for path in files if value.encode() in path.read_bytes()]

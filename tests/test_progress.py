@@ -58,7 +58,7 @@ RECORDED = {
 def replay(time, unedited, batches, validations):
     """Play recorded times through the estimator; yields edits, seconds left as shown, seconds left in truth."""
     clock, total, end = _Clock(), 10 * len(batches), sum(batches) + sum(validations)
-    clock.start(0, total, batch=10, every=20)
+    clock.start(0, total, every=20)
     clock.scored(unedited, total)
     for place, seconds in enumerate(batches):
         done = 10 * (place + 1)
@@ -89,12 +89,20 @@ def test_without_a_validation_to_come_editing_alone_counts(time):
     assert clock.seconds_left(10) == pytest.approx(90)
 
 
+def test_a_validation_of_a_sample_costs_no_more_than_the_sample_but_for_the_last(time):
+    clock = _Clock()
+    clock.start(0, 100, every=20, most=30)
+    clock.scored(1.0, 1)
+    time["t"] += 10
+    assert clock.seconds_left(10) == pytest.approx(90 + 20 + 30 + 30 + 30 + 100)
+
+
 def test_a_resumed_run_counts_from_where_it_goes_on(time):
     clock = _Clock()
-    clock.start(60, 100, batch=10, every=20)
+    clock.start(60, 100, every=20)
     time["t"] += 10
     clock.scored(1.0, 1)
-    assert clock.seconds_left(70) == pytest.approx(30 + (80 + 10) + (100 + 10))
+    assert clock.seconds_left(70) == pytest.approx(30 + 80 + 100)
 
 
 class Terminal(io.StringIO):
@@ -115,7 +123,9 @@ def shown(monkeypatch, stream, quiet=False):
         num_training_batches=2,
         is_global_zero=True,
     )
-    module = SimpleNamespace(requests=[None] * 20, edits_seen=0, evaluation=SimpleNamespace(batch_size=5))
+    module = SimpleNamespace(
+        requests=[None] * 20, edits_seen=0, evaluation=SimpleNamespace(batch_size=5, validation_records=None)
+    )
     progress.setup(trainer, module, "fit")
     list(progress.phase(range(3), "second moments", 3))
     for module.edits_seen in (10, 20):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sphere_pl.prompts import in_context, tokenize
-from sphere_pl.representations import SubjectStream, capture_input
+from sphere_pl.representations import SubjectStream, capture_input, input_of
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 
@@ -40,6 +40,7 @@ def test_keys_and_values_are_those_of_plain_forwards(tiny_lm, family, requests, 
         plain.advance(site.layer)
         expected = torch.stack([literal_value(lm, request, 2) for request in requests])
         torch.testing.assert_close(plain.values(2), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(stream.values(2), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_keys_follow_the_weights_of_the_layers_before(tiny_lm, requests):
@@ -60,6 +61,29 @@ def test_rewinding_gives_the_first_layers_keys_again(tiny_lm, requests):
     stream.keys(second)
     stream.rewind()
     assert torch.equal(stream.keys(first), keys)
+
+
+def test_all_keys_in_one_pass_are_those_taken_one_by_one(tiny_lm, family, requests):
+    lm = tiny_lm(family)
+    sites = lm.sites([1, 3])
+    stream = SubjectStream(lm, requests, CONTEXTS, 1)
+    expected = [stream.keys(site) for site in sites]
+    for found, each in zip(stream.all_keys(sites), expected, strict=True):
+        torch.testing.assert_close(found, each, rtol=1e-5, atol=1e-5)
+
+
+def test_the_way_to_a_modules_input_ends_there(tiny_lm):
+    lm = tiny_lm()
+    (site,) = lm.sites([1])
+    ran = []
+    handle = site.module.register_forward_hook(lambda *_: ran.append(1))
+    inside = torch.randn(2, 48)
+    assert input_of(site.module, lambda: site.module(inside)) is inside
+    handle.remove()
+    assert not ran
+    assert not site.module._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="was not called"):
+        input_of(site.module, lambda: None)
 
 
 def test_a_hook_is_removed_when_the_block_fails(tiny_lm):

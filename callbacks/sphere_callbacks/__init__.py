@@ -14,6 +14,7 @@ from sphere_callbacks.loop import Loop
 from sphere_callbacks.projection import SparseProjection
 from sphere_callbacks.prune import SpectrumRestraint
 from sphere_callbacks.rect import RelativeMask
+from sphere_callbacks.shares import PrincipalShares
 
 __all__ = [
     "CollapseGuard",
@@ -23,6 +24,7 @@ __all__ = [
     "Loop",
     "PerturbationBound",
     "PrincipalDirections",
+    "PrincipalShares",
     "RelativeMask",
     "SparseProjection",
     "SpectrumRestraint",

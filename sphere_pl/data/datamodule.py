@@ -4,7 +4,7 @@ import logging
 import math
 import random
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -62,7 +62,8 @@ class EditDataModule(L.LightningDataModule):
     Args:
         name: `facts` (built in), or the format of `path`: counterfact (the ROME and MEMIT JSON, MultiCounterFact too),
             zsre (the MEND JSON), knowedit (its ZsRE, WikiData_counterfact and WikiData_recent), easyedit (CounterFact
-            in EasyEdit's flat form), mquake, wikibigedit, or jsonl and csv for your own `prompt, subject, target`.
+            in EasyEdit's flat form), mquake, wikibigedit, known (ROME's known facts, for tracing), or jsonl and csv for
+            your own `prompt, subject, target`.
         path: A .json, .jsonl or .csv file, a folder that holds it, or the id of a hub data set. The built-in set needs
             none.
         limit: How many edits to read; all if None.
@@ -136,12 +137,12 @@ class EditDataModule(L.LightningDataModule):
         """One item an edit batch; the order of the stream is the order of the edits."""
         return EditLoader(self.requests, self.batch_size)
 
-    def val_dataloader(self) -> list[DataLoader[EditBatch]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """What has been edited so far, which the editor knows."""
         if self.trainer is None:
             raise RuntimeError("The edited requests are known inside a fit only.")
-        loaders: list[DataLoader[EditBatch]] = self.trainer.lightning_module.val_dataloader()
-        return loaders
+        loader: DataLoader[Any] = self.trainer.lightning_module.val_dataloader()
+        return loader
 
 
 def _check_source(name: str, path: str | None, file: str | None) -> None:

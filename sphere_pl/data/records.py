@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Record(NamedTuple):
                 there = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
                 raise UserError(
                     f"{self.where}: the field '{name}' is missing or empty (found: {there[:200]}). Check that the file "
-                    "has the format named by --data.name, or correct this record."
+                    "is of the kind it is read as, or correct this record."
                 )
             value = value[part]
         if not isinstance(value, kind):
@@ -69,6 +70,10 @@ class Record(NamedTuple):
             raise UserError(f"{self.where}: the field '{name}' must be a list of strings, found {shorten(values, 60)}.")
         return tuple(values)
 
+    def error(self, trouble: str) -> UserError:
+        """What to raise about this record."""
+        return UserError(f"{self.where}: {trouble}")
+
     def inner(self, name: str, index: int, fields: Any) -> "Record":
         """One object of a list inside this record, as a record of its own.
 
@@ -96,15 +101,24 @@ def read_records(path: str | Path, file: str | None = None) -> Iterator[Record]:
     path = find_file(Path(path).expanduser(), file)
     if path.suffix.lower() not in _READERS:
         raise UserError(f"--data.path={str(path)!r} must be a {', '.join(_READERS)} file.")
+    yield from _READERS[path.suffix.lower()](path, read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of records.
+
+    Raises:
+        UserError: If it cannot be read, is not UTF-8 or holds nothing.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}). Convert it to UTF-8 and try again.") from error
     except OSError as error:
-        raise UserError(f"{path} could not be read: {error.strerror}. Check --data.path.") from error
+        raise UserError(f"{path} could not be read: {error.strerror}. Check the path.") from error
     if not text.strip():
-        raise UserError(f"{path} is empty. Expected records to edit.")
-    yield from _READERS[path.suffix.lower()](path, text)
+        raise UserError(f"{path} is empty. Expected records.")
+    return text
 
 
 def find_file(path: Path, file: str | None = None) -> Path:
@@ -167,7 +181,8 @@ def _malformed(path: Path, line: int, error: Exception) -> UserError:
     return UserError(f"{path}, line {line}: malformed JSON: {reason}. Correct or remove this record.")
 
 
-def _read_json_lines(path: Path, text: str) -> Iterator[Record]:
+def json_lines(path: Path, text: str) -> Iterator[Record]:
+    """Records of a text with one JSON object a line."""
     index = 0
     # Not splitlines(): it also breaks at characters that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -181,18 +196,40 @@ def _read_json_lines(path: Path, text: str) -> Iterator[Record]:
         index += 1
 
 
-def _read_csv(path: Path, text: str) -> Iterator[Record]:
-    # StringIO, not splitlines(): it also breaks at characters that may stand inside a cell.
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    names = reader.fieldnames or []
+def table(path: Path, text: str, columns: Sequence[str] = (), tabs: bool = False) -> Iterator[Record]:
+    """Records of a CSV text, or of one with tabs and no quotation marks, as GLUE's files are.
+
+    Args:
+        path: Where the text is from, for messages.
+        text: The rows.
+        columns: Names of the columns, for a text whose first row does not hold them; a header if left out.
+        tabs: Whether cells are separated by tabs, quotation marks being ordinary characters.
+    """
+    rows = _cells(path, text, tabs)
+    first = next(rows, (1, []))
+    headed = set(columns) <= set(first[1])
+    names = first[1] if headed else list(columns)
     if len(set(names)) < len(names):
         raise UserError(f"{path}, line 1: the header names a column twice: {', '.join(names)[:200]}.")
-    index, line = 0, reader.line_num + 1
+    for index, (line, cells) in enumerate(rows if headed else chain([first], rows)):
+        if len(cells) != len(names):
+            raise UserError(
+                f"{path}, line {line}: the row does not have as many cells as the header ({len(cells)}, not "
+                f"{len(names)}: {', '.join(names)[:200]})."
+            )
+        yield _record(path, line, index, dict(zip(names, cells, strict=True)))
+
+
+def _cells(path: Path, text: str, tabs: bool) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank, each with the line it begins on."""
+    # StringIO, not splitlines(): it also breaks at characters that may stand inside a cell.
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines)
+    line = 1
     try:
-        for index, row in enumerate(reader):
-            if None in row or None in row.values():
-                raise UserError(f"{path}, line {line}: the row does not have as many cells as the header.")
-            yield _record(path, line, index, row)
+        for row in reader:
+            if row:
+                yield line, row
             line = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {line}: malformed CSV: {error}. Use a .jsonl file for long texts.") from error
@@ -207,8 +244,8 @@ def _record(path: Path, line: int, index: int, fields: Any, place: str = "") -> 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
     ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".csv": _read_csv,
+    ".jsonl": json_lines,
+    ".csv": table,
 }
 
 

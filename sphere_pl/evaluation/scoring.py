@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.forest import WIDTH, Forest, batch_forests, plant
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import Prompt, Tokens, micro_batches, pad, tokenize
+
+HEAD_ROWS = 256  # predictions made together: the logits of more would not stay in the cache
 
 
 class Answer(NamedTuple):
@@ -28,38 +31,82 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def answer(lm: LanguageModel, prompts: Sequence[Prompt], max_tokens: int = 4096) -> list[Answer]:
-    """Answer prompts in batches of similar length, logits at target positions only.
+    """Answer prompts: shared beginnings computed once, batches of similar length, logits at target positions only.
 
     Args:
         lm: The language model.
         prompts: Prompts with their targets.
         max_tokens: Tokens in one forward pass.
+
+    Raises:
+        UserError: If a prompt with its target is longer than the model's context.
     """
     if not prompts:
         return []
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
-    answers: list[Answer | None] = [None] * len(prompts)
-    for rows in micro_batches([len(entry.ids) for entry in tokens], max_tokens):
-        for row, found in zip(rows, _answer(lm, [tokens[row] for row in rows]), strict=True):
-            answers[row] = found
-    return [found for found in answers if found is not None]
-
-
-def _answer(lm: LanguageModel, tokens: list[Tokens]) -> list[Answer]:
     # A target's last token is predicted, never read.
-    ids, mask = pad([entry.ids[:-1] if entry.target else entry.ids for entry in tokens], lm.pad_id, lm.device)
-    hidden = last_hidden(lm, ids, mask)
-    widths = [max(1, len(entry.target)) for entry in tokens]
-    rows = [row for row, width in enumerate(widths) for _ in range(width)]
-    columns = [entry.target_start - 1 + k for entry, width in zip(tokens, widths, strict=True) for k in range(width)]
-    logits = lm.logits(hidden[rows, columns])
-    labels = torch.tensor([label for entry in tokens for label in (entry.target or [0])], device=logits.device)
-    chosen = torch.log_softmax(logits, -1).gather(1, labels[:, None]).squeeze(1).split(widths)
-    predicted = logits.argmax(-1).split(widths)
-    return [
-        Answer(best.tolist(), entry.target, float(logp.mean()) if entry.target else float("nan"))
-        for entry, best, logp in zip(tokens, predicted, chosen, strict=True)
-    ]
+    read = [entry.ids[:-1] if entry.target else entry.ids for entry in tokens]
+    share = lm.takes_masks(max(map(len, read)))
+    forests = plant(read, WIDTH if share else 0)
+    answers: dict[int, Answer] = {}
+    for rows in micro_batches([len(forest.ids) for forest in forests], max_tokens):
+        chosen = [forests[row] for row in rows]
+        answers |= _answer(lm, chosen, tokens, _states(lm, chosen, share))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _states(lm: LanguageModel, forests: list[Forest], share: bool) -> Tensor:
+    """Output of the last block, shape `[rows, columns, d]`."""
+    if not share:
+        return last_hidden(lm, *pad([forest.ids for forest in forests], lm.pad_id, lm.device))
+    calls = lm.block_calls(*batch_forests(forests, lm.pad_id, lm.dtype, lm.device))
+    return lm.run(calls.hidden, calls, 0, lm.n_layers)
+
+
+def _answer(lm: LanguageModel, forests: list[Forest], tokens: list[Tokens], hidden: Tensor) -> dict[int, Answer]:
+    """Answers of all sequences in some rows, by their number; each place is predicted once."""
+    places: dict[tuple[int, int], int] = {}
+    asked: dict[int, list[int]] = {}
+    labels: list[int] = []
+    for row, forest in enumerate(forests):
+        for number, path in forest.paths.items():
+            width = max(1, len(tokens[number].target))
+            asked[number] = [places.setdefault((row, place), len(places)) for place in path[-width:]]
+            labels += tokens[number].target or [0]
+    rows, columns = zip(*places, strict=True)
+    owners = [place for asking in asked.values() for place in asking]
+    best, chosen = _predict(lm, hidden[list(rows), list(columns)], owners, labels)
+    split = iter(chosen)
+    found = {}
+    for number, asking in asked.items():
+        scores, target = [next(split) for _ in asking], tokens[number].target
+        mean = sum(scores) / len(scores) if target else math.nan
+        found[number] = Answer([best[place] for place in asking], target, mean)
+    return found
+
+
+def _predict(lm: LanguageModel, hidden: Tensor, owners: list[int], labels: list[int]) -> tuple[list[int], list[float]]:
+    """Predict from some states, a few at a time.
+
+    Args:
+        lm: The language model.
+        hidden: States `[n, d]`.
+        owners: From which of them each label is predicted, `t`.
+        labels: Tokens whose log-probability is wanted, `t`.
+
+    Returns:
+        The likeliest token of each state, and the log-probability of each label.
+    """
+    owner, label = (torch.tensor(values, device=hidden.device) for values in (owners, labels))
+    chosen = torch.empty(len(labels), device=hidden.device)
+    best = []
+    for start in range(0, len(hidden), HEAD_ROWS):
+        logits = lm.logits(hidden[start : start + HEAD_ROWS])
+        best.append(logits.argmax(-1))
+        inside = (owner >= start) & (owner < start + HEAD_ROWS)
+        at = owner[inside] - start
+        chosen[inside] = logits[at, label[inside]] - logits.logsumexp(-1)[at]
+    return torch.cat(best).tolist(), chosen.tolist()
 
 
 def last_hidden(lm: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:

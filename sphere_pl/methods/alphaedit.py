@@ -1,12 +1,11 @@
 """AlphaEdit: updates confined to the null space of what the model knows (Fang et al., ICLR 2025, arXiv 2410.02355)."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import EditingMethod, State
 from sphere_pl.methods.functional import alphaedit_update, null_space_basis
+from sphere_pl.methods.memory import KeyMemory
 
 
 class AlphaEdit(EditingMethod):
@@ -20,7 +19,7 @@ class AlphaEdit(EditingMethod):
         UserError: If an argument is out of range, or a matrix has no null space at this threshold.
     """
 
-    saved: ClassVar[frozenset[str]] = frozenset({"past"})
+    saved: frozenset[str] = frozenset(KeyMemory._fields)
 
     def __init__(self, ridge: float = 10.0, null_space_threshold: float = 0.02) -> None:
         if ridge <= 0:
@@ -41,13 +40,17 @@ class AlphaEdit(EditingMethod):
                 f"The keys' mean square is {float(second_moment.diagonal().mean()):.2e}: raise the threshold "
                 "towards it."
             )
-        return {"basis": basis, "past": basis.new_zeros(basis.shape[1], basis.shape[1])}
+        memory = KeyMemory.empty(basis.new_tensor(1 / self.ridge), basis.shape[1])
+        return {"basis": basis, **memory._asdict()}
 
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `alphaedit_update`."""
-        return alphaedit_update(keys, residuals, state["basis"], state["past"], self.ridge)
+        return alphaedit_update(keys, residuals, state["basis"], _memory(state))
 
     def remember(self, keys: Tensor, state: State) -> State:
         """Add the batch's keys to the past."""
-        reduced = keys @ state["basis"]
-        return {**state, "past": state["past"] + reduced.T @ reduced}
+        return {**state, **_memory(state).extend(keys @ state["basis"])._asdict()}
+
+
+def _memory(state: State) -> KeyMemory:
+    return KeyMemory(*(state[name] for name in KeyMemory._fields))

@@ -1,7 +1,7 @@
 """What an editing method is: a rule that turns what a batch asks of one matrix into that matrix's update."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Method(ABC):
     """
 
     needs_second_moment: bool = True
-    saved: ClassVar[frozenset[str]] = frozenset()
+    saved: frozenset[str] = frozenset()
     max_layers: ClassVar[int | None] = None
     max_batch_size: ClassVar[int | None] = None
 
@@ -66,6 +66,20 @@ class EditingMethod(Method):
     def remember(self, keys: Tensor, state: State) -> State:
         """Take the keys of the batch just edited, measured on the edited model, into the state."""
         return state
+
+
+class Solved(NamedTuple):
+    """What an `EditingMethod` was asked for one matrix and batch.
+
+    Attributes:
+        keys: Keys given to `update`, `[n, d_in]`.
+        residuals: Residuals given to it, `[n, d_out]`.
+        remembered: Keys that `remember` took into the state, `[n, d_in]`; None if it took nothing.
+    """
+
+    keys: Tensor
+    residuals: Tensor
+    remembered: Tensor | None = None
 
 
 class Objective(Protocol):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sphere_pl.methods.memory import KeyMemory
+
 
 def spread_residual(residual: Tensor, layers_left: int) -> Tensor:
     """Share a residual over the layers that are still to be edited (MEMIT, Eq. 20)."""
@@ -35,27 +37,25 @@ def null_space_basis(second_moment: Tensor, threshold: float) -> Tensor:
     return basis
 
 
-def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: Tensor, ridge: float) -> Tensor:
+def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMemory) -> Tensor:
     """AlphaEdit's update in the coordinates of the null space (Fang et al. 2025, arXiv 2410.02355, Eq. 14).
 
     The paper solves `[P (K Kᵀ + M) + λ I] X = P K Rᵀ` in d_in dimensions. Its solution lies in the range of `P`, so
-    `X = Q Y` with the smaller, symmetric positive definite system `(Qᵀ (K Kᵀ + M) Q + λ I) Y = Qᵀ K Rᵀ`.
+    `X = Q Y` with the smaller, symmetric positive definite system `(Qᵀ (K Kᵀ + M) Q + λ I) Y = Qᵀ K Rᵀ`. The system
+    without the batch's keys is a `KeyMemory`; with them it is MEMIT's, with another regulariser.
 
     Args:
         keys: Keys of the batch, shape `[n, d_in]`.
         residuals: What the layer's output shall gain, shape `[n, d_out]`.
         basis: Null-space directions Q, shape `[d_in, m]`.
-        past: Second-moment sum of all earlier keys in that basis, `Qᵀ M Q`, shape `[m, m]`.
-        ridge: λ, the weight of the update's own norm; above 0.
+        past: All earlier keys in that basis, and λ, the weight of the update's own norm.
 
     Returns:
         Δ of shape `[d_out, d_in]`.
     """
     reduced = keys @ basis  # [n, m]
-    system = reduced.T @ reduced + past
-    system.diagonal().add_(ridge)
-    solution = torch.cholesky_solve(reduced.T @ residuals, torch.linalg.cholesky(system))  # [m, d_out]
-    return (basis @ solution).T
+    # Leaving the null space costs n rows here; behind the solve it would cost d_out.
+    return _regression(reduced, residuals, past.whiten(reduced), basis)
 
 
 def moment_factor(second_moment: Tensor) -> Tensor:
@@ -87,10 +87,15 @@ def memit_update(keys: Tensor, residuals: Tensor, whitened: Tensor) -> Tensor:
     Returns:
         Δ of shape `[d_out, d_in]`.
     """
+    return _regression(keys, residuals, whitened)
+
+
+def _regression(keys: Tensor, residuals: Tensor, whitened: Tensor, basis: Tensor | None = None) -> Tensor:
+    """`Rᵀ (I + K A⁻¹ Kᵀ)⁻¹ K A⁻¹` from `whitened = K A⁻¹`, carried back from `basis` if there is one."""
     system = keys @ whitened.T  # [n, n]
     system.diagonal().add_(1.0)
     solution: Tensor = torch.linalg.solve(system, residuals)  # [n, d_out]
-    return solution.T @ whitened
+    return solution.T @ (whitened if basis is None else whitened @ basis.T)
 
 
 def rome_update(key: Tensor, residual: Tensor, direction: Tensor) -> Tensor:

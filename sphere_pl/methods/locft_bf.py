@@ -1,7 +1,5 @@
 """LocFT-BF: plain fine-tuning of one localised matrix, breadth-first (ICLR 2026, arXiv 2509.22072)."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -33,7 +31,7 @@ class LocFTBF(LikelihoodMethod):
     """
 
     max_layers = 1
-    saved: ClassVar[frozenset[str]] = frozenset({"batches"})
+    saved: frozenset[str] = frozenset({"batches"})
 
     def __init__(
         self,

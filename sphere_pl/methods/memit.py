@@ -1,13 +1,12 @@
 """MEMIT: mass editing by least squares over old and new associations (Meng et al., ICLR 2023, arXiv 2210.07229)."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import EditingMethod, State
-from sphere_pl.methods.functional import memit_update, moment_factor, whiten
+from sphere_pl.methods.functional import memit_update, moment_factor
+from sphere_pl.methods.memory import KeyMemory
 
 
 class MEMIT(EditingMethod):
@@ -21,13 +20,12 @@ class MEMIT(EditingMethod):
         UserError: If `second_moment_weight` is not above 0.
     """
 
-    saved: ClassVar[frozenset[str]] = frozenset({"factor"})
-
     def __init__(self, second_moment_weight: float = 15000.0, remember_past: bool = False) -> None:
         if second_moment_weight <= 0:
             raise UserError(f"`MEMIT(second_moment_weight={second_moment_weight})` must be above 0.")
         self.second_moment_weight = second_moment_weight
         self.remember_past = remember_past
+        self.saved = frozenset(KeyMemory._fields) if remember_past else frozenset()
 
     @property
     def name(self) -> str:
@@ -35,21 +33,18 @@ class MEMIT(EditingMethod):
         return "MEMIT-seq" if self.remember_past else "MEMIT"
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
-        """The Cholesky factor of `λ E[k kᵀ]`, in float64 as in the authors' code."""
+        """The inverse of `λ E[k kᵀ]`, in float64 as in the authors' code: the constant is factored once a run."""
         if second_moment is None:
             raise ValueError("MEMIT needs the second moment of the keys.")
         weighted = self.second_moment_weight * second_moment.to(weight.device, torch.float64)
-        return {"factor": moment_factor(weighted)}
+        inverse = torch.cholesky_inverse(moment_factor(weighted))
+        return KeyMemory.empty(inverse, len(inverse))._asdict()
 
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `memit_update`."""
         wide = keys.double()
-        whitened = whiten(wide, state["factor"])
-        return memit_update(wide, residuals.double(), whitened).to(keys.dtype)
+        return memit_update(wide, residuals.double(), KeyMemory(**state).whiten(wide)).to(keys.dtype)
 
     def remember(self, keys: Tensor, state: State) -> State:
         """Add the batch's keys to the ordinary ones, if asked to."""
-        if not self.remember_past:
-            return state
-        wide = keys.double()
-        return {"factor": torch.linalg.cholesky(state["factor"] @ state["factor"].T + wide.T @ wide)}
+        return KeyMemory(**state).extend(keys.double())._asdict() if self.remember_past else state

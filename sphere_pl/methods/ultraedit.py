@@ -1,7 +1,5 @@
 """UltraEdit: one forward and one backward pass, lifelong normalisation (Gu et al., TMLR 2026, arXiv 2505.14679)."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -33,7 +31,7 @@ class UltraEdit(LikelihoodMethod):
         UserError: If `learning_rate` is not above 0.
     """
 
-    saved: ClassVar[frozenset[str]] = frozenset({"seen", "mean", "squares"})
+    saved: frozenset[str] = frozenset({"seen", "mean", "squares"})
 
     def __init__(self, learning_rate: float = 1e-6) -> None:
         if learning_rate <= 0:

@@ -1,5 +1,28 @@
 """torchmetrics of knowledge editing, each usable alone."""
 
-from sphere_pl.metrics.accuracy import Efficacy, Generalization, NeighborhoodAgreement, RecordAccuracy, Specificity
+from sphere_pl.metrics.accuracy import (
+    Efficacy,
+    Generalization,
+    NeighborhoodAgreement,
+    Portability,
+    RecordAccuracy,
+    Specificity,
+)
+from sphere_pl.metrics.probability import ProbabilityMagnitude, ProbabilitySuccess
+from sphere_pl.metrics.records import RecordMean
+from sphere_pl.metrics.texts import AnswerMatch, Consistency, Fluency
 
-__all__ = ["Efficacy", "Generalization", "NeighborhoodAgreement", "RecordAccuracy", "Specificity"]
+__all__ = [
+    "AnswerMatch",
+    "Consistency",
+    "Efficacy",
+    "Fluency",
+    "Generalization",
+    "NeighborhoodAgreement",
+    "Portability",
+    "ProbabilityMagnitude",
+    "ProbabilitySuccess",
+    "RecordAccuracy",
+    "RecordMean",
+    "Specificity",
+]

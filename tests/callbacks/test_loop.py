@@ -11,6 +11,7 @@ from sphere_callbacks import (
     Loop,
     PerturbationBound,
     PrincipalDirections,
+    PrincipalShares,
     RelativeMask,
     SparseProjection,
     SpectrumRestraint,
@@ -77,13 +78,25 @@ def test_every_callback_runs_in_a_bare_loop_and_logs(regression_batches, recordi
         HypersphericalEnergy(),
         PerturbationBound(),
         PrincipalDirections(),
+        PrincipalShares(),
         SpectrumRestraint(),
         correlation,
         guard,
     ]
     train(model, optimizer, loop, caller(callbacks), regression_batches, validate=True)
     prefixes = {name.split("/")[0] for name in loop.callback_metrics}
-    expected = {"rect", "projection", "energy", "bound", "principal", "prune", "spearman", "spearman_diff", "val"}
+    expected = {
+        "rect",
+        "projection",
+        "energy",
+        "bound",
+        "principal",
+        "prune",
+        "shares",
+        "spearman",
+        "spearman_diff",
+        "val",
+    }
     assert prefixes == expected
     assert [step for step, values in recording_logger.metrics if "energy/mean" in values] == [1, 2, 3, 4]
     assert guard.last_reason == ""

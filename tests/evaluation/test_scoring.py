@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from sphere_pl.data.request import EditBatch
 from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
 from sphere_pl.evaluation.scoring import answer, perplexity
 from sphere_pl.prompts import Prompt
@@ -15,6 +14,10 @@ PROMPTS = [
     Prompt("Rome is a city in", "Italy by the sea"),
     Prompt("You", "and I"),
     Prompt("Oslo is"),
+    Prompt("The capital of France is", "Berlin"),  # the same beginning, another target
+    Prompt("The capital of France is", "Paris"),  # twice the same
+    Prompt("The capital of Norway is", "Oslo, the capital"),
+    Prompt("The capital of France is Paris"),  # a target of another prompt, here part of the text
 ]
 
 
@@ -40,6 +43,40 @@ def test_answers_are_those_of_one_prompt_at_a_time(tiny_lm, family, bos):
         assert found.log_probability == pytest.approx(mean, abs=1e-4, nan_ok=True)
 
 
+def test_prompts_longer_than_a_sliding_window_are_answered_as_the_model_would(tiny_lm):
+    lm = tiny_lm("mistral")
+    prompts = [Prompt("The river runs to the sea. " * times + "Oslo is", "a city") for times in (1, 9, 10)]
+    assert not lm.takes_masks(80)
+    for found, prompt in zip(answer(lm, prompts), prompts, strict=True):
+        predicted, target, mean = slow(lm, prompt)
+        assert (found.predicted, found.target) == (predicted, target)
+        assert found.log_probability == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_forward_pass_does_not_grow_with_the_number_of_prompts(tiny_lm, monkeypatch):
+    lm, passes, heads = tiny_lm(), [], []
+    run, logits = lm.run, lm.logits
+    monkeypatch.setattr(lm, "run", lambda hidden, *rest: passes.append(hidden[..., 0].numel()) or run(hidden, *rest))
+    monkeypatch.setattr(lm, "logits", lambda hidden: heads.append(len(hidden)) or logits(hidden))
+    many = [Prompt(f"{first} {second} city of {third} is", "in Italy, by the sea and the river")
+            for first in ["The", "A", "That", "One", "My"] for second in ["old", "new", "big", "red"]
+            for third in ["Rome", "Oslo", "Paris", "Berlin", "Fuji", "Anna", "water", "apple"]]  # fmt: skip
+    assert len(answer(lm, many, max_tokens=512)) == 160
+    assert max(passes) <= 512
+    assert max(heads) <= 256
+    assert len(passes) > 3
+
+
+def test_equal_beginnings_are_computed_once(tiny_lm, monkeypatch):
+    lm, seen = tiny_lm(), []
+    run = lm.run
+    monkeypatch.setattr(lm, "run", lambda hidden, *rest: seen.append(hidden[..., 0].numel()) or run(hidden, *rest))
+    prompt = Prompt("The mother tongue of Anna Karlsson is", "Swedish")
+    alone = answer(lm, [prompt])
+    assert answer(lm, [prompt] * 50) == alone * 50
+    assert seen[0] == seen[1]
+
+
 def test_no_prompts_have_no_answers(tiny_lm):
     assert answer(tiny_lm(), []) == []
 
@@ -60,22 +97,19 @@ def test_perplexity_is_that_of_each_piece_alone(tiny_lm):
 
 def test_metrics_count_each_kind_of_prompt_against_its_own_answer(tiny_lm, requests):
     lm = tiny_lm()
-    batch = EditBatch(
-        tuple(
-            r._replace(
-                paraphrases=(f"So {r.question}", f"And {r.question}"),
-                neighbors=("Berlin is", "Oslo is"),
-                neighbor_answers=("a city", ""),
-            )
-            for r in requests
-        ),
-        start=10,
-    )
-    answers = answer_requests(lm, batch.requests)
+    rich = [
+        r._replace(
+            paraphrases=(f"So {r.question}", f"And {r.question}"),
+            neighbors=("Berlin is", "Oslo is"),
+            neighbor_answers=("a city", ""),
+        )
+        for r in requests
+    ]
+    answers = answer_requests(lm, rich)
     before = {10 + i: [n.predicted for n in a.neighbors] for i, a in enumerate(answers)}
     before[10] = [[-1] * len(p) for p in before[10]]  # this record's neighbours have changed
     metrics = EditingMetrics()
-    metrics.update(batch, answers, before)
+    metrics.update(range(10, 14), answers, before)
     found = metrics.compute()
     assert found["neighborhood_agreement"].item() == pytest.approx(0.75)
     hits = [
@@ -88,7 +122,7 @@ def test_metrics_count_each_kind_of_prompt_against_its_own_answer(tiny_lm, reque
 
 def test_requests_without_neighbours_leave_their_metrics_undefined(tiny_lm, requests):
     metrics = EditingMetrics()
-    metrics.update(EditBatch(tuple(requests)), answer_requests(tiny_lm(), requests), {i: [] for i in range(4)})
+    metrics.update(range(4), answer_requests(tiny_lm(), requests), {i: [] for i in range(4)})
     found = metrics.compute()
     assert math.isnan(found["specificity"].item())
     assert not math.isnan(found["efficacy"].item())

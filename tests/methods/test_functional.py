@@ -14,6 +14,7 @@ from sphere_pl.methods.functional import (
     spread_residual,
     ultraedit_update,
 )
+from sphere_pl.methods.memory import KeyMemory
 
 N, D_IN, D_OUT = 5, 24, 10
 
@@ -54,8 +55,8 @@ def literal_memit(keys, residuals, weighted):
 def test_alphaedit_in_the_null_space_is_the_literal_solve(problem, ridge):
     basis = null_space_basis(problem["second_moment"], 0.1)
     assert 0 < basis.shape[1] < D_IN
-    reduced = problem["past_keys"] @ basis
-    found = alphaedit_update(problem["keys"], problem["residuals"], basis, reduced.T @ reduced, ridge)
+    past = KeyMemory.empty(basis.new_tensor(1 / ridge), basis.shape[1]).extend(problem["past_keys"] @ basis)
+    found = alphaedit_update(problem["keys"], problem["residuals"], basis, past)
     expected = literal_alphaedit(
         problem["keys"], problem["residuals"], problem["second_moment"], problem["past_keys"], 0.1, ridge
     )
@@ -66,8 +67,8 @@ def test_alphaedit_leaves_keys_outside_the_null_space_where_they_are(problem):
     values, vectors = torch.linalg.eigh(problem["second_moment"])
     known = vectors[:, values >= 0.1].T
     basis = null_space_basis(problem["second_moment"], 0.1)
-    past = basis.new_zeros(basis.shape[1], basis.shape[1])
-    update = alphaedit_update(problem["keys"], problem["residuals"], basis, past, 1.0)
+    past = KeyMemory.empty(basis.new_tensor(1.0), basis.shape[1])
+    update = alphaedit_update(problem["keys"], problem["residuals"], basis, past)
     torch.testing.assert_close(known @ update.T, torch.zeros(len(known), D_OUT, dtype=torch.float64))
 
 
@@ -127,6 +128,12 @@ def test_emmet_of_one_edit_is_rome(problem):
     k, r = problem["keys"][:1], problem["residuals"][:1]
     u = torch.linalg.solve(problem["second_moment"], k.T).T
     torch.testing.assert_close(emmet_update(k, r, u, 0.0), rome_update(k, r, u), rtol=1e-8, atol=1e-8)
+
+
+def test_plain_memit_has_nothing_to_save_and_sequential_memit_all_it_remembers(problem):
+    assert MEMIT().saved == frozenset()
+    state = MEMIT(remember_past=True).initial_state(problem["weight"], problem["second_moment"])
+    assert MEMIT(remember_past=True).saved == set(state)
 
 
 def test_two_edits_with_one_key_do_not_break_emmet(problem):

@@ -8,6 +8,7 @@ from sphere_pl.data.formats.counterfact import read_counterfact
 from sphere_pl.data.formats.easyedit import keep_paraphrases, read_easyedit
 from sphere_pl.data.formats.jsonl import read_jsonl
 from sphere_pl.data.formats.knowedit import read_knowedit
+from sphere_pl.data.formats.known import read_known
 from sphere_pl.data.formats.mquake import read_mquake
 from sphere_pl.data.formats.wikibigedit import read_wikibigedit
 from sphere_pl.data.formats.zsre import read_zsre
@@ -37,6 +38,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         "easyedit": Format(read_easyedit, keep_paraphrases),
         "mquake": Format(read_mquake),
         "wikibigedit": Format(read_wikibigedit),
+        "known": Format(read_known),
         "jsonl": Format(read_jsonl),
         "csv": Format(read_jsonl),
     }

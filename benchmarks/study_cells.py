@@ -1,0 +1,159 @@
+"""The cells of the study: which runs there are, and what each preset takes of them."""
+
+from typing import NamedTuple
+
+from benchmarks.cells import Cell
+
+STRENGTH = {"alphaedit": 0.5}  # the paper's α: 0.5 on AlphaEdit, 0.8 on every other method
+COST = {"rome": 1.5, "ft": 0.4, "ultraedit": 0.15}  # seconds an edit on one core, before anything was measured
+CALLBACKS = {"rect": ("memit", "callbacks/rect"), "prune": ("memit", "callbacks/prune")}
+
+# SPHERE's variants and their arguments. `plain` is the method alone, `anchored_plain` it with norm-anchored targets.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "plain": ("--projection.strength=0",),
+    "current": ("--projection.basis=current",),
+    "pretrained": ("--projection.basis=pretrained",),
+    "after_loop": ("--projection.when=step",),
+    "two_sided": ("--projection.sides=both", "--projection.strength=1", "--projection.basis=pretrained"),
+    "anchored_plain": ("--projection.strength=0", "--model.targets.anchor=true"),
+    "anchored_current": ("--model.targets.anchor=true",),
+}
+
+
+class Key(NamedTuple):
+    """What a cell's name says.
+
+    Attributes:
+        data: `counterfact` or `zsre`.
+        method: Name of the method's file in conf/experiment/study, `rect` or `prune`.
+        variant: `plain`, one of SPHERE's variants, or a point of its sweep.
+        label: The method's own settings where they are not the file's; empty otherwise.
+        draw: Which records in which order; 0 are those for tuning.
+        edits: How many edits.
+    """
+
+    data: str
+    method: str
+    variant: str
+    label: str
+    draw: int
+    edits: int
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's files."""
+        parts = (self.data, self.method, self.variant, self.label, f"draw{self.draw}", str(self.edits))
+        return "-".join(part for part in parts if part)
+
+    @property
+    def partner(self) -> "Key":
+        """The same run without SPHERE, whatever its length; itself if it is one."""
+        return self._replace(variant="anchored_plain" if self.variant.startswith("anchored") else "plain", edits=0)
+
+
+def parse(name: str) -> Key:
+    """Read a cell's name.
+
+    Example:
+        >>> parse("counterfact-alphaedit-current-ridge1-draw2-800")
+        Key(data='counterfact', method='alphaedit', variant='current', label='ridge1', draw=2, edits=800)
+    """
+    data, method, variant, *label, draw, edits = name.split("-")
+    return Key(data, method, variant, "-".join(label), int(draw.removeprefix("draw")), int(edits))
+
+
+def cell(
+    method: str,
+    variant: str = "plain",
+    *,
+    data: str = "counterfact",
+    draw: int = 1,
+    edits: int = 800,
+    label: str = "",
+    more: tuple[str, ...] = (),
+) -> Cell:
+    """One cell; `more` are the arguments that its label stands for."""
+    base, *callbacks = CALLBACKS.get(method, (method,))
+    files = ["experiment/study/base", f"experiment/study/{base}", *callbacks]
+    files += [] if data == "counterfact" else [f"experiment/study/{data}"]
+    arguments = [*(f"--config={name}" for name in files), *_sphere(method, variant), *more, f"--data.limit={edits}"]
+    return Cell(Key(data, method, variant, label, draw, edits).name, tuple(arguments), edits, COST.get(method, 0.4))
+
+
+def _sphere(method: str, variant: str) -> list[str]:
+    """The arguments of SPHERE; PRUNE projects the restrained change itself."""
+    strength = STRENGTH.get(method, 0.8)
+    if method == "prune":
+        inner = 0.0 if variant == "plain" else strength
+        return ["--projection.strength=0", f"--trainer.callbacks.init_args.project_strength={inner}"]
+    if variant in VARIANTS:
+        return [f"--projection.strength={strength}", *VARIANTS[variant]]
+    basis, eta, alpha = variant.split("_")
+    return [
+        f"--projection.cumulative_ratio={eta.removeprefix('eta')}",
+        f"--projection.strength={alpha.removeprefix('alpha')}",
+        f"--projection.basis={basis}",
+    ]
+
+
+def alphaedit(variant: str, ridge: float, draw: int = 1, edits: int = 800, data: str = "counterfact") -> Cell:
+    """AlphaEdit with a ridge of its own."""
+    more = (f"--model.method.init_args.ridge={ridge:g}",)
+    return cell("alphaedit", variant, data=data, draw=draw, edits=edits, label=f"ridge{ridge:g}", more=more)
+
+
+def tuning(method: str, label: str, *more: str) -> Cell:
+    """A candidate of a method's own settings, on the records for tuning."""
+    return cell(method, draw=0, edits=200, label=f"tune_{label}", more=more)
+
+
+PAIR = ("plain", "current")
+QUICK = [alphaedit(variant, 1, draw) for draw in (1, 2, 3) for variant in PAIR]
+# The paper's ridge, to 1.04 edits for each input dimension, as its 15,000 on LLaMA3-8B.
+LONG = [alphaedit(variant, 10, draw, 1600) for draw in (1, 2, 3) for variant in PAIR]
+OTHERS = [
+    cell(method, variant, edits=200 if method == "rome" else 800)
+    for method in ("ultraedit", "memit", "rect", "prune", "ft", "rome")
+    for variant in PAIR
+]
+WHY = [
+    alphaedit(variant, 1, edits=edits)
+    for variant, edits in (
+        ("current_eta0.1_alpha1", 400),  # the few directions that earlier edits have made the leading ones
+        ("current_eta0.9_alpha1", 400),  # all that SPHERE can remove
+        ("pretrained", 800),
+        ("after_loop", 800),
+        ("two_sided", 800),
+        ("anchored_plain", 800),
+        ("anchored_current", 800),
+    )
+]
+# Without AlphaEdit's memory of earlier keys, do updates come back to the same directions?
+WHY += [cell("memit", variant, edits=300) for variant in PAIR]
+WHY.insert(0, alphaedit("current", 1, edits=500))  # the cheapest answer, beside the plain run of 800
+ZSRE = [
+    *(alphaedit(variant, 1, edits=600, data="zsre") for variant in PAIR),
+    *(cell(method, variant, data="zsre", edits=600) for method in ("ultraedit", "memit", "ft") for variant in PAIR),
+]
+SWEEP = [
+    alphaedit(f"{basis}_eta{eta:g}_alpha{alpha:g}", 1, edits=400)
+    for basis in ("current", "pretrained")
+    for eta in (0.3, 0.5, 0.7, 0.9)
+    for alpha in (0.25, 0.5, 0.8, 1.0)
+]
+LAYERS = "--model.layers=[2,3,4,5,6]"
+RATE = "--model.method.init_args.learning_rate="
+WEIGHT = "--model.method.init_args.second_moment_weight="
+TUNING = [
+    *(tuning("alphaedit", f"ridge{r:g}", f"--model.method.init_args.ridge={r:g}") for r in (1, 10, 100)),
+    tuning("alphaedit", "early", LAYERS),
+    *(tuning("memit", f"weight{w}", f"{WEIGHT}{w}") for w in (100, 1000, 15000)),
+    tuning("memit", "early", LAYERS),
+    *(tuning("ft", f"rate{r}", f"{RATE}{r}") for r in (0.00005, 0.0005, 0.002)),
+    tuning("ft", "early", "--model.layers=[6]"),
+    *(tuning("ultraedit", f"rate{r}", f"{RATE}{r}") for r in (0.000001, 0.00001, 0.0001)),
+    tuning("ultraedit", "early", LAYERS),
+]
+FULL = list({one.name: one for one in (*QUICK, *WHY, *OTHERS, *LONG, *ZSRE, *SWEEP, *TUNING)}.values())
+PRESETS = {"quick": QUICK, "why": WHY, "others": OTHERS, "long": LONG, "zsre": ZSRE, "sweep": SWEEP, "tune": TUNING,
+           "full": FULL}  # fmt: skip

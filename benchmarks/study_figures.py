@@ -1,0 +1,114 @@
+"""The figures of docs/study.md, drawn from the results alone."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.study_claims import is_plain, title
+from benchmarks.study_results import COLLAPSE, Run
+from sphere_pl.files import write_atomically
+from sphere_pl.report.style import FAINT, METHOD_COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PANELS = (
+    ("val/efficacy", "efficacy, all edits so far"),
+    ("batch/efficacy", "efficacy, latest batch"),
+    ("val/generalization", "generalization"),
+    ("val/neighborhood_agreement", "agreement on neighbours"),
+    ("val/perplexity", "perplexity"),
+    ("energy/change", "change of the energy"),
+    ("principal/overlap", "principal directions kept"),
+    ("shares/drift", "‖W − W₀‖ / ‖W₀‖"),
+)
+LINES = ("-", "--", ":", "-.")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes."""
+    canvas = FigureCanvasAgg(figure)
+    buffer = BytesIO()
+    canvas.print_png(buffer, metadata={"Software": ""})  # type: ignore[no-untyped-call]
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    return path
+
+
+def curves(runs: Sequence[Run], path: Path) -> Path:
+    """Everything against edits, one panel a quantity: a colour for each variant, a dash for each draw."""
+    figure = Figure(figsize=(16, 7), dpi=80, layout="constrained")
+    axes = figure.subplots(2, 4).flat
+    variants = list(dict.fromkeys(run.key.variant for run in sorted(runs, key=lambda run: not is_plain(run))))
+    draws = sorted({run.key.draw for run in runs})
+    for (metric, name), panel in zip(PANELS, axes, strict=True):
+        for run in runs:
+            color = METHOD_COLORS[variants.index(run.key.variant) % len(METHOD_COLORS)]
+            dash = LINES[draws.index(run.key.draw) % len(LINES)]
+            points = run.series(metric)
+            if points:
+                label = f"{run.key.variant}, draw {run.key.draw}"
+                panel.plot(*zip(*points, strict=True), dash, color=color, marker="o", markersize=3, label=label)
+        _dress(panel, name, runs, metric)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+    return save(figure, path)
+
+
+def _dress(panel: "Axes", name: str, runs: Sequence[Run], metric: str) -> None:
+    panel.set_title(name, loc="left", fontsize=11)
+    panel.set_xlabel("edits")
+    panel.spines[["top", "right"]].set_visible(False)
+    if metric == "val/efficacy":
+        panel.axhline(COLLAPSE, color=FAINT, linewidth=1, linestyle=":")
+    if metric == "val/perplexity":
+        panel.set_yscale("log")
+        before = [run.found["before"]["perplexity"] for run in runs if run.found.get("before")]
+        if before:
+            panel.axhline(before[0], color=FAINT, linewidth=1, linestyle=":")
+
+
+def share_curves(runs: Sequence[Run], path: Path, ratio: float = 0.5) -> Path:
+    """Share of each update in the principal directions, by layer, against chance; one panel a run."""
+    figure = Figure(figsize=(4.6 * len(runs), 4), dpi=80, layout="constrained")
+    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False).flat
+    for run, panel in zip(runs, axes, strict=True):
+        prefix = f"shares/update_{ratio:g}/"
+        names = [name for name in run.found["batches"] if name.startswith(prefix)]
+        for index, name in enumerate(names):
+            color, weight = METHOD_COLORS[index % len(METHOD_COLORS)], name.removeprefix(prefix)
+            panel.plot(*zip(*run.series(name), strict=True), color=color, label=f"layer {weight.split('.')[2]}")
+            chance = run.series(f"shares/chance_{ratio:g}/{weight}")
+            panel.plot(*zip(*chance, strict=True), color=color, linestyle=":", linewidth=1)
+        panel.set_title(title(run), loc="left", fontsize=11)
+        panel.set_xlabel("edits")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=8)
+    figure.axes[0].set_ylabel("share of the update's energy (dotted: chance)")
+    figure.axes[0].set_ylim(bottom=0)
+    return save(figure, path)
+
+
+def changes(runs: Sequence[Run], path: Path) -> Path:
+    """Changes of the efficacy against changes of the energy between validations (the paper's Fig. 3)."""
+    figure = Figure(figsize=(6.4, 4.6), dpi=80, layout="constrained")
+    panel = figure.subplots()
+    for index, run in enumerate(runs):
+        energy = dict(run.series("energy/change"))
+        points = [(100 * energy[edits], value) for edits, value in run.series("val/efficacy") if edits in energy]
+        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(points)]
+        if steps:
+            color = METHOD_COLORS[index % len(METHOD_COLORS)]
+            panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=5, label=title(run))
+    panel.axhline(0, color=FAINT, linewidth=1)
+    panel.axvline(0, color=FAINT, linewidth=1)
+    panel.set_xscale("symlog", linthresh=1e-3)
+    panel.set_xlabel("change of the energy between validations, % of the start")
+    panel.set_ylabel("change of the efficacy over all edits")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
+    return save(figure, path)

@@ -1,0 +1,142 @@
+"""The study's results as the page needs them: series, pairs with and without SPHERE, differences with intervals."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.study_cells import Key, parse
+from sphere_callbacks.functional.statistics import SpearmanResult, spearman_test
+
+COLLAPSE = 0.6  # efficacy over all edits below it is a collapse
+
+
+class Run(NamedTuple):
+    """A finished cell."""
+
+    key: Key
+    found: dict[str, Any]
+
+    def series(self, name: str) -> list[tuple[float, float]]:
+        """Edits and value of a metric wherever it was measured."""
+        for table in (self.found["validations"], self.found["batches"]):
+            if name in table:
+                points = zip(table["edits"], table[name], strict=True)
+                return [(edits, value) for edits, value in points if value is not None]
+        return []
+
+    def at(self, name: str, edits: float) -> float | None:
+        """Value of a metric after so many edits; None if it was not measured there."""
+        return dict(self.series(name)).get(edits)
+
+    @property
+    def last(self) -> float:
+        """Edits at the last validation."""
+        return float(self.found["validations"].get("edits", [0])[-1])
+
+    @property
+    def collapse(self) -> float | None:
+        """Edits at the first validation with an efficacy below `COLLAPSE`; None if there was none."""
+        return next((edits for edits, value in self.series("val/efficacy") if value < COLLAPSE), None)
+
+
+class Difference(NamedTuple):
+    """What SPHERE changed, with its standard error."""
+
+    value: float
+    error: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval."""
+        return self.value - 1.96 * self.error, self.value + 1.96 * self.error
+
+
+class Pair(NamedTuple):
+    """A run with SPHERE and the same run without, and the last edit count at which both were measured."""
+
+    sphere: Run
+    plain: Run
+    edits: float
+
+    def value(self, name: str) -> tuple[float, float] | None:
+        """A metric with and without SPHERE at the common edit count."""
+        values = self.sphere.at(name, self.edits), self.plain.at(name, self.edits)
+        return None if values[0] is None or values[1] is None else (values[0], values[1])
+
+    def difference(self, name: str) -> Difference | None:
+        """Difference of a metric that is a share of the edits.
+
+        One prompt a record is scored, so a share p of n has the standard error `sqrt(p (1 - p) / n)`. The runs are
+        taken as independent; both score the same records, so the true error is rather smaller.
+        """
+        values = self.value(name)
+        if values is None:
+            return None
+        variance = sum(p * (1 - p) for p in values) / self.edits
+        return Difference(values[0] - values[1], math.sqrt(variance))
+
+
+def load(folder: Path) -> list[Run]:
+    """All finished cells with at least one validation, in the order of their names."""
+    runs = [
+        Run(parse(path.stem), json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))
+    ]
+    return [run for run in runs if run.found["validations"]]
+
+
+def pairs(runs: Sequence[Run], variant: str | None = "current") -> list[Pair]:
+    """Runs with SPHERE beside their partners without it, the longest partner where there are several.
+
+    Args:
+        runs: All runs; those on the tuning records are left out.
+        variant: SPHERE's variant; all of them if None.
+    """
+    found = []
+    for run in runs:
+        partners = [other for other in runs if other.key._replace(edits=0) == run.key.partner]
+        if run.key == run.key.partner._replace(edits=run.key.edits) or run.key.draw == 0 or not partners:
+            continue
+        if variant is not None and run.key.variant != variant:
+            continue
+        partner = max(partners, key=lambda other: other.last)
+        common = {edits for edits, _ in run.series("val/efficacy")} & {e for e, _ in partner.series("val/efficacy")}
+        if common:
+            found.append(Pair(run, partner, max(common)))
+    return found
+
+
+def pooled(differences: Sequence[Difference]) -> Difference:
+    """Mean of differences that are independent of each other."""
+    n = len(differences)
+    return Difference(sum(d.value for d in differences) / n, math.sqrt(sum(d.error**2 for d in differences)) / n)
+
+
+def correlation(run: Run, metric: str, *, differences: bool) -> SpearmanResult | None:
+    """Spearman of the energy and a metric over a run's validations, on levels or consecutive differences.
+
+    None with fewer than four points, or where a series never changes.
+    """
+    energy = dict(run.series("energy/mean"))
+    points = [(energy[edits], value) for edits, value in run.series(metric) if edits in energy]
+    if len(points) < 4 + differences:
+        return None
+    x, y = torch.tensor(points, dtype=torch.float64).T
+    found = spearman_test(x.diff(), y.diff()) if differences else spearman_test(x, y)
+    return None if math.isnan(found.rho) else found
+
+
+def shares(run: Run, ratio: float = 0.5) -> dict[str, tuple[float, float]]:
+    """Mean share of the update's energy in the principal directions, and the chance of it, for each weight."""
+    prefix = f"shares/update_{ratio:g}/"
+    found = {}
+    for name in run.found["batches"]:
+        if name.startswith(prefix):
+            weight = name.removeprefix(prefix)
+            chance = [value for _, value in run.series(f"shares/chance_{ratio:g}/{weight}")]
+            update = [value for _, value in run.series(name)]
+            found[weight] = (sum(update) / len(update), sum(chance) / len(chance))
+    return found

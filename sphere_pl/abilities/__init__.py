@@ -1,0 +1,1 @@
+"""General abilities of a language model: what editing must not break."""

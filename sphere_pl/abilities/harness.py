@@ -1,0 +1,77 @@
+"""Tasks of lm-evaluation-harness (EleutherAI) on a model in memory. An optional extra."""
+
+import importlib.util
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sphere_pl.abilities.evaluate import Score
+from sphere_pl.abilities.metrics import Estimate
+from sphere_pl.errors import UserError
+from sphere_pl.language_model import LanguageModel
+
+
+def check(names: Sequence[str]) -> None:
+    """Refuse tasks that cannot be run, before anything is loaded.
+
+    Raises:
+        UserError: If the extra is missing or a task is unknown.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError(
+            f"--eval.lm_eval_tasks={list(names)} needs lm-evaluation-harness, which is not installed. Install it with "
+            "`pip install 'sphere-pl[lm-eval]'` (in a checkout: `pip install -e '.[lm-eval]'`)."
+        )
+    from lm_eval.tasks import TaskManager
+
+    known = set(TaskManager().all_tasks)
+    unknown = [name for name in names if name not in known and not Path(name).expanduser().is_file()]
+    if unknown:
+        raise UserError(
+            f"--eval.lm_eval_tasks: {', '.join(unknown)} is neither a task of lm-evaluation-harness nor a YAML file. "
+            "`lm_eval ls tasks` lists them."
+        )
+
+
+def evaluate(lm: LanguageModel, name: str, limit: int | None, max_tokens: int = 8192) -> dict[str, Score]:
+    """Score a model in memory on one task or group of lm-evaluation-harness.
+
+    Args:
+        lm: The language model.
+        name: A task, a group, or the path of a task's YAML file.
+        limit: Items of each task, the first ones; all if None.
+        max_tokens: Tokens in one forward pass, at most; the batch size follows from the context length.
+
+    Returns:
+        The score of each task that was run, as `lm_eval_<task>`.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    rows = max(1, max_tokens // int(lm.config.max_position_embeddings))
+    wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, backend="causal", batch_size=rows)
+    # Seeds are set anew by default; the caller keeps its own random state.
+    found = simple_evaluate(wrapped, tasks=[str(name)], limit=limit, bootstrap_iters=0, log_samples=False)
+    results: dict[str, dict[str, Any]] = found["results"]
+    samples: dict[str, dict[str, int]] = found["n-samples"]
+    return {
+        f"lm_eval_{task}": Score(_metrics(fields), samples[task]["effective"])
+        for task, fields in results.items()
+        if task in samples
+    }
+
+
+def _metrics(fields: dict[str, Any]) -> dict[str, Estimate]:
+    """Metrics and standard errors from the harness's flat table, such as `acc,none` beside `acc_stderr,none`."""
+    metrics = {}
+    for key, value in fields.items():
+        name, _, filtered = key.partition(",")
+        if not filtered or name.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = fields.get(f"{name}_stderr,{filtered}")
+        shown = name if filtered == "none" else f"{name}_{filtered}"
+        metrics[shown] = Estimate(float(value), float(error) if isinstance(error, int | float) else math.nan)
+    return metrics

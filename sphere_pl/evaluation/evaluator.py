@@ -1,0 +1,210 @@
+"""What a run measures and when: the evaluation half of `SequentialEditor`."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, cast
+
+from torch import nn
+
+from sphere_pl.data.builtin import heldout_text
+from sphere_pl.data.request import EditRequest
+from sphere_pl.evaluation.cases import answer_cases, case_prompts, failed_edits
+from sphere_pl.evaluation.editing import Answers, EditingMetrics, answer_requests
+from sphere_pl.evaluation.protocols import generation_scores, probability_scores
+from sphere_pl.evaluation.sample import AGES, ScoringBatch, age_of, fixed_sample
+from sphere_pl.evaluation.scoring import perplexity
+from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.evaluation.texts import read_references, text_scores
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.progress import UNEDITED, Track
+from sphere_pl.statistics import beginning, read_corpus
+
+RETAINED = ("efficacy", "generalization")
+NeighborAnswers = Mapping[int, Sequence[Sequence[int]]]
+
+
+class Unedited(NamedTuple):
+    """What is kept of the unedited model; nothing of it can be measured again once it is edited.
+
+    Attributes:
+        scores: Its scores, by name, with their standard errors.
+        neighbors: Its answers to the neighbours of each request, as tokens, by place in the stream.
+        cases: What it writes behind the prompts of the cases.
+    """
+
+    scores: dict[str, float]
+    neighbors: dict[int, list[list[int]]]
+    cases: list[str]
+
+
+class Evaluator(nn.Module):
+    """Scores the edits of one run: validation by validation, and more at its end.
+
+    Args:
+        settings: What is measured.
+
+    Raises:
+        UserError: If the reference texts cannot be read.
+    """
+
+    def __init__(self, settings: EvaluationSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.references = read_references(settings.references) if settings.references else None
+        self.everything, self.latest = EditingMetrics(), EditingMetrics()
+        self.ages = nn.ModuleDict({age: EditingMetrics() for age in AGES})
+        self.requests: Sequence[EditRequest] = ()
+        self.edits = self.batch_start = 0
+        self.last = False
+        self._scored: set[int] = set()
+        self._missed: list[EditRequest] = []
+        self._text: str | None = None
+
+    # ------------------------------------------------------------------ before the first edit
+
+    def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> Unedited:
+        """Score the unedited model on all requests and keep its answers."""
+        self.plan(requests)
+        metrics = EditingMetrics().to(lm.device)
+        neighbors: dict[int, list[list[int]]] = {}
+        size = self.settings.batch_size
+        for start in track(range(0, len(requests), size), UNEDITED, -(-len(requests) // size)):
+            answers = answer_requests(lm, requests[start : start + size])
+            places = range(start, start + len(answers))
+            neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}
+            metrics.update(places, answers, neighbors)
+        scores = {**metrics.summary(), "perplexity": self.perplexity(lm), **self.sampled_scores(lm)}
+        return Unedited(scores, neighbors, answer_cases(lm, case_prompts(self._sample(self.settings.cases))))
+
+    def plan(self, requests: Sequence[EditRequest]) -> None:
+        """Say which requests the run will edit, the samples are drawn from them."""
+        self.requests = requests
+
+    # ------------------------------------------------------------------ a validation
+
+    def begin(self, edits: int, batch_start: int, last: bool) -> None:
+        """Begin a validation.
+
+        Args:
+            edits: How many edits there are so far.
+            batch_start: Where in the stream the batch edited last begins.
+            last: Whether the run ends here: all edits are scored then, and the sampled scores are taken again.
+        """
+        self.edits, self.batch_start, self.last = edits, batch_start, last
+        wanted = edits if last else self.settings.validation_records
+        self._scored = set(fixed_sample(edits, wanted, self.settings.seed))
+        self._missed = []
+        for metrics in self._metrics():
+            metrics.reset()
+
+    def batches(self) -> Iterator[ScoringBatch]:
+        """The edits to score: those so far or a sample of them, and the last batch."""
+        places = sorted(self._scored | set(range(self.batch_start, self.edits)))
+        for start in range(0, len(places), self.settings.batch_size):
+            chosen = places[start : start + self.settings.batch_size]
+            yield ScoringBatch(tuple(self.requests[place] for place in chosen), tuple(chosen))
+
+    def add(self, lm: LanguageModel, batch: ScoringBatch, unedited: NeighborAnswers) -> None:
+        """Score some edits, once for all the means that they belong to."""
+        answers = answer_requests(lm, batch.requests)
+        scored = list(zip(batch.places, batch.requests, answers, strict=True))
+        chosen = [entry for entry in scored if entry[0] in self._scored]
+        _update(self.everything, chosen, unedited)
+        _update(self.latest, [entry for entry in scored if entry[0] >= self.batch_start], unedited)
+        for age in AGES:
+            aged = [entry for entry in chosen if age_of(entry[0], self.edits) == age]
+            _update(cast(EditingMetrics, self.ages[age]), aged, unedited)
+        self._missed += [request for _, request, each in chosen if any(a.predicted != a.target for a in each.rewrite)]
+
+    def scores(self, lm: LanguageModel) -> dict[str, float]:
+        """End a validation: what results.json says about the edited model."""
+        sampled = self.sampled_scores(lm) if self.last else {}
+        return {**self.everything.summary(), "perplexity": self.perplexity(lm), **sampled}
+
+    def scalars(self, scores: Mapping[str, float]) -> dict[str, float]:
+        """What is logged of a validation: the scores, the last batch's, and accuracy by age; NaN left out."""
+        logged = {f"val/{name}": value for name, value in scores.items() if not name.endswith("_standard_error")}
+        logged |= {f"batch/{name}": float(value) for name, value in self.latest.compute().items()}
+        for age in AGES:
+            found = cast(EditingMetrics, self.ages[age]).compute()
+            logged |= {f"retention/{age}/{name}": float(found[name]) for name in RETAINED}
+        return {name: value for name, value in logged.items() if not math.isnan(value)}
+
+    def failed(self, lm: LanguageModel) -> list[dict[str, str]]:
+        """Edits among those just scored that the model does not answer as wanted."""
+        return failed_edits(lm, self._missed)
+
+    def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, str]]:
+        """The cases' prompts with the unedited model's answers, this model's and the wanted ones."""
+        cases = case_prompts(self._sample(self.settings.cases))
+        return [
+            {"prompt": case.prompt, "before": old, "after": new, "wanted": case.wanted}
+            for case, old, new in zip(cases, before, answer_cases(lm, cases), strict=True)
+        ]
+
+    # ------------------------------------------------------------------ parts
+
+    def sampled_scores(self, lm: LanguageModel) -> dict[str, float]:
+        """The protocols beside teacher forcing, and free texts, on the fixed sample."""
+        settings = self.settings
+        chosen, scores = self._sample(settings.sample), dict[str, float]()
+        if "probability" in settings.protocols:
+            scores |= _prefixed("probability", probability_scores(lm, chosen))
+        if "generation" in settings.protocols:
+            scores |= _prefixed("generation", generation_scores(lm, chosen))
+        if settings.texts:
+            scores |= text_scores(lm, self._sample(settings.texts), self.references, settings.seed)
+        return scores
+
+    def perplexity(self, lm: LanguageModel) -> float:
+        """Perplexity on the held-out text; NaN if it is turned off."""
+        if self.settings.perplexity_tokens == 0:
+            return float("nan")
+        if self._text is None:
+            documents = read_corpus(self.settings.text) if self.settings.text else [heldout_text()]
+            # Characters enough for the tokens, however many documents there are.
+            self._text = beginning(documents, 20 * self.settings.perplexity_tokens)
+        return perplexity(lm, self._text, self.settings.perplexity_tokens)
+
+    def _sample(self, size: int) -> list[EditRequest]:
+        return [self.requests[place] for place in fixed_sample(len(self.requests), size, self.settings.seed)]
+
+    def _metrics(self) -> list[EditingMetrics]:
+        return [self.everything, self.latest, *(cast(EditingMetrics, metrics) for metrics in self.ages.values())]
+
+
+def score_requests(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: EvaluationSettings = EvaluationSettings(),
+    unedited: NeighborAnswers | None = None,
+) -> dict[str, float]:
+    """Score a model on requests outside a fit, under the names of results.json.
+
+    Args:
+        lm: The language model, edited or not.
+        requests: The requests in the order of the stream.
+        settings: What is measured.
+        unedited: The unedited model's answers to the neighbours, by place, as a run keeps them; without them there is
+            no neighbourhood agreement.
+    """
+    evaluator = Evaluator(settings).to(lm.device)
+    evaluator.plan(requests)
+    evaluator.begin(edits=len(requests), batch_start=0, last=True)
+    for batch in evaluator.batches():
+        evaluator.add(lm, batch, unedited or {})
+    return evaluator.scores(lm)
+
+
+def _update(
+    metrics: EditingMetrics, scored: Sequence[tuple[int, EditRequest, Answers]], unedited: NeighborAnswers
+) -> None:
+    metrics.update([place for place, _, _ in scored], [answers for _, _, answers in scored], unedited)
+
+
+def _tokens(answers: Answers) -> list[list[int]]:
+    return [neighbor.predicted for neighbor in answers.neighbors]
+
+
+def _prefixed(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}/{name}": value for name, value in scores.items()}

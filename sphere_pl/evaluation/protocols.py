@@ -1,0 +1,113 @@
+"""The protocols beside teacher forcing: two answers compared by probability, and answers written freely."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from sphere_pl.data.request import EditRequest
+from sphere_pl.evaluation.editing import means_and_errors
+from sphere_pl.evaluation.generation import answer_tokens, complete
+from sphere_pl.evaluation.scoring import answer
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
+from sphere_pl.prompts import Prompt
+
+ALONE = {"sync_on_compute": False}  # every process scores the whole sample
+
+
+class Comparison(NamedTuple):
+    """One prompt with the answer it should have and the one it should not have."""
+
+    metric: str
+    record: int
+    text: str
+    wanted: str
+    other: str
+
+
+class Question(NamedTuple):
+    """One prompt with all answers that count as right."""
+
+    metric: str
+    record: int
+    text: str
+    accepted: tuple[str, ...]
+
+
+def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[str, float]:
+    """ROME's scores and magnitudes: is the wanted answer likelier than the other one, and by how much.
+
+    Returns:
+        `efficacy`, `generalization`, `specificity`, each also with `_magnitude`, and the standard error of each.
+    """
+    pairs = [pair for record, request in enumerate(requests) for pair in _comparisons(record, request)]
+    both = [Prompt(pair.text.rstrip(), text) for pair in pairs for text in (pair.wanted, pair.other)]
+    scores = iter([found.log_probability for found in answer(lm, both)])
+    rows: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+    for pair in pairs:
+        rows[pair.metric].append((next(scores), next(scores), pair.record))
+    metrics: dict[str, RecordMean] = {}
+    for name in ("efficacy", "generalization", "specificity"):
+        kinds = {name: ProbabilitySuccess(**ALONE), f"{name}_magnitude": ProbabilityMagnitude(**ALONE)}
+        for metric in kinds.values() if rows[name] else ():
+            wanted, other, record = (torch.tensor(column) for column in zip(*rows[name], strict=True))
+            metric.update(wanted, other, record)
+        metrics |= kinds
+    return means_and_errors(metrics)
+
+
+def _comparisons(record: int, request: EditRequest) -> Iterator[Comparison]:
+    new, true = request.target_new, (request.target_true or "").strip()
+    if true:
+        yield Comparison("efficacy", record, request.question, new, true)
+        for text in request.paraphrases:
+            yield Comparison("generalization", record, text, new, true)
+    for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
+        if right.strip():
+            yield Comparison("specificity", record, text, right.strip(), new)
+
+
+def generation_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[str, float]:
+    """Share of prompts whose freely written answer begins with an accepted one; the model sees none of them.
+
+    Returns:
+        `efficacy`, `generalization`, `specificity`, `portability`, and the standard error of each.
+    """
+    questions = [each for record, request in enumerate(requests) for each in _questions(record, request)]
+    texts = _written(lm, questions)
+    metrics: dict[str, RecordMean] = {}
+    for name in ("efficacy", "generalization", "specificity", "portability"):
+        chosen = [(each, text) for each, text in zip(questions, texts, strict=True) if each.metric == name]
+        metrics[name] = metric = AnswerMatch(**ALONE)
+        if chosen:
+            accepted = [each.accepted for each, _ in chosen]
+            metric.update([text for _, text in chosen], accepted, torch.tensor([each.record for each, _ in chosen]))
+    return means_and_errors(metrics)
+
+
+def _written(lm: LanguageModel, questions: Sequence[Question]) -> list[str]:
+    """Answers of the model; how much it may write changes where an answer ends, not how it begins."""
+    room: dict[int, list[int]] = defaultdict(list)
+    for index, each in enumerate(questions):
+        room[answer_tokens(lm, each.accepted)].append(index)
+    found = [""] * len(questions)
+    for new_tokens, indices in room.items():
+        for index, text in zip(
+            indices, complete(lm, [questions[index].text for index in indices], new_tokens), strict=True
+        ):
+            found[index] = text
+    return found
+
+
+def _questions(record: int, request: EditRequest) -> Iterator[Question]:
+    new = (request.target_new, *request.aliases)
+    yield Question("efficacy", record, request.question, new)
+    for text in request.paraphrases:
+        yield Question("generalization", record, text, new)
+    for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
+        if right.strip():
+            yield Question("specificity", record, text, (right,))
+    for text, accepted in zip(request.portability, request.portability_answers, strict=False):
+        yield Question("portability", record, text, accepted)

@@ -1,0 +1,62 @@
+"""What is measured, on how much of the data."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from sphere_pl.errors import UserError
+
+Protocol = Literal["teacher_forced", "probability", "generation"]
+_AT_LEAST = {"batch_size": 1, "validation_records": 1, "sample": 0, "texts": 0, "cases": 0}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What is measured before, during and after editing.
+
+    Teacher-forced scores are taken at every validation. The other protocols, free texts and cases take longer: they
+    are taken once before the first edit and once at the end, on a fixed sample.
+
+    Args:
+        text: A text file or hub data set to measure perplexity on; the built-in held-out text if None.
+        perplexity_tokens: How many tokens of it to read; 0 turns perplexity off.
+        batch_size: Records scored together; the more, the more of their prompts begin alike and share work.
+        protocols: Which of the three; teacher_forced is what validations, the report and the callbacks go by, and
+            cannot be left out.
+        sample: Records that the other protocols score.
+        texts: Records of whose generation prompts free texts are written, for fluency; 0 for none.
+        references: ROME's attribute_snippets.json, or a file of your own in its form, for the consistency of those
+            texts.
+        cases: Records whose answers before and after are shown side by side.
+        validation_records: During the run, so many of the edits so far are scored at most; at its end all are.
+        seed: Which records the samples hold.
+    """
+
+    text: str | None = None
+    perplexity_tokens: int = 2048
+    batch_size: int = 100
+    protocols: list[Protocol] = field(default_factory=lambda: list(get_args(Protocol)))
+    sample: int = 20
+    texts: int = 0
+    references: str | None = None
+    cases: int = 4
+    validation_records: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, least in _AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"`evaluation.{name}={getattr(self, name)}` must be at least {least}.")
+        if self.perplexity_tokens != 0 and self.perplexity_tokens < 2:
+            raise UserError(f"`evaluation.perplexity_tokens={self.perplexity_tokens}` must be 0 (off) or at least 2.")
+        unknown = set(self.protocols) - set(get_args(Protocol))
+        if unknown or "teacher_forced" not in self.protocols:
+            raise UserError(
+                f"`evaluation.protocols={list(self.protocols)}` must hold teacher_forced, by which validations go, and "
+                "may hold probability and generation."
+            )
+        if self.references is not None and self.texts == 0:
+            raise UserError(
+                "`evaluation.references` is there to compare free texts with, but `evaluation.texts=0` writes none. "
+                "Set --model.evaluation.texts to a number of records."
+            )

@@ -1,0 +1,79 @@
+"""How well each request's target value was found: targets.csv in the run folder."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from sphere_pl.editor import SequentialEditor
+from sphere_pl.files import write_text
+
+COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
+
+
+class TargetTable(L.Callback):
+    """One row a request, on disk after every batch; nothing for methods without target values.
+
+    `probability` and `loss` are those at the last look, `clamped` says that the shift ended on its norm bound, and
+    `converged` that the loss fell below `targets.stop_loss` before the steps ran out.
+
+    Args:
+        run_dir: The run folder.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.path = Path(run_dir) / "targets.csv"
+        self._rows = torch.zeros(0, 6, dtype=torch.float64)
+        self._restored = False
+
+    @override
+    def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Begin with an empty table unless the run goes on."""
+        if not self._restored:
+            self._rows = self._rows[:0]
+            if trainer.is_global_zero:
+                self.path.unlink(missing_ok=True)
+        self._restored = False
+
+    @override
+    def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
+        """Add the rows of the batch."""
+        if not isinstance(pl_module, SequentialEditor) or pl_module.found is None:
+            return
+        found, first = pl_module.found, pl_module.batch_start
+        places = torch.arange(first, first + len(found.loss), device=found.loss.device)
+        converged = ~found.unconverged(pl_module.target_settings)
+        columns = [places, found.probability, found.loss, found.steps, found.clamped, converged]
+        self._rows = torch.cat([self._rows, torch.stack([each.double().cpu() for each in columns], dim=1)])
+        if trainer.is_global_zero:
+            write_text(self.path, self._text(pl_module))
+
+    @override
+    def state_dict(self) -> dict[str, Tensor]:
+        """The rows so far."""
+        return {"rows": self._rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on below them."""
+        self._rows, self._restored = state_dict["rows"], True
+
+    def summary(self) -> dict[str, int]:
+        """How many requests did not converge, and how many shifts ended on their bound."""
+        return {"unconverged": int((self._rows[:, 5] == 0).sum()), "clamped": int(self._rows[:, 4].sum())}
+
+    def _text(self, editor: SequentialEditor) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for place, probability, loss, steps, clamped, converged in self._rows.tolist():
+            request = editor.requests[int(place)]
+            flags = ("yes" if clamped else "no", "yes" if converged else "no")
+            numbers = (f"{probability:.6g}", f"{loss:.6g}", int(steps))
+            writer.writerow((int(place) + 1, request.case_id, request.subject, *numbers, *flags))
+        return text.getvalue()

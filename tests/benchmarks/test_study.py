@@ -1,0 +1,291 @@
+import json
+import math
+import sys
+
+import pytest
+
+from benchmarks import study, study_page
+from benchmarks.study_cells import FULL, PRESETS, alphaedit, cell, parse
+from benchmarks.study_claims import DOES_NOT, HOLDS, OPEN, verdicts
+from benchmarks.study_results import Run, correlation, load, pairs, shares
+from sphere_pl.cli import main
+
+WEIGHT = "model.layers.4.mlp.down_proj.weight"
+
+
+def make_run(name, efficacy, energy=None, perplexity=None, share=0.09, chance=0.09, generalization=0.5, **more):
+    """A finished cell with a validation every 100 edits."""
+    n = len(efficacy)
+    edits = [100.0 * (i + 1) for i in range(n)]
+    constant = {"val/generalization": generalization, "val/specificity": 0.3, "val/neighborhood_agreement": 0.8}
+    validations = {
+        "edits": edits,
+        "val/efficacy": efficacy,
+        "batch/efficacy": efficacy,
+        "val/perplexity": perplexity or [50.0] * n,
+        **{metric: [value] * n for metric, value in constant.items()},
+    }
+    energy = energy or [0.001 * (i + 1) for i in range(n)]
+    batches = {"edits": edits, "energy/mean": [0.5 + e for e in energy], "energy/change": energy}
+    for ratio in ("0.1", "0.5", "0.9"):
+        batches[f"shares/update_{ratio}/{WEIGHT}"] = [share] * n
+        batches[f"shares/chance_{ratio}/{WEIGHT}"] = [chance] * n
+        for kind in ("start", "accumulated"):
+            batches[f"shares/{kind}_{ratio}/{WEIGHT}"] = [share] * n
+    found = {"validations": validations, "batches": batches, "failed": None, "before": {"perplexity": 46.0}}
+    return Run(parse(name), {**found, "seconds_per_edit": 0.5, **more})
+
+
+def make_pairs(plain, sphere, method="alphaedit", draws=(1, 2, 3), **more):
+    runs = []
+    for draw in draws:
+        runs.append(make_run(f"counterfact-{method}-plain-draw{draw}-{100 * len(plain)}", plain))
+        runs.append(make_run(f"counterfact-{method}-current-draw{draw}-{100 * len(sphere)}", sphere, **more))
+    return runs
+
+
+def words(runs):
+    return {verdict.claim.split(",")[0]: verdict.word for verdict in verdicts(runs)}
+
+
+COLLAPSE, INTERFERE, FOLLOW, STEADY, ABILITY, BETTER, LASTS, PLUG = (
+    "Sequential editing without SPHERE collapses the model.",
+    "Updates of the usual methods interfere with the principal directions of the weights.",
+    "Fluctuations of the energy go with the loss of performance.",
+    "SPHERE holds the hyperspherical energy.",
+    "SPHERE keeps general ability.",
+    "SPHERE outperforms AlphaEdit",
+    "With SPHERE a method lasts for more edits.",
+    "As a plug-in SPHERE improves other methods",
+)
+
+
+# ---------------------------------------------------------------- records and cells
+
+
+@pytest.fixture
+def source(tmp_path):
+    records = [{"case_id": i, "paraphrase_prompts": ["a", "b"], "neighborhood_prompts": ["c", "d"]} for i in range(900)]
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_no_draw_holds_a_record_of_the_tuning(source):
+    ids = {draw: [record["case_id"] for record in study.records(source, draw)] for draw in (0, 1, 2)}
+    assert len(ids[0]) == study.TUNING
+    assert not set(ids[0]) & set(ids[1])
+    assert sorted(ids[1]) == sorted(ids[2])
+    assert ids[1] != ids[2]
+    assert ids[1] == [record["case_id"] for record in study.records(source, 1)]
+
+
+def test_one_prompt_of_each_kind_is_kept(source):
+    record = study.records(source, 1)[0]
+    assert record["paraphrase_prompts"] == ["a"]
+    assert record["neighborhood_prompts"] == ["c"]
+
+
+@pytest.mark.parametrize("cell", FULL, ids=lambda cell: cell.name)
+def test_a_cells_name_says_what_it_is(cell):
+    key = parse(cell.name)
+    assert key.name == cell.name
+    assert key.edits == cell.edits
+    assert f"--data.limit={key.edits}" in cell.arguments
+
+
+def test_no_two_cells_have_one_name():
+    assert len({cell.name for cell in FULL}) == len(FULL)
+    assert all(cell in FULL for preset in PRESETS.values() for cell in preset)
+
+
+SHOWN = {parse(cell.name)._replace(draw=0, edits=0, label=""): cell for cell in FULL if "_eta" not in cell.name}
+
+
+@pytest.mark.parametrize("cell", SHOWN.values(), ids=lambda cell: cell.name)
+def test_every_kind_of_cell_is_understood(cell, monkeypatch, capsys):
+    arguments = ["sphere_pl", "fit", *cell.arguments, "--data.path=facts.json", "--print_config"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    without = "strength: 0.0" in capsys.readouterr().out
+    assert without == (parse(cell.name).variant.endswith("plain") or "-prune-" in cell.name)
+
+
+def test_a_point_of_the_sweep_is_its_numbers():
+    one = alphaedit("pretrained_eta0.3_alpha0.25", 1)
+    wanted = {"--projection.cumulative_ratio=0.3", "--projection.strength=0.25", "--projection.basis=pretrained"}
+    assert wanted <= set(one.arguments)
+
+
+def test_sphere_has_the_papers_strength():
+    assert "--projection.strength=0.5" in cell("alphaedit", "current").arguments
+    assert "--projection.strength=0.8" in cell("memit", "current").arguments
+
+
+def test_the_estimate_takes_no_time_from_a_busy_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    for draw, seconds, average in ((1, 400.0, 1.5), (2, 9000.0, 8.0)):
+        found = {"edits": 800, "seconds": seconds, "load": {"average": average, "cores": 2}}
+        (tmp_path / f"counterfact-memit-plain-draw{draw}-800.json").write_text(json.dumps(found))
+    costs = study.measured_costs([cell("memit", draw=3), cell("ft")])
+    assert costs == {"counterfact-memit-plain-draw3-800": 0.5}
+
+
+# ---------------------------------------------------------------- results
+
+
+def test_the_collapse_is_the_first_validation_below_sixty_percent():
+    assert make_run("counterfact-memit-plain-draw1-300", [0.9, 0.6, 0.59]).collapse == 300
+    assert make_run("counterfact-memit-plain-draw1-300", [0.9, 0.6, 0.6]).collapse is None
+
+
+def test_a_pair_is_compared_where_both_were_measured():
+    runs = make_pairs([0.9, 0.8, 0.7], [0.9, 0.85], draws=(1,))
+    (pair,) = pairs(runs)
+    assert pair.edits == 200
+    difference = pair.difference("val/efficacy")
+    assert difference.value == pytest.approx(0.05)
+    assert difference.error == pytest.approx(math.sqrt((0.85 * 0.15 + 0.8 * 0.2) / 200))
+
+
+def test_anchored_runs_are_paired_with_each_other():
+    names = ("plain", "anchored_plain", "anchored_current", "two_sided")
+    runs = [make_run(f"counterfact-alphaedit-{name}-draw1-200", [0.9, 0.8]) for name in names]
+    found = {(pair.sphere.key.variant, pair.plain.key.variant) for pair in pairs(runs, None)}
+    assert found == {("anchored_current", "anchored_plain"), ("two_sided", "plain")}
+
+
+def test_correlations_need_points():
+    assert (
+        correlation(make_run("counterfact-memit-plain-draw1-300", [0.9, 0.8, 0.7]), "val/efficacy", differences=0)
+        is None
+    )
+    run = make_run("counterfact-memit-plain-draw1-500", [0.9, 0.8, 0.7, 0.6, 0.5])
+    assert correlation(run, "val/efficacy", differences=False).rho == pytest.approx(-1)
+
+
+def test_shares_are_means_over_the_batches():
+    run = make_run("counterfact-memit-plain-draw1-200", [0.9, 0.8], share=0.2, chance=0.1)
+    assert shares(run) == {WEIGHT: pytest.approx((0.2, 0.1))}
+
+
+# ---------------------------------------------------------------- claims
+
+
+def test_nothing_can_be_told_from_nothing():
+    assert set(words([]).values()) == {OPEN}
+
+
+def test_collapse_holds_when_a_plain_run_has_collapsed():
+    assert words([make_run("counterfact-memit-plain-draw1-200", [0.9, 0.5])])[COLLAPSE] == HOLDS
+    assert words([make_run("counterfact-memit-plain-draw1-200", [0.9, 0.7])])[COLLAPSE] == OPEN
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.2, HOLDS), (0.09, DOES_NOT)])
+def test_interference_is_measured_against_chance(share, word):
+    assert words([make_run("counterfact-memit-plain-draw1-200", [0.9, 0.7], share=share)])[INTERFERE] == word
+
+
+def wave(sign, n=24):
+    """Energy and efficacy whose differences agree or disagree at every step."""
+    turns = [(-1) ** (i // 2) * (1 + i % 5) for i in range(n)]
+    energy = [0.1 + 0.001 * sum(turns[: i + 1]) for i in range(n)]
+    return energy, [0.5 + sign * 0.01 * sum(turns[: i + 1]) for i in range(n)]
+
+
+def test_energy_and_efficacy_that_move_together_are_seen():
+    energy, efficacy = wave(-1)
+    runs = [make_run(f"counterfact-memit-plain-draw{i}-2400", efficacy, energy) for i in (1, 2, 3)]
+    assert words(runs)[FOLLOW] == HOLDS
+    assert words(runs[:2])[FOLLOW] == OPEN
+
+
+def test_energy_and_efficacy_that_move_apart_are_seen_in_long_runs_only():
+    energy, _ = wave(1)
+    noise = [0.5 + 0.01 * math.sin(7.3 * i * i) for i in range(24)]
+    runs = [make_run(f"counterfact-memit-plain-draw{i}-2400", noise, energy) for i in (1, 2, 3)]
+    short = [make_run(f"counterfact-memit-plain-draw{i}-800", noise[:8], energy[:8]) for i in (1, 2, 3)]
+    assert words(runs)[FOLLOW] == DOES_NOT
+    assert words(short)[FOLLOW] == OPEN
+
+
+def test_a_steadier_energy_must_be_seen_in_every_pair():
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], energy=[0.0005, 0.001]))[STEADY] == HOLDS
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], energy=[0.002, -0.004]))[STEADY] == DOES_NOT
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], energy=[0.0005, 0.001], draws=(1, 2)))[STEADY] == OPEN
+
+
+def test_ability_is_a_lower_perplexity():
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], perplexity=[49.0, 49.0]))[ABILITY] == HOLDS
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], perplexity=[51.0, 51.0]))[ABILITY] == DOES_NOT
+
+
+def test_a_gain_over_alphaedit_is_held_against_zero_and_the_papers_figure():
+    long = [0.9] * 7
+    assert words(make_pairs([*long, 0.5], [*long, 0.9], generalization=0.9))[BETTER] == HOLDS
+    assert words(make_pairs([*long, 0.5], [*long, 0.5]))[BETTER] == DOES_NOT
+    assert words(make_pairs([*long, 0.7], [*long, 0.9], generalization=0.9))[BETTER] == OPEN
+    assert words(make_pairs([*long, 0.5], [*long, 0.9], method="memit"))[BETTER] == OPEN
+
+
+def test_lasting_longer_is_a_later_collapse():
+    assert words(make_pairs([0.9, 0.5, 0.4], [0.9, 0.7, 0.5]))[LASTS] == HOLDS
+    assert words(make_pairs([0.9, 0.5, 0.4], [0.9, 0.5, 0.4]))[LASTS] == DOES_NOT
+    assert words(make_pairs([0.9, 0.8, 0.7], [0.9, 0.8, 0.7]))[LASTS] == OPEN
+
+
+def test_the_plug_in_is_judged_from_three_methods_on():
+    better = [
+        run for name in ("memit", "ft", "rect") for run in make_pairs([0.4] * 8, [0.8] * 8, method=name, draws=(1,))
+    ]
+    same = [run for name in ("memit", "ft", "rect") for run in make_pairs([0.8] * 8, [0.8] * 8, name, draws=(1,))]
+    assert words(better)[PLUG] == HOLDS
+    assert words(same)[PLUG] == DOES_NOT
+    assert words(better[:4])[PLUG] == OPEN
+
+
+# ---------------------------------------------------------------- the page
+
+
+def geometry():
+    return json.loads(study_page.GEOMETRY.read_text(encoding="utf-8"))
+
+
+def test_the_page_shows_every_run_and_what_was_not_run():
+    runs = make_pairs([0.9, 0.5], [0.9, 0.7], draws=(1,))
+    runs.append(make_run("counterfact-memit-plain-tune_weight1000-draw0-200", [0.9, 0.8]))
+    text = study_page.page(runs, geometry())
+    assert "| alphaedit, draw 1 | 200 | 0.500 ± 0.035 |" in text
+    assert "| alphaedit current, draw 1 | 200 | 0.700 ± 0.032 |" in text
+    assert "| memit tune_weight1000 | 200 | 0.800 |" in text
+    assert f"- {FULL[0].name}\n" in text
+
+
+def test_what_some_run_has_measured_beside_is_shown_and_the_rest_named():
+    run = make_run("counterfact-ft-plain-draw1-200", [0.9, 0.8])
+    assert "any of them: retention by age, general abilities," in study_page.page([run], geometry())
+    run.found["validations"]["retention/earliest/efficacy"] = [0.9, 0.25]
+    text = study_page.page([run], geometry())
+    assert "## Retention by age\n\n| run | earliest/efficacy |\n|---|---|\n| ft, draw 1 | 0.250 |" in text
+    assert "any of them: general abilities," in text
+    more = make_run("counterfact-ft-plain-draw1-200", [0.9, 0.8], after={"generation/efficacy": 0.125})
+    assert "## Free generation\n\n| run | efficacy |\n|---|---|\n| ft, draw 1 | 0.125 |" in study_page.page(
+        [more], geometry()
+    )
+
+
+def test_a_run_that_broke_off_says_so():
+    run = make_run("counterfact-ft-plain-draw1-800", [0.9, 0.5], failed="error: collapsed")
+    assert "| ft, draw 1 | 200, broke off |" in study_page.page([run], geometry())
+
+
+def test_the_figures_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(study_page, "FIGURES", tmp_path)
+    study_page.draw_figures(make_pairs([0.9, 0.5], [0.9, 0.7], draws=(1, 2)))
+    assert {path.name for path in tmp_path.iterdir()} == {"counterfact-alphaedit.png", "shares.png", "changes.png"}
+
+
+def test_the_page_in_the_repository_is_the_one_that_the_results_make():
+    assert study_page.PAGE.read_text(encoding="utf-8") == study_page.page(load(study_page.RESULTS), geometry())

@@ -1,0 +1,41 @@
+"""Every command on a saved run that the documents name is understood."""
+
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from sphere_pl.cli import _COMMANDS
+
+ROOT = Path(__file__).parent.parent.parent
+TEXT = (ROOT / "README.md").read_text() + (ROOT / "docs" / "after-the-run.md").read_text()
+COMMANDS = [
+    shlex.split(line.split(" #")[0])
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+    if re.match(r"python -m sphere_pl (export|diff|validate|test|predict) ", line)
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_is_understood(words):
+    parser = import_module(_COMMANDS[words[3]])._parser()
+    _, rest = parser.parse_known_args(words[4:])
+    assert all(flag.startswith("--data.") for flag in rest[::2])
+
+
+def test_the_commands_are_found():
+    assert {words[3] for words in COMMANDS} == {"export", "diff", "validate", "test", "predict"}
+
+
+def test_each_argument_of_the_edit_log_is_one_of_fit(capsys, monkeypatch):
+    import sys
+
+    from sphere_pl.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", "--edit_log=changes", "--print_config"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "edit_log: changes" in capsys.readouterr().out
