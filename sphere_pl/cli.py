@@ -29,17 +29,20 @@ from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.fingerprints import settings_that_count
 from sphere_pl.interrupts import RunInterrupted
-from sphere_pl.loggers import run_loggers
+from sphere_pl.live import LiveReport
+from sphere_pl.loggers import WandbSettings, run_loggers
 from sphere_pl.preflight import MemoryPreflight
 from sphere_pl.progress import EditProgress
-from sphere_pl.results import RunResults
+from sphere_pl.results import RunResults, method_name
 from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
 from sphere_pl.runs.log import Kept
 from sphere_pl.target_table import TargetTable
+from sphere_pl.tracking import WandbPanels
 
 # Commands beside Lightning's own: each module has a `main(args)`.
 _COMMANDS = {
     "compare": "sphere_pl.compare",
+    "dashboard": "sphere_pl.dashboard",
     "export": "sphere_pl.runs.export",
     "diff": "sphere_pl.runs.diff",
     "validate": "sphere_pl.runs.validate",
@@ -97,7 +100,7 @@ class EditingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks that every run has."""
         parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<time>-<name> if left out.")
-        parser.add_argument("--project", type=str, default="sphere_pl", help="The wandb project.")
+        parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
         parser.add_argument(
             "--edit_log",
             type=Kept,
@@ -143,12 +146,14 @@ class EditingCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
             MemoryPreflight(),
+            LiveReport(run_dir),
             EditLog(
                 run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
             ),
             TargetTable(run_dir),
             RunResults(run_dir),
             abilities,
+            WandbPanels(run_dir),
         ]
         # A mistake in the data ends the run before anything is written.
         self.datamodule.setup("fit")
@@ -159,9 +164,17 @@ class EditingCLI(LightningCLI):
         self._dump_config()
         self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
-            kwargs["logger"] = run_loggers(run_dir, self._get(self.config_init, "project"), self.config_dump, resumed)
+            settings = self._get(self.config_init, "wandb")
+            kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
         kwargs["default_root_dir"] = run_dir
         return super().instantiate_trainer(**kwargs)
+
+    def _labels(self) -> list[str]:
+        """Method, model and data: what runs are told apart by."""
+        configured = self._get(self.config_init, "trainer").get("callbacks") or []
+        callbacks = [*(configured if isinstance(configured, list) else [configured])]
+        method = method_name(self.model.method, [*callbacks, self._get(self.config_init, "projection")])
+        return [method, Path(self.model.name).name, self.datamodule.name]
 
 
 def run(args: Sequence[str]) -> EditingCLI:

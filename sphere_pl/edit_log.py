@@ -244,7 +244,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
             Matrix(site.name, (int(weight.shape[0]), int(weight.shape[1])), site.fan_in_fan_out)
             for site, weight in zip(editor.sites, editor.weights, strict=True)
         ],
-        method=method_name(editor, trainer),
+        method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
         solvable=solvable and editor.solves,
         restraint={
             "modules": restraints[0].modules,

@@ -5,6 +5,8 @@ import io
 import logging
 import netrc
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -16,6 +18,28 @@ from typing_extensions import override
 from sphere_pl.files import write_text
 
 log = logging.getLogger(__name__)
+
+# The summary of a run holds the last and the best value of each metric: the smallest of these, the largest of those.
+_LESS_IS_BETTER = ("val/perplexity", "drift/")
+_MORE_IS_BETTER = ("val/", "batch/", "retention/", "abilities/")
+_LONGEST_TAG, _LONGEST_GROUP = 64, 128  # wandb refuses longer ones
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Where a run stands among others in wandb.
+
+    Args:
+        project: The project.
+        entity: The user or team; your default one if None.
+        group: Runs of one group are drawn as one curve with its spread; method, model and data if None.
+        tags: More tags, beside method, model and data.
+    """
+
+    project: str = "sphere_pl"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
 
 
 class MetricsFile(Logger):
@@ -109,19 +133,65 @@ class MetricsFile(Logger):
         self._columns = columns
 
 
-def run_loggers(run_dir: str, project: str, config: dict[str, Any], resumed: bool = False) -> list[Logger]:
+class EditsLogger(WandbLogger):
+    """A wandb run whose curves all have the edits done so far as their axis.
+
+    Each name is defined when it first comes: where several of wandb's own patterns fit a name, it is open which counts.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(experiment=run)
+        self._defined: set[str] = {"edits"}
+        run.define_metric("edits")
+
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log one row."""
+        for name in metrics:
+            if name not in self._defined:
+                self._defined.add(name)
+                self.experiment.define_metric(name, step_metric="edits", step_sync=True, summary=summary_of(name))
+        super().log_metrics(metrics, step)
+
+
+def summary_of(name: str) -> str | None:
+    """Which values of a metric a run's summary holds, in wandb's words.
+
+    Example:
+        >>> summary_of("val/efficacy"), summary_of("val/perplexity"), summary_of("time/seconds")
+        ('last,max', 'last,min', None)
+    """
+    if name.startswith(_LESS_IS_BETTER):
+        return "last,min"
+    return "last,max" if name.startswith(_MORE_IS_BETTER) else None
+
+
+def run_loggers(
+    run_dir: str,
+    settings: WandbSettings,
+    config: dict[str, Any],
+    labels: Sequence[str] = (),
+    resumed: bool = False,
+) -> list[Logger]:
     """The default loggers.
 
     Args:
         run_dir: The run folder; metrics.csv and an offline wandb run go there.
-        project: The wandb project.
+        settings: Where the run stands in wandb.
         config: The run's configuration, shown by wandb.
+        labels: Method, model and data: the run's tags, and its group if the settings name none.
         resumed: Whether the run goes on from a checkpoint.
     """
-    return [MetricsFile(run_dir), *_wandb(run_dir, project, config, resumed)]
+    return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels, resumed)]
 
 
-def _wandb(run_dir: str, project: str, config: dict[str, Any], resumed: bool) -> list[Logger]:
+def _wandb(
+    run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str], resumed: bool
+) -> list[Logger]:
     """A wandb run: online when the user is logged in, offline otherwise, none if wandb cannot start."""
     mode = os.environ.get("WANDB_MODE")
     if mode == "disabled" or getattr(rank_zero_only, "rank", 0) != 0:
@@ -129,13 +199,16 @@ def _wandb(run_dir: str, project: str, config: dict[str, Any], resumed: bool) ->
     import wandb
 
     earlier = _earlier_run(Path(run_dir)) if resumed else None
-    first: Literal["online", "offline"] = "online" if mode != "offline" and _logged_in() else "offline"
+    first: Literal["online", "offline"] = "online" if mode != "offline" and logged_in() else "offline"
     attempts: list[Literal["online", "offline"]] = ["online", "offline"]
     for attempt in attempts[attempts.index(first) :]:
         try:
             Path(run_dir).mkdir(parents=True, exist_ok=True)
             run = wandb.init(
-                project=project,
+                project=settings.project,
+                entity=settings.entity,
+                group=settings.group or ", ".join(labels)[:_LONGEST_GROUP] or None,
+                tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in (*labels, *(settings.tags or ())))),
                 name=Path(run_dir).name,
                 # Only a run that is online can be taken up again; offline a second one is written beside it.
                 id=earlier if attempt == "online" else None,
@@ -145,9 +218,7 @@ def _wandb(run_dir: str, project: str, config: dict[str, Any], resumed: bool) ->
                 config=config,
                 settings=wandb.Settings(init_timeout=30, silent=True),
             )
-            run.define_metric("edits")
-            run.define_metric("*", step_metric="edits")
-            return [WandbLogger(experiment=run)]
+            return [EditsLogger(run)]
         except (wandb.errors.Error, OSError) as error:
             log.warning("wandb could not start %s: %s", attempt, error)
     return []
@@ -159,7 +230,7 @@ def _earlier_run(run_dir: Path) -> str | None:
     return names[-1].rpartition("-")[2] if names else None
 
 
-def _logged_in() -> bool:
+def logged_in() -> bool:
     """Whether a key is at hand, without asking for one."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -1,5 +1,6 @@
 """Progress that people can read: edits done, time left, and how the model is holding up."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typing_extensions import override
+
+UNEDITED = "unedited model"  # what the evaluator calls its pass over every request
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -58,6 +61,8 @@ class EditProgress(ProgressBar):
         self._progress: Progress | None = None
         self._edits: TaskID | None = None
         self._clock = _Clock()
+        self._took: dict[str, float] = {}
+        self._validation: TaskID | None = None
 
     @override
     def disable(self) -> None:
@@ -90,6 +95,7 @@ class EditProgress(ProgressBar):
             yield item
             left = (time.monotonic() - began) / done * (total - done)
             progress.update(task, completed=done, left=f"{_duration(left)} left" if done < total else "")
+        self._took[description] = time.monotonic() - began
         progress.remove_task(task)
 
     @override
@@ -107,7 +113,12 @@ class EditProgress(ProgressBar):
             total = len(getattr(pl_module, "requests", ())) or None
             done = getattr(pl_module, "edits_seen", 0)
             self._edits = self._start().add_task("editing", total=total, completed=done, left="", scores="")
-            self._clock.start(done, total)
+            size = batch_size(trainer)
+            every = min(float(trainer.val_check_batch or math.inf) * size, float(total or 0))
+            evaluation: Any = getattr(pl_module, "evaluation", None)
+            self._clock.start(done, total, int(every), evaluation.validation_records if evaluation else None)
+            if UNEDITED in self._took:
+                self._clock.scored(self._took[UNEDITED], total or 0)
 
     @override
     def on_train_batch_end(
@@ -118,12 +129,34 @@ class EditProgress(ProgressBar):
 
     @override
     def on_validation_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Keep the time of validation apart: it grows with the number of edits."""
+        """Keep the time of validation apart: it grows with the number of edits. Show a bar of its own."""
         self._clock.validating()
+        if self._progress is not None and self._edits is not None:
+            evaluation: Any = getattr(pl_module, "evaluation", None)
+            size = evaluation.batch_size if evaluation else 1
+            total = math.ceil(self._clock.records(getattr(pl_module, "edits_seen", 0)) / size)
+            self._validation = self._progress.add_task("validation", total=total, left="", scores="")
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: "L.Trainer",
+        pl_module: "L.LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar of the validation on."""
+        if self._progress is not None and self._validation is not None:
+            self._progress.advance(self._validation)
 
     @override
     def on_validation_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Show the new scores; print a line where no bar can be drawn."""
+        if self._progress is not None and self._validation is not None:
+            self._progress.remove_task(self._validation)
+        self._validation = None
         if self._edits is None:
             return
         self._clock.validated(getattr(pl_module, "edits_seen", 0))
@@ -142,7 +175,7 @@ class EditProgress(ProgressBar):
         """Give the terminal back."""
         if self._progress is not None:
             self._progress.stop()
-        self._progress, self._edits = None, None
+        self._progress, self._edits, self._validation = None, None, None
 
     @override
     def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -156,17 +189,36 @@ class EditProgress(ProgressBar):
 
 
 class _Clock:
-    """Estimates the time left: editing grows with the edits, validation over all edits with their square."""
+    """Estimates the time left: editing grows with the edits, a validation with the records that it scores.
+
+    What a record takes to score is known from the pass over the unedited model before the first validation.
+    """
 
     def __init__(self) -> None:
         self._began = 0.0
         self._first, self._total = 0, 0
-        self._validated, self._work = 0.0, 0.0
+        self._every, self._most = 0, 0
+        self._validated, self._checked = 0.0, 0
+        self._scoring, self._scored = 0.0, 0
         self._entered: float | None = None
 
-    def start(self, done: int, total: int | None) -> None:
-        """Begin at `done` edits."""
+    def start(self, done: int, total: int | None, every: int = 0, most: int | None = None) -> None:
+        """Begin at `done` edits.
+
+        Args:
+            done: Edits that an earlier run has made.
+            total: All that will be made.
+            every: Edits between validations; the last batch is always followed by one.
+            most: Most edits that a validation scores, but for the last one; all if None.
+        """
         self._began, self._first, self._total = time.monotonic(), done, total or 0
+        self._every, self._checked = every, done
+        self._most = self._total if most is None else most
+
+    def scored(self, seconds: float, records: int) -> None:
+        """Take note of how long it took to score some records."""
+        self._scoring += seconds
+        self._scored += records
 
     def validating(self) -> None:
         """A validation begins."""
@@ -175,8 +227,10 @@ class _Clock:
     def validated(self, done: int) -> None:
         """A validation over `done` edits has ended."""
         if self._entered is not None:
-            self._validated += time.monotonic() - self._entered
-            self._work += done
+            seconds = time.monotonic() - self._entered
+            self._validated += seconds
+            self.scored(seconds, self.records(done))
+            self._checked = done
         self._entered = None
 
     def left(self, done: int) -> str:
@@ -185,17 +239,23 @@ class _Clock:
         return "" if seconds is None else f"{_duration(seconds)} left"
 
     def seconds_left(self, done: int) -> float | None:
-        """Seconds left, None before the first batch is done."""
-        edited = done - self._first
-        if edited <= 0 or done >= self._total:
+        """Seconds left, None before the first batch is done and after the last validation."""
+        edited, records = done - self._first, self._records_left()
+        if edited <= 0 or (done >= self._total and not records):
             return None
         editing = (time.monotonic() - self._began - self._validated) / edited * (self._total - done)
-        if not self._work:
-            return editing
-        # Validations so far covered `work` records in `edited` edits; the rest goes on at the same spacing.
-        every = done**2 / (2 * self._work)
-        remaining = (self._total**2 - done**2) / (2 * max(every, 1e-9))
-        return editing + self._validated / self._work * remaining
+        return editing + (self._scoring / self._scored * records if self._scored else 0.0)
+
+    def records(self, done: int) -> int:
+        """Records that the validation after `done` edits scores."""
+        return done if done >= self._total else min(done, self._most)
+
+    def _records_left(self) -> int:
+        """Records that the validations still to come will score."""
+        if not self._every or self._checked >= self._total:
+            return 0
+        points = range(self._every, self._total, self._every)
+        return sum(self.records(point) for point in (*points, self._total) if point > self._checked)
 
 
 def _duration(seconds: float) -> str:
@@ -207,6 +267,11 @@ def _duration(seconds: float) -> str:
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def batch_size(trainer: "L.Trainer") -> int:
+    """Edits in a batch, as far as the loader says."""
+    return int(getattr(trainer.train_dataloader, "batch_size", None) or 0)
 
 
 def _scores(trainer: "L.Trainer") -> str:

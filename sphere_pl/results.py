@@ -6,6 +6,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sphere_pl.checkpoints import RunCheckpoints
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
+from sphere_pl.methods.base import Method
 from sphere_pl.target_table import TargetTable
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
@@ -112,7 +114,7 @@ class RunResults(L.Callback):
         results: dict[str, Any] = finite(
             {
                 "model": editor.name,
-                "method": method_name(editor, trainer),
+                "method": method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
                 "edits": editor.edits_seen,
                 "before": editor.before,
                 "after": editor.after,
@@ -136,10 +138,10 @@ class RunResults(L.Callback):
         return results
 
 
-def method_name(editor: SequentialEditor, trainer: "L.Trainer") -> str:
+def method_name(method: Method, callbacks: Iterable[L.Callback]) -> str:
     """The method and what its updates pass through."""
-    parts = [editor.method.name]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    parts = [method.name]
+    for callback in callbacks:
         if isinstance(callback, SparseProjection) and callback.strength > 0:
             parts.append("SPHERE")
         elif type(callback).__name__ in _TRANSFORMS:

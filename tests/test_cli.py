@@ -434,3 +434,47 @@ def test_missing_data_of_an_ability_ends_a_run_before_anything_is_written(cli, m
     assert status == 2
     assert "error: The task 'boolq' needs boolq-dev.jsonl" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_every_logger_gets_the_same_scalars(cli, model_folder, facts, tmp_path):
+    loggers = [
+        *("--trainer.logger+=sphere_pl.loggers.MetricsFile", f"--trainer.logger.run_dir={tmp_path / 'run'}"),
+        *("--trainer.logger+=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}"),
+        *("--trainer.logger+=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path / 'tb'}"),
+    ]
+    status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), *loggers)
+    assert status == 0, err
+    ours = rows_of(tmp_path / "run" / "metrics.csv")
+    (csv_file,) = (tmp_path / "csv").rglob("metrics.csv")
+    (events,) = (tmp_path / "tb").rglob("events.out.tfevents.*")
+    assert {"edits", "val/efficacy", "batch/efficacy", "energy/mean", "time/seconds"} <= set(ours)
+    assert set(rows_of(csv_file)) == set(ours)
+    board = scalars_of(events)
+    assert set(board) - {"hp_metric"} == set(ours)
+    assert board["val/efficacy"] == pytest.approx(ours["val/efficacy"])
+    assert board["edits"] == pytest.approx(ours["edits"])
+    assert 'id="accuracy"' in (tmp_path / "run" / "report.html").read_text()
+
+
+def rows_of(path):
+    """The values of each scalar of a CSV file, in the order of its rows."""
+    found = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            for name, text in row.items():
+                if text and name not in {"step", "epoch"}:
+                    found.setdefault(name, []).append(float(text))
+    return found
+
+
+def scalars_of(path):
+    """The values of each scalar of a TensorBoard file: records of a length, its checksum, an event and its checksum."""
+    event = pytest.importorskip("tensorboardX.proto.event_pb2").Event
+    found, data = {}, path.read_bytes()
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        for value in event.FromString(data[12 : 12 + size]).summary.value:
+            if value.HasField("simple_value") and value.tag != "epoch":
+                found.setdefault(value.tag, []).append(value.simple_value)
+        data = data[16 + size :]
+    return found

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from sphere_pl.loggers import MetricsFile, run_loggers
+from sphere_pl.loggers import MetricsFile, WandbSettings, run_loggers
 
 
 def rows(path):
@@ -30,7 +30,7 @@ def test_without_an_account_wandb_runs_offline_and_asks_nothing(tmp_path, monkey
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    _, logger = run_loggers(str(tmp_path / "run"), "project", {"a": 1})
+    _, logger = run_loggers(str(tmp_path / "run"), WandbSettings(), {"a": 1})
     assert logger.experiment.settings.mode == "offline"
     logger.log_metrics({"edits": 1.0, "x": 2.0})
     logger.experiment.finish()
@@ -40,7 +40,7 @@ def test_without_an_account_wandb_runs_offline_and_asks_nothing(tmp_path, monkey
 @pytest.mark.parametrize("mode", ["disabled"])
 def test_wandb_can_be_turned_off(tmp_path, monkeypatch, mode):
     monkeypatch.setenv("WANDB_MODE", mode)
-    assert [type(logger) for logger in run_loggers(str(tmp_path), "project", {})] == [MetricsFile]
+    assert [type(logger) for logger in run_loggers(str(tmp_path), WandbSettings(), {})] == [MetricsFile]
 
 
 def test_a_rewound_file_forgets_the_rows_behind(tmp_path):
@@ -74,7 +74,9 @@ def test_a_resumed_online_run_is_taken_up_again(tmp_path, monkeypatch, resumed, 
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     (tmp_path / "wandb" / "run-20260101_000000-abc123").mkdir(parents=True)
-    assert [type(logger) for logger in run_loggers(str(tmp_path), "project", {}, resumed)] == [MetricsFile]
+    assert [type(logger) for logger in run_loggers(str(tmp_path), WandbSettings(), {}, resumed=resumed)] == [
+        MetricsFile
+    ]
     online, offline = given
     assert (online["id"], online["mode"]) == (expected, "online")
     assert (offline["id"], offline["resume"], offline["mode"]) == (None, None, "offline")

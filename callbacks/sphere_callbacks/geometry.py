@@ -23,7 +23,7 @@ class WeightGeometry(WeightCallback):
 
     For each weight, evenly spaced rows are taken, always the same ones. The figure shows their cosines at the start,
     their cosines now (both on a scale from -1 to 1), and one t-SNE map of both sets of unit rows (paper, Fig. 4 and
-    5). It goes as ``geometry/{name}`` to every logger that has ``log_image``, and as PNG to ``output_dir``.
+    5). The figures go as the images ``geometry`` to every logger that has ``log_image``, and as PNG to ``output_dir``.
 
     Needs matplotlib and scikit-learn: ``pip install "sphere-callbacks[plots]"``.
 
@@ -100,10 +100,9 @@ class WeightGeometry(WeightCallback):
         """Draw and send the figures."""
         self._batches += 1
         if self._batches % self.every_n_batches == 0 and trainer.is_global_zero:
-            for weight in self._weights:
-                figure = draw_geometry(self._start[weight.name], self._sample(weight), self.seed)
-                figure.suptitle(f"{weight.name} after {self._batches} batches")
-                self._send(trainer, weight.name, figure)
+            figures = {weight.name: self._draw(weight) for weight in self._weights}
+            self._send(trainer, figures)
+            self._save(figures)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -126,16 +125,25 @@ class WeightGeometry(WeightCallback):
         chosen = torch.linspace(0, n - 1, min(self.rows, n)).round().long()
         return weight.weight[chosen.to(weight.weight.device)].to("cpu", torch.float32, copy=True)
 
-    def _send(self, trainer: "pl.Trainer", name: str, figure: "Figure") -> None:
+    def _draw(self, weight: EditedWeight) -> "Figure":
+        figure = draw_geometry(self._start[weight.name], self._sample(weight), self.seed)
+        figure.suptitle(f"{weight.name} after {self._batches} batches")
+        return figure
+
+    def _send(self, trainer: "pl.Trainer", figures: dict[str, "Figure"]) -> None:
+        """Send all figures under one name, so that one panel of a dashboard shows them."""
         loggers = [logger for logger in trainer.loggers if hasattr(logger, "log_image")]
         if loggers:
-            image = figure_to_array(figure)
+            images = [figure_to_array(figure) for figure in figures.values()]
             for logger in loggers:
-                logger.log_image(key=f"geometry/{name}", images=[image])
+                logger.log_image(key="geometry", images=images)
+
+    def _save(self, figures: dict[str, "Figure"]) -> None:
         if self.output_dir is not None:
             folder = Path(self.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / f"{name.replace('/', '_')}-{self._batches:06d}.png")
+            for name, figure in figures.items():
+                figure.savefig(folder / f"{name.replace('/', '_')}-{self._batches:06d}.png")
 
 
 def figure_to_array(figure: "Figure") -> Any:

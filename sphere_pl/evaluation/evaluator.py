@@ -16,7 +16,7 @@ from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
 from sphere_pl.language_model import LanguageModel
-from sphere_pl.progress import Track
+from sphere_pl.progress import UNEDITED, Track
 from sphere_pl.statistics import beginning, read_corpus
 
 RETAINED = ("efficacy", "generalization")
@@ -68,7 +68,7 @@ class Evaluator(nn.Module):
         metrics = EditingMetrics().to(lm.device)
         neighbors: dict[int, list[list[int]]] = {}
         size = self.settings.batch_size
-        for start in track(range(0, len(requests), size), "unedited model", -(-len(requests) // size)):
+        for start in track(range(0, len(requests), size), UNEDITED, -(-len(requests) // size)):
             answers = answer_requests(lm, requests[start : start + size])
             places = range(start, start + len(answers))
             neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}

@@ -3,20 +3,17 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
 from sphere_pl.report import across
+from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.groups import Group, blocks, group_runs
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table
 from sphere_pl.report.page import REFRESH, coefficient, footer
 from sphere_pl.report.reading import ACCURACIES, METRICS, correlations, read_run
 from sphere_pl.report.style import label
 from sphere_pl.report.tables import csv_table, html_table, latex_table
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 NAME = "comparison.html"
 
@@ -95,7 +92,7 @@ def _table(groups: Sequence[Group], stem: str) -> Html:
 
 def _course(groups: Sequence[Group]) -> Html:
     caption = "Each metric over all edits so far: the later a curve falls, the longer a method can go on editing."
-    drawn = across.course_figures(groups, [f"val/{metric}" for metric in ACCURACIES])
+    drawn = across.course_figures(groups, [*(f"val/{metric}" for metric in ACCURACIES), "retention/earliest/efficacy"])
     absent = "No run has logged a validation yet."
     return _small("How long edits last", caption, groups, "course", drawn, absent, wide=True)
 
@@ -156,15 +153,11 @@ def _small(
     caption: str,
     groups: Sequence[Group],
     kind: str,
-    drawn: "dict[str, Figure]",
+    drawn: dict[str, Drawing],
     absent: str,
     *,
     wide: bool = False,
 ) -> Html:
     """A section of small figures that share one legend."""
-    names = [name.rpartition("/")[2] for name in drawn]
-    cells = [
-        (label(name), figure(f"{kind}-{place}", each, ""))
-        for place, (name, each) in enumerate(zip(names, drawn.values(), strict=True))
-    ]
+    cells = [(label(name), figure(f"{kind}-{place}", each, "")) for place, (name, each) in enumerate(drawn.items())]
     return section(title, caption, *((legend(groups), grid(cells, wide)) if cells else (missing(absent),)))

@@ -7,8 +7,9 @@ is light or dark and how wide it is.
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sphere_pl.report.drawing import Drawing, Trace
 from sphere_pl.report.fits import MIN_POINTS, Changes, changes, confidence_ellipse, regression_line
 from sphere_pl.report.reading import ACCURACIES, METRICS, Correlation, RunData, Series, number
 from sphere_pl.report.style import (
@@ -25,31 +26,11 @@ from sphere_pl.report.style import (
     signed,
 )
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 PERCENT = "%{y:.1%}"
 PLAIN = "%{y:.4~g}"
 
 
-def blank(height: int, x_title: str, rows: int = 1, **subplots: Any) -> "Figure":
-    """An empty figure with one column of panels that share their x axis."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=rows, shared_xaxes=True, vertical_spacing=0.09, **subplots)
-    figure.update_layout(
-        template=None,
-        height=height,
-        margin={"l": 58, "r": 18, "t": 12, "b": 46},
-        hovermode="x unified",
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-    )
-    figure.update_yaxes(automargin=True)
-    figure.update_xaxes(title_text=x_title, row=rows)
-    return figure
-
-
-def curve(series: Series, name: str, color: str, hover: str = PLAIN, **options: Any) -> dict[str, Any]:
+def curve(series: Series, name: str, color: str, hover: str = PLAIN, **options: Any) -> Trace:
     """A line through a column, as a trace."""
     line = {"color": color, "width": options.pop("width", 2.2), "dash": options.pop("dash", "solid")}
     marker = {"size": options.pop("size", 6), "symbol": options.pop("symbol", "circle"), "color": color}
@@ -66,27 +47,27 @@ def curve(series: Series, name: str, color: str, hover: str = PLAIN, **options: 
     }
 
 
-def metric_curve(series: Series, metric: str, **options: Any) -> dict[str, Any]:
+def metric_curve(series: Series, metric: str, **options: Any) -> Trace:
     """The curve of a metric in its colour and symbol."""
     hover = PLAIN if metric == "perplexity" else PERCENT
     return curve(series, label(metric), METRIC_COLORS[metric], hover, symbol=METRIC_SYMBOLS[metric], **options)
 
 
-def accuracy_figure(run: RunData) -> "Figure | None":
+def accuracy_figure(run: RunData) -> Drawing | None:
     """Accuracies over all edits so far, the unedited model's as dotted lines, the latest batch's efficacy faintly."""
     shown = [metric for metric in ACCURACIES if run.series(f"val/{metric}").edits]
     if not shown:
         return None
-    figure = blank(400, run.progress)
+    figure = Drawing(400, run.progress)
     for metric in shown:
         series = run.series(f"val/{metric}")
-        figure.add_trace(metric_curve(series.starting_at(run.before(metric)), metric, legendgroup=metric))
+        figure.add(metric_curve(series.starting_at(run.before(metric)), metric, legendgroup=metric))
         if math.isfinite(run.before(metric)):
-            figure.add_trace(_level(run.before(metric), series.edits[-1], metric))
+            figure.add(_level(run.before(metric), series.edits[-1], metric))
     batch = run.series("batch/efficacy")
     if batch.edits:
-        figure.add_trace(curve(batch, "efficacy, latest batch", BLUE, PERCENT, width=1.4, size=4, opacity=0.4))
-    figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.04])
+        figure.add(curve(batch, "efficacy, latest batch", BLUE, PERCENT, width=1.4, size=4, opacity=0.4))
+    figure.axis("y", tickformat=".0%", range=[-0.03, 1.04])
     return figure
 
 
@@ -113,25 +94,24 @@ def mean_energy_change(run: RunData) -> Series:
     return run.series("energy/change").starting_at(0.0)
 
 
-def energy_figure(run: RunData) -> "Figure | None":
+def energy_figure(run: RunData) -> Drawing | None:
     """Relative change of the energy above the perplexity, on one x axis."""
     matrices, mean = energy_changes(run), mean_energy_change(run)
     perplexity = run.series("val/perplexity").starting_at(run.before("perplexity"))
     if not (matrices or mean.edits or perplexity.edits):
         return None
-    figure = blank(520, run.progress, rows=2)
-    for trace in _matrix_traces(matrices):
-        figure.add_trace(trace, row=1, col=1)
+    figure = Drawing(520, run.progress, panels=2)
+    figure.add(*_matrix_traces(matrices))
     if mean.edits:
-        figure.add_trace(curve(mean, "mean over matrices", INK, "%{y:+.3%}", width=3, size=5), row=1, col=1)
+        figure.add(curve(mean, "mean over matrices", INK, "%{y:+.3%}", width=3, size=5))
     if perplexity.edits:
-        figure.add_trace(metric_curve(perplexity, "perplexity"), row=2, col=1)
-    figure.update_yaxes(title_text="energy, change", tickformat=".2~p", row=1)
-    figure.update_yaxes(title_text="perplexity", type=axis_type(perplexity.values), row=2)
+        figure.add(metric_curve(perplexity, "perplexity"), axis="y2")
+    figure.axis("y", "energy, change", tickformat=".2~p")
+    figure.axis("y2", "perplexity", type=axis_type(perplexity.values))
     return figure
 
 
-def _matrix_traces(matrices: Mapping[str, Series]) -> list[dict[str, Any]]:
+def _matrix_traces(matrices: Mapping[str, Series]) -> list[Trace]:
     """A thin line for each matrix; the legend has one entry for all of them."""
     options: dict[str, Any] = {"mode": "lines", "width": 1.2, "opacity": 0.75, "legendgroup": "matrices"}
     traces = [
@@ -153,7 +133,7 @@ def axis_type(values: Sequence[float]) -> str:
     return "log" if finite and min(finite) > 0 and max(finite) > 8 * min(finite) else "linear"
 
 
-def trend_figure(run: RunData, found: Mapping[str, Correlation], compact: bool = False) -> "Figure | None":
+def trend_figure(run: RunData, found: Mapping[str, Correlation], compact: bool = False) -> Drawing | None:
     """Energy and metrics against edits, Spearman's coefficient of the levels at the end of each curve (Fig. 2).
 
     Args:
@@ -165,21 +145,20 @@ def trend_figure(run: RunData, found: Mapping[str, Correlation], compact: bool =
     energy = mean_energy_change(run)
     if not shown or not energy.edits:
         return None
-    figure = blank(360 if compact else 400, run.progress, specs=[[{"secondary_y": True}]])
+    figure = Drawing(360 if compact else 400, run.progress, right_axis=True)
     for metric in shown:
-        figure.add_trace(metric_curve(run.series(f"val/{metric}"), metric), secondary_y=False)
-    figure.add_trace(
-        curve(energy, "energy (right axis)", INK, "%{y:+.3%}", mode="lines", dash="dash"), secondary_y=True
-    )
+        figure.add(metric_curve(run.series(f"val/{metric}"), metric))
+    figure.add(curve(energy, "energy (right axis)", INK, "%{y:+.3%}", mode="lines", dash="dash"), axis="y2")
     last = max(energy.edits[-1], *(run.series(f"val/{metric}").edits[-1] for metric in shown))
     ends = {metric: run.series(f"val/{metric}").values[-1] for metric in shown if metric in found}
     for metric, height in spread(ends, gap=0.1 if compact else 0.075).items():
-        figure.add_annotation(_end_label(found[metric], last, height, METRIC_COLORS[metric]))
+        figure.note(**_end_label(found[metric], last, height, METRIC_COLORS[metric]))
     # Room for the labels at the right; page.js takes the wider one on a phone.
     narrow, usual = (1.32, 1.27 if compact else 1.12) if ends else (1.02, 1.02)
-    figure.update_layout(meta={"narrow_range": [0, last * narrow]}, xaxis_range=[0, last * usual])
-    figure.update_yaxes(tickformat=".0%", range=[-0.03, 1.06], secondary_y=False)
-    figure.update_yaxes(tickformat=".2~p", showgrid=False, tickmode="auto", nticks=6, secondary_y=True)
+    figure.layout["meta"] = {"narrow_range": [0, last * narrow]}
+    figure.axis("x", range=[0, last * usual])
+    figure.axis("y", tickformat=".0%", range=[-0.03, 1.06])
+    figure.axis("y2", tickformat=".2~p", showgrid=False, tickmode="auto", nticks=6)
     return figure
 
 
@@ -202,28 +181,28 @@ def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
     }
 
 
-def change_figures(run: RunData) -> "dict[str, Figure]":
+def change_figures(run: RunData) -> dict[str, Drawing]:
     """For each metric, its consecutive changes against those of the energy, with line and ellipse (Fig. 3)."""
     clouds = {metric: changes(run.series("energy/change"), run.series(f"val/{metric}")) for metric in METRICS}
     return {metric: _cloud_figure(cloud, metric) for metric, cloud in clouds.items() if len(cloud.x) + 1 >= MIN_POINTS}
 
 
-def cloud_blank(metric: str, height: int = 330) -> "Figure":
+def cloud_blank(metric: str, height: int = 330) -> Drawing:
     """An empty figure for changes of the energy and of a metric."""
-    figure = blank(height, "Δ energy")
+    figure = Drawing(height, "Δ energy")
     shares = metric != "perplexity"
-    figure.update_layout(hovermode="closest", showlegend=False)
-    figure.update_xaxes(tickformat=".2~p", zeroline=True, nticks=5, tickangle=0)
-    figure.update_yaxes(title_text=f"Δ {label(metric)}", tickformat=".1~%" if shares else "~s", zeroline=True)
+    figure.layout |= {"hovermode": "closest", "showlegend": False}
+    figure.axis("x", tickformat=".2~p", zeroline=True, nticks=5, tickangle=0)
+    figure.axis("y", f"Δ {label(metric)}", tickformat=".1~%" if shares else "~s", zeroline=True)
     return figure
 
 
-def cloud_traces(cloud: Changes, name: str, color: str, symbol: str = "circle") -> list[dict[str, Any]]:
+def cloud_traces(cloud: Changes, name: str, color: str, symbol: str = "circle") -> list[Trace]:
     """The points of a cloud and the ellipse around them, as traces."""
     markers = {"size": 8, "color": color, "symbol": symbol, "opacity": 0.75}
     hover = f"{name}<br>up to %{{customdata:,.0f}} edits<br>Δ energy %{{x:+.3~%}}<br>Δ %{{y:+.3~g}}<extra></extra>"
     points = {"type": "scatter", "mode": "markers", "x": cloud.x, "y": cloud.y, "name": name, "marker": markers}
-    traces: list[dict[str, Any]] = [points | {"customdata": cloud.edits, "hovertemplate": hover, "legendgroup": name}]
+    traces: list[Trace] = [points | {"customdata": cloud.edits, "hovertemplate": hover, "legendgroup": name}]
     ellipse = confidence_ellipse(cloud.x, cloud.y)
     if ellipse is not None:
         line = {"color": color, "width": 1.5, "dash": "dot"}
@@ -232,7 +211,7 @@ def cloud_traces(cloud: Changes, name: str, color: str, symbol: str = "circle") 
     return traces
 
 
-def line_trace(x: Sequence[float], y: Sequence[float], color: str = INK) -> list[dict[str, Any]]:
+def line_trace(x: Sequence[float], y: Sequence[float], color: str = INK) -> list[Trace]:
     """The regression line over the width of some points, as at most one trace."""
     line = regression_line(x, y)
     if line is None:
@@ -244,7 +223,7 @@ def line_trace(x: Sequence[float], y: Sequence[float], color: str = INK) -> list
     return [trace | {"hoverinfo": "skip", "showlegend": False}]
 
 
-def projection_figure(run: RunData) -> "Figure | None":
+def projection_figure(run: RunData) -> Drawing | None:
     """Share of each update in the principal directions, what chance would put there, and what was removed."""
     kinds = (
         ("in_principal", "in principal directions", BLUE, "solid", "circle"),
@@ -254,26 +233,24 @@ def projection_figure(run: RunData) -> "Figure | None":
     shown = [kind for kind in kinds if run.series(f"projection/{kind[0]}").edits]
     if not shown:
         return None
-    figure = blank(330, run.progress)
+    figure = Drawing(330, run.progress)
     for name, words, color, dash, symbol in shown:
-        figure.add_trace(
-            curve(run.series(f"projection/{name}"), words, color, "%{y:.2%}", dash=dash, symbol=symbol, size=5)
-        )
-    figure.update_yaxes(title_text="share of ‖Δ‖²", tickformat=".0%", rangemode="tozero")
+        figure.add(curve(run.series(f"projection/{name}"), words, color, "%{y:.2%}", dash=dash, symbol=symbol, size=5))
+    figure.axis("y", "share of ‖Δ‖²", tickformat=".0%", rangemode="tozero")
     return figure
 
 
-def seconds_figure(run: RunData) -> "Figure | None":
+def seconds_figure(run: RunData) -> Drawing | None:
     """Seconds that each batch's edit took."""
     return _single(run, "time/seconds", "seconds", GREEN, "seconds a batch", "%{y:.3~g} s", "")
 
 
-def target_figure(run: RunData) -> "Figure | None":
+def target_figure(run: RunData) -> Drawing | None:
     """Mean probability of the new answers when their target values were found."""
     return _single(run, "target/probability", "probability", PURPLE, "target probability", PERCENT, ".0%")
 
 
-def _level(value: float, last: float, metric: str) -> dict[str, Any]:
+def _level(value: float, last: float, metric: str) -> Trace:
     series = Series((0.0, last), (value, value))
     options: dict[str, Any] = {"mode": "lines", "dash": "dot", "width": 1.3, "opacity": 0.7, "showlegend": False}
     return curve(series, f"{label(metric)}, unedited", METRIC_COLORS[metric], hoverinfo="skip", **options) | {
@@ -290,26 +267,26 @@ def _top(group: Sequence[str], heights: Mapping[str, float], gap: float) -> floa
     return _bottom(group, heights, gap) + gap * (len(group) - 1)
 
 
-def _end_label(found: Correlation, x: float, y: float, color: str) -> dict[str, Any]:
+def _end_label(found: Correlation, x: float, y: float, color: str) -> Trace:
     font = {"color": color, "size": 13}
     place = {"x": x, "y": y, "xref": "x", "yref": "y", "xanchor": "left", "yanchor": "middle", "xshift": 5}
     return place | {"text": f"ρ {signed(found.levels.rho)}", "showarrow": False, "font": font}
 
 
-def _cloud_figure(cloud: Changes, metric: str) -> "Figure":
+def _cloud_figure(cloud: Changes, metric: str) -> Drawing:
     figure = cloud_blank(metric)
-    figure.add_traces(cloud_traces(cloud, label(metric), METRIC_COLORS[metric], METRIC_SYMBOLS[metric]))
-    figure.add_traces(line_trace(cloud.x, cloud.y))
+    figure.add(*cloud_traces(cloud, label(metric), METRIC_COLORS[metric], METRIC_SYMBOLS[metric]))
+    figure.add(*line_trace(cloud.x, cloud.y))
     return figure
 
 
 def _single(
     run: RunData, column: str, name: str, color: str, title: str, hover: str, tickformat: str
-) -> "Figure | None":
+) -> Drawing | None:
     series = run.series(column)
     if not series.edits:
         return None
-    figure = blank(290, run.progress)
-    figure.add_trace(curve(series, escape(name), color, hover, showlegend=False, size=5))
-    figure.update_yaxes(title_text=title, tickformat=tickformat, rangemode="tozero")
+    figure = Drawing(290, run.progress)
+    figure.add(curve(series, escape(name), color, hover, showlegend=False, size=5))
+    figure.axis("y", title, tickformat=tickformat, rangemode="tozero")
     return figure

@@ -7,12 +7,10 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
+from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.style import DARK
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 Html: TypeAlias = str
 
@@ -53,13 +51,13 @@ def fold(title: str, html: Html) -> Html:
     return f"<details><summary>{escape(title)}</summary>{html}</details>"
 
 
-def figure(name: str, drawn: "Figure | None", absent: str) -> Html:
+def figure(name: str, drawn: Drawing | None, absent: str) -> Html:
     """A figure's place and its data, or words if there is no figure."""
     if drawn is None:
         return missing(absent)
     # Inside <script> only "<" could end the element early.
     data = drawn.to_json().replace("<", "\\u003c")
-    style = f"height:{int(drawn.layout.height)}px"
+    style = f"height:{drawn.height}px"
     return (
         f'<div class="figure" id="{name}" data-name="{name}" style="{style}"></div>'
         f'<script type="application/json" id="{name}-data">{data}</script>'
@@ -78,7 +76,7 @@ def page(title: str, html: Html, refresh: int | None = None) -> Html:
     Args:
         title: What the browser's tab says.
         html: The body.
-        refresh: Seconds after which the page loads itself again; never if None.
+        refresh: Seconds after which the page loads itself again while somebody looks at it; never if None.
 
     Returns:
         The text of the file.
@@ -86,18 +84,17 @@ def page(title: str, html: Html, refresh: int | None = None) -> Html:
     from plotly.offline import get_plotlyjs
 
     assets = files("sphere_pl.report") / "assets"
-    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    again = f' data-refresh="{refresh}"' if refresh else ""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-{again}
 <title>{escape(title)}</title>
 <style>{(assets / "page.css").read_text(encoding="utf-8")}</style>
 </head>
-<body>
+<body{again}>
 {html}
 <script type="application/json" id="palette">{json.dumps(DARK)}</script>
 <script>{get_plotlyjs()}</script>

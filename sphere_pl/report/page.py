@@ -1,30 +1,31 @@
 """The report of one run."""
 
 import math
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sphere_pl.files import write_text
-from sphere_pl.report import figures, style
+from sphere_pl.report import families, figures, style
+from sphere_pl.report.collapse import BOUND, collapse
+from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table, tile
 from sphere_pl.report.reading import METRICS, Correlation, RankCorrelation, RunData, correlations, number, read_run
-from sphere_pl.report.style import duration, label, memory, score, signed, signed_percent
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+from sphere_pl.report.style import duration, label, memory, percent, score, signed, signed_percent
 
 REFRESH = 30  # seconds
 FAILED_SHOWN = 50
 TOO_SHORT = "This needs at least four validations with an energy measurement between them; the run has fewer so far."
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, live: bool = True) -> Path:
     """Write `report.html` into a run folder, whether the run has finished or not.
 
     Args:
         run_dir: The run folder.
+        live: Whether an unfinished run goes on, so that its page loads itself again.
 
     Returns:
         The path of the report.
@@ -35,25 +36,31 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     path = run.folder / "report.html"
     title = f"{run.method} · {run.model}" if run.model else run.method
-    write_text(path, page(title, body(run), refresh=None if run.finished else REFRESH))
+    live = live and not run.finished
+    write_text(path, page(title, body(run, live), refresh=REFRESH if live else None))
     return path
 
 
-def body(run: RunData) -> Html:
+def body(run: RunData, live: bool) -> Html:
     """The report between `<body>` and `</body>`, without scripts that draw it."""
     found = correlations(run)
     cards = [
         _before_after(run),
         _accuracy(run),
+        _retention(run),
+        _protocols(run),
         _energy(run),
         _trends(run, found),
         _changes(run),
+        _drift(run),
+        _abilities(run),
         _projection(run),
         _cost(run),
+        _cases(run),
         _failed(run),
         _details(run),
     ]
-    return _header(run) + "<main>" + _tiles(run) + "".join(cards) + "</main>" + footer()
+    return _header(run, live) + "<main>" + _tiles(run) + "".join(cards) + "</main>" + footer()
 
 
 def footer() -> Html:
@@ -94,12 +101,9 @@ def _p_value(p: float) -> Html:
     return f"{p:.3f}" if p >= 0.001 else "&lt; 0.001"
 
 
-def _header(run: RunData) -> Html:
-    state = (
-        '<span class="state finished">finished</span>'
-        if run.finished
-        else '<span class="state running">not finished</span>'
-    )
+def _header(run: RunData, live: bool) -> Html:
+    kind, word = ("finished", "finished") if run.finished else ("running", "running" if live else "stopped")
+    state = f'<span class="state {kind}">{word}</span>'
     written = datetime.fromtimestamp(run.updated).astimezone().strftime("%d %B %Y, %H:%M:%S")
     seed = run.results.get("seed")
     facts = [
@@ -107,7 +111,7 @@ def _header(run: RunData) -> Html:
         f"{run.edits:,} edits" if run.edits else "no edits logged yet",
         "" if seed is None else f"seed {seed}",
         f"folder {run.folder.resolve().name}",
-        f"data of {written}" + ("" if run.finished else f", loads again every {REFRESH} s"),
+        f"data of {written}" + (f", loads again every {REFRESH} s" if live else ""),
     ]
     line = "".join(f"<span>{escape(fact)}</span>" for fact in facts if fact)
     return (
@@ -122,7 +126,12 @@ def _tiles(run: RunData) -> Html:
         for metric in METRICS
         if math.isfinite(run.after(metric)) or math.isinf(run.after(metric))
     ]
-    return '<div class="tiles">' + "".join(metrics + _cost_tiles(run)) + "</div>"
+    return '<div class="tiles">' + "".join([*metrics, *_collapse_tile(run), *_cost_tiles(run)]) + "</div>"
+
+
+def _collapse_tile(run: RunData) -> list[Html]:
+    found = collapse(run)
+    return [] if found is None else [tile("collapsed", f"at {found.edits:,}", f"edits: efficacy below {BOUND:.0%}")]
 
 
 def _was(run: RunData, metric: str) -> str:
@@ -150,20 +159,26 @@ def _cost_tiles(run: RunData) -> list[Html]:
 def _before_after(run: RunData) -> Html:
     caption = (
         "Means over all edits in per cent, ± one standard error over edited records; changes in percentage points. "
-        "Perplexity as it is, its change in per cent."
+        "Perplexity and what else is no share as they are, their change in per cent."
     )
     if not run.finished:
         return section("Before and after", "", missing("The table appears when the run has finished."))
     rows = [
         (
-            f"{escape(label(metric))}<small>{escape(style.MEANINGS[metric])}</small>",
+            f"{escape(label(metric))}<small>{escape(style.MEANINGS.get(metric, ''))}</small>",
             *(score(metric, *pair).removesuffix(" %") for pair in _means(run, metric)),
             _difference(metric, run.before(metric), run.after(metric)),
         )
-        for metric in METRICS
-        if not (math.isnan(run.before(metric)) and math.isnan(run.after(metric)))
+        for metric in _measured(run)
     ]
     return section("Before and after", caption, table(("", "before", "after", "change"), rows))
+
+
+def _measured(run: RunData) -> list[str]:
+    """The paper's metrics first, then what other protocols and measures have added to the results."""
+    added = (name for name in run.results.get("after", {}) if not name.endswith("_standard_error"))
+    names = dict.fromkeys((*METRICS, *added))
+    return [name for name in names if not (math.isnan(run.before(name)) and math.isnan(run.after(name)))]
 
 
 def _means(run: RunData, metric: str) -> list[tuple[float, float]]:
@@ -173,7 +188,7 @@ def _means(run: RunData, metric: str) -> list[tuple[float, float]]:
 
 
 def _difference(metric: str, before: float, after: float) -> Html:
-    if metric == "perplexity":
+    if not style.is_share(metric):
         return signed_percent(after / before - 1, 0) if before else "–"
     return signed_percent(after - before, 1).removesuffix(" %")
 
@@ -185,6 +200,56 @@ def _accuracy(run: RunData) -> Html:
     )
     absent = "No validation has been logged yet."
     return section("Do the edits last?", caption, figure("accuracy", figures.accuracy_figure(run), absent))
+
+
+def _retention(run: RunData) -> Html:
+    caption = (
+        "Accuracy by age: the first third of the edits, the second, the last. Curves that part show which edits are "
+        "forgotten first."
+    )
+    return _family("How old edits fare", caption, "retention", families.retention_figures(run), wide=True)
+
+
+def _protocols(run: RunData) -> Html:
+    caption = (
+        "Teacher forcing shows the model the right tokens so far; comparing the probabilities of old and new answer "
+        "and letting the model generate are stricter or looser readings of the same edits."
+    )
+    drawn = families.protocol_figures(run) | families.further_figures(run)
+    return _family("Scored in other ways", caption, "protocol", drawn)
+
+
+def _drift(run: RunData) -> Html:
+    caption = "The edited model against the unedited one, on held-out text that no edit is about."
+    return _family("Drift", caption, "drift", families.drift_figures(run), wide=True)
+
+
+def _abilities(run: RunData) -> Html:
+    found = run.results.get("abilities") or {}
+    drawn = families.ability_figure(run)
+    if drawn is None and not found:
+        return ""
+    caption = "What the model can still do besides its edits, in per cent, ± one standard error over items."
+    parts = [] if drawn is None else [figure("abilities", drawn, "")]
+    if found:
+        rows = [_ability_row(task, each) for task, each in found.items()]
+        parts.append(table(("task", "before", "after", "change", "items"), rows))
+    return section("General abilities", caption, *parts)
+
+
+def _ability_row(task: str, found: dict[str, float]) -> tuple[Html, ...]:
+    before, after = number(found.get("before")), number(found.get("after"))
+    error = number(found.get("standard_error"))
+    cells = (percent(before), percent(after, error), signed_percent(after - before, 1))
+    items = found.get("items")
+    shown = (cell.removesuffix(" %") for cell in cells)
+    return escape(label(task)), *shown, "–" if items is None else f"{int(items):,}"
+
+
+def _family(title: str, caption: str, kind: str, drawn: dict[str, Drawing], wide: bool = False) -> Html:
+    """A card of small figures; nothing if there is none."""
+    cells = [(label(name), figure(f"{kind}-{place}", each, "")) for place, (name, each) in enumerate(drawn.items())]
+    return section(title, caption, grid(cells, wide)) if cells else ""
 
 
 def _energy(run: RunData) -> Html:
@@ -234,7 +299,7 @@ def _projection(run: RunData) -> Html:
 
 
 def _cost(run: RunData) -> Html:
-    drawn: list[tuple[str, str, Figure | None]] = [
+    drawn: list[tuple[str, str, Drawing | None]] = [
         ("Seconds a batch", "seconds", figures.seconds_figure(run)),
         ("Target probability", "target", figures.target_figure(run)),
     ]
@@ -248,21 +313,36 @@ def _cost(run: RunData) -> Html:
     return section("Time and targets", caption, grid(cells))
 
 
+def _cases(run: RunData) -> Html:
+    cases = run.results.get("cases") or []
+    if not cases:
+        return ""
+    caption = "What the model writes behind some prompts, unedited and after all edits."
+    return section("Case study", caption, _text_table(("prompt", "before", "after", "wanted"), cases))
+
+
 def _failed(run: RunData) -> Html:
     failed = run.results.get("failed") or []
     if not failed:
         return ""
-    keys = ("prompt", "wanted", "given")
-    rows = [[escape(str(edit.get(key, ""))) for key in keys] for edit in failed[:FAILED_SHOWN]]
+    keys = [key for key in ("subject", "prompt", "wanted", "given") if any(key in edit for edit in failed)]
     shown = f"the first {FAILED_SHOWN} of {len(failed):,}" if len(failed) > FAILED_SHOWN else f"all {len(failed):,}"
     caption = f"Edits whose prompt does not give the wanted answer at the end of the run, {shown}."
-    return section("Failed edits", caption, table(keys, rows, "text"))
+    return section("Failed edits", caption, _text_table(keys, failed[:FAILED_SHOWN]))
+
+
+def _text_table(keys: Sequence[str], rows: Iterable[dict[str, Any]]) -> Html:
+    return table(keys, [[escape(str(row.get(key, ""))) for key in keys] for row in rows], "text")
 
 
 def _details(run: RunData) -> Html:
     energies = run.results.get("hyperspherical_energy") or {}
     versions = run.results.get("versions") or {}
     folds = []
+    others = families.other_figures(run)
+    if others:
+        cells = [(label(name), figure(f"other-{place}", each, "")) for place, (name, each) in enumerate(others.items())]
+        folds.append(fold("Everything else that was logged", grid(cells)))
     if energies:
         folds.append(fold("Energy of each matrix", _energy_table(energies)))
     if versions:

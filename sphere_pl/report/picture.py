@@ -109,8 +109,9 @@ def _changes(axes: "Axes", run: RunData) -> None:
             axes.plot(cloud.x, cloud.y, _MARKERS[metric], color=color, alpha=0.75, label=f"Δ {label(metric)}{rho}")
             _fit(axes, cloud.x, cloud.y, color)
     axes.set_title("Changes between validations")
-    axes.set_xlabel("Δ energy")
-    axes.xaxis.set_major_formatter(_percent(None))
+    axes.set_xlabel("Δ energy, relative")
+    # Changes of a millionth would need labels so long that they run into each other.
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 2), useMathText=True)
     axes.yaxis.set_major_formatter(_percent())
     axes.locator_params(axis="x", nbins=5)
     axes.locator_params(axis="y", steps=[1, 2, 5, 10])

@@ -118,6 +118,13 @@ class RunData(NamedTuple):
         """A metric of the unedited model; NaN until the run has finished."""
         return number(self.results.get("before", {}).get(metric))
 
+    def start(self, column: str) -> float:
+        """What a column would say of the unedited model; NaN if that was not measured."""
+        kind, _, name = column.partition("/")
+        if kind == "abilities":
+            return number(((self.results.get("abilities") or {}).get(name) or {}).get("before"))
+        return self.before(name) if kind == "val" else math.nan
+
     def after(self, metric: str) -> float:
         """A metric over all edits: the final one, or the last validation's while the run goes on."""
         final = number(self.results.get("after", {}).get(metric))

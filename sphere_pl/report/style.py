@@ -31,7 +31,8 @@ METRIC_COLORS = {
     "perplexity": ORANGE,
 }
 METRIC_SYMBOLS = dict(zip(METRIC_COLORS, SYMBOLS, strict=False))
-_LABELS = {"neighborhood_agreement": "agreement"}
+_LABELS = {"neighborhood_agreement": "agreement", "kl": "KL divergence"}
+_SHARES = {*METRIC_COLORS, "portability", "consistency"} - {"perplexity"}
 
 MEANINGS = {
     "efficacy": "edited prompts that now give the new answer",
@@ -46,10 +47,21 @@ def label(metric: str) -> str:
     """What a metric is called in figures and tables.
 
     Example:
-        >>> label("neighborhood_agreement"), label("efficacy")
-        ('agreement', 'efficacy')
+        >>> label("neighborhood_agreement"), label("val/efficacy"), label("drift/kl"), label("probability/efficacy")
+        ('agreement', 'efficacy', 'drift, KL divergence', 'probability, efficacy')
     """
-    return _LABELS.get(metric, metric.replace("_", " "))
+    parts = [_LABELS.get(part, part.replace("_", " ")) for part in metric.removeprefix("val/").split("/")]
+    return ", ".join(parts[1:] if parts[0] == "abilities" and len(parts) > 1 else parts)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1 and is shown in per cent.
+
+    Example:
+        >>> is_share("retention/earliest/efficacy"), is_share("val/perplexity"), is_share("abilities/sst2")
+        (True, False, True)
+    """
+    return metric.startswith("abilities/") or metric.rpartition("/")[2] in _SHARES
 
 
 def short_names(names: Sequence[str]) -> list[str]:
@@ -130,8 +142,8 @@ def signed(value: float) -> str:
 
 
 def score(metric: str, value: float, error: float = math.nan) -> str:
-    """A metric's value as a reader wants it: shares in per cent, perplexity as it is."""
-    return plain(value) if metric == "perplexity" else percent(value, error)
+    """A metric's value as a reader wants it: shares in per cent, others such as perplexity as they are."""
+    return percent(value, error) if is_share(metric) else plain(value)
 
 
 def duration(seconds: float) -> str:

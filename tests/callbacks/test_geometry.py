@@ -30,8 +30,9 @@ def run(make_editing, make_trainer, make_updates, edit_stream, weights):
 def test_figures_go_to_loggers_and_to_the_folder(run, recording_logger, tmp_path):
     run(WeightGeometry(every_n_batches=2, rows=5, output_dir=str(tmp_path / "new")), logger=recording_logger)
     names = ["layers.0.down_proj", "layers.1.down_proj"]
-    assert [key for key, _ in recording_logger.images] == [f"geometry/{name}" for name in names * 2]
-    assert all(len(images) == 1 and images[0].shape[2] == 4 for _, images in recording_logger.images)
+    assert [key for key, _ in recording_logger.images] == ["geometry"] * 2
+    assert all(image.shape[2] == 4 for _, images in recording_logger.images for image in images)
+    assert [len(images) for _, images in recording_logger.images] == [len(names)] * 2
     found = sorted(path.name for path in (tmp_path / "new").iterdir())
     assert found == sorted(f"{name}-{batch:06d}.png" for name in names for batch in (2, 4))
 

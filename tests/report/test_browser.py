@@ -43,8 +43,8 @@ def pages(make_run, tmp_path):
 
 def look(browser, page, width=1100, spoil=""):
     """Open a page in a frame of some width; headless windows themselves are never as narrow as a phone."""
-    # A page that loads itself again would never come to rest.
-    text = re.sub(r'<meta http-equiv="refresh"[^>]*>', "", page.read_text(encoding="utf-8"))
+    # A page that loads itself again would never come to rest; folds are opened, as a reader would.
+    text = re.sub(r' data-refresh="\d+"', "", page.read_text(encoding="utf-8")).replace("<details>", "<details open>")
     page.with_name("probed.html").write_text(
         text.replace("<title>", PROBE + "<title>", 1).replace("<main", spoil + "<main")
     )

@@ -6,7 +6,7 @@ import pytest
 
 from sphere_pl.errors import UserError
 from sphere_pl.report import write_report
-from sphere_pl.report.page import FAILED_SHOWN
+from sphere_pl.report.page import FAILED_SHOWN, REFRESH
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
@@ -75,19 +75,40 @@ def test_plotly_is_in_the_page_once_and_every_figure_has_data(report):
     assert holders == ["accuracy", "energy", "trends"] + [
         f"change-{name}"
         for name in ("efficacy", "generalization", "specificity", "neighborhood_agreement", "perplexity")
-    ] + ["projection", "seconds", "target"]
+    ] + ["projection", "seconds", "target", "other-0", "other-1"]
     data = [each["id"] for tag, each in found.tags if tag == "script" and "id" in each]
     assert data == [f"{name}-data" for name in holders] + ["palette"]
 
 
-def test_only_an_unfinished_run_loads_itself_again(report):
-    refresh = '<meta http-equiv="refresh"'
+def test_only_a_run_that_goes_on_loads_itself_again(report, make_run):
+    refresh = f'<body data-refresh="{REFRESH}">'
     assert refresh not in report()
     text = report(name="live", finished=False, batches=3)
     assert text.count(refresh) == 1
-    assert "not finished" in words(text)
+    assert "live running" in words(text)
     assert "The table appears when the run has finished." in words(text)
     assert "at least four validations" in words(text)
+    stopped = write_report(make_run("stopped", finished=False), live=False).read_text(encoding="utf-8")
+    assert refresh not in stopped
+    assert "stopped stopped" in words(stopped)
+
+
+def test_a_collapsed_run_says_when(report):
+    assert "collapsed at 900 edits: efficacy below 60%" in words(report())
+    assert "collapsed" not in words(report(name="held", collapse=9000.0))
+
+
+def test_tables_of_abilities_cases_and_failures_appear_when_they_were_measured(report):
+    abilities = {"sst2": {"before": 0.8, "after": 0.75, "standard_error": 0.04, "items": 100}}
+    cases = [{"prompt": "Berlin is the capital of", "before": "Germany", "after": "France", "wanted": "France"}]
+    failed = [{"case_id": 7, "subject": "Oslo", "prompt": "Oslo lies in", "wanted": "Japan", "given": "Norway"}]
+    after = {"efficacy": 0.9, "probability/efficacy": 0.97, "probability/efficacy_standard_error": 0.01}
+    text = words(report(changes={"abilities": abilities, "cases": cases, "failed": failed, "after": after}))
+    assert "General abilities" in text
+    assert "sst2 80.0 75.0 ± 4.0 −5.0 100" in text
+    assert "Berlin is the capital of Germany France France" in text
+    assert "Oslo Oslo lies in Japan Norway" in text
+    assert re.search(r"probability, efficacy – 97\.0 ± 1\.0", text)
 
 
 def test_a_run_that_has_just_begun_has_a_report(tmp_path):

@@ -11,6 +11,8 @@ from torch import Tensor
 from sphere_callbacks.functional._checks import as_matrix, exact_products
 from sphere_callbacks.functional.energy import EnergyStatistics, riesz_kernel
 
+_PROBES = 16
+
 
 class LowRank(NamedTuple):
     """A matrix as a product, and what the product misses.
@@ -18,7 +20,8 @@ class LowRank(NamedTuple):
     Attributes:
         left: Orthonormal columns ``[n, k]``.
         right: Tensor ``[k, d]``.
-        residual: Frobenius norm of the difference to the matrix.
+        residual: Frobenius norm of the difference to the matrix, estimated from its products with 16 random vectors;
+            within a third of the true one, or exactly 0 with it.
     """
 
     left: Tensor
@@ -53,7 +56,9 @@ def low_rank_factors(change: Tensor, rank: int, seed: int = 0) -> LowRank:
     with exact_products():
         left = torch.linalg.qr(change @ probes).Q  # [n, k]
         right = left.T @ change  # [k, d]
-        residual = torch.linalg.matrix_norm(change - left @ right)
+        # E ||R g||^2 = ||R||^2 for normal g: a few of them tell the size of what is missed, without forming it.
+        few = torch.randn(d, _PROBES, generator=generator, dtype=change.dtype).to(change.device)
+        residual = torch.linalg.matrix_norm(change @ few - left @ (right @ few)) / _PROBES**0.5
     return LowRank(left, right, residual)
 
 
@@ -106,11 +111,40 @@ def updated_gram(gram: Tensor, weight: Tensor, left: Tensor, right: Tensor) -> T
                 [2., 1.]])
     """
     with exact_products():
-        both = (weight @ right.T).to(gram.dtype)  # [n, k]
-        A, B = left.to(gram.dtype), right.to(gram.dtype)
-        half = both + A @ (B @ B.T) / 2
-        moved = half @ A.T
-    return gram + moved + moved.T
+        half = weight @ right.T + left @ (right @ right.T) / 2  # [n, k]
+    return add_symmetric(gram.clone(), half, left)
+
+
+def add_symmetric(gram: Tensor, half: Tensor, left: Tensor, block_size: int = 1024) -> Tensor:
+    r"""Add :math:`Q A^\top + A Q^\top` to a symmetric matrix, in place and in tiles of the upper triangle.
+
+    The products are formed in the dtype of the factors: they are small beside the matrix, so what rounding does to
+    them is smaller still.
+
+    Args:
+        gram: Tensor of shape ``[n, n]``; changed.
+        half: ``Q`` of shape ``[n, k]``.
+        left: ``A`` of shape ``[n, k]``.
+        block_size: Side of a tile.
+
+    Returns:
+        ``gram``.
+
+    Example:
+        >>> add_symmetric(torch.zeros(2, 2), torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [0.0]]))
+        tensor([[2., 2.],
+                [2., 0.]])
+    """
+    n = gram.shape[0]
+    rows, columns = torch.cat([half, left], dim=1), torch.cat([left, half], dim=1)  # [n, 2 k]
+    for top in range(0, n, block_size):
+        for start in range(top, n, block_size):
+            i, j = slice(top, top + block_size), slice(start, start + block_size)
+            with exact_products():
+                gram[i, j] += rows[i] @ columns[j].T
+            if start > top:
+                gram[j, i] = gram[i, j].T
+    return gram
 
 
 def energy_of_gram(gram: Tensor, s: float = 2.0, *, block_size: int = 1024, eps: float = 1e-6) -> EnergyStatistics:
@@ -119,7 +153,7 @@ def energy_of_gram(gram: Tensor, s: float = 2.0, *, block_size: int = 1024, eps:
     Args:
         gram: Tensor of shape ``[n, n]``.
         s: Order of the energy.
-        block_size: Rows of the Gram matrix taken at a time.
+        block_size: Side of a tile.
         eps: Smallest squared distance, see :func:`sphere_callbacks.functional.hyperspherical_energy`.
 
     Returns:
@@ -130,21 +164,26 @@ def energy_of_gram(gram: Tensor, s: float = 2.0, *, block_size: int = 1024, eps:
         tensor(0.5000, dtype=torch.float64)
     """
     n, lengths = gram.shape[0], gram.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(lengths == 0, 1.0, lengths)
+    inverse = 1 / torch.where(lengths == 0, 1.0, lengths)
     energy = torch.zeros((), dtype=torch.float64, device=gram.device)
     duplicates = torch.zeros((), dtype=torch.int64, device=gram.device)
     for top in range(0, n, block_size):
-        rows = slice(top, top + block_size)
-        squared = 2 - 2 * gram[rows] / (scale[rows].unsqueeze(1) * scale)
-        squared.diagonal(top).fill_(2.0)
-        duplicates += (squared < eps).sum()
-        kernel = riesz_kernel(squared.clamp_(min=eps), s)
-        kernel.diagonal(top).zero_()
-        energy += kernel.sum(dim=1).double().sum()
+        for left in range(top, n, block_size):
+            i, j = slice(top, top + block_size), slice(left, left + block_size)
+            squared = (gram[i, j] * (-2 * inverse[i]).unsqueeze(1)).mul_(inverse[j]).add_(2.0)
+            if top == left:
+                squared.fill_diagonal_(2.0)
+            pairs = (squared < eps).sum()
+            kernel = riesz_kernel(squared.clamp_(min=eps), s)
+            if top == left:
+                kernel.fill_diagonal_(0.0)
+            # As in `energy_statistics`: a tile above the diagonal stands for its mirror image too.
+            energy += kernel.sum(dim=1).double().sum() * (1 if top == left else 2)
+            duplicates += pairs // 2 if top == left else pairs
     return EnergyStatistics(
         energy=energy,
         per_pair=energy / max(n * (n - 1), 1),
-        duplicate_pairs=duplicates // 2,
+        duplicate_pairs=duplicates,
         zero_rows=(lengths == 0).sum(),
         non_finite_rows=(~lengths.isfinite()).sum(),
     )
@@ -206,15 +245,18 @@ class EnergyTracker:
         """Return the energy as it stands."""
         return energy_of_gram(self.gram, self.s, block_size=self.block_size, eps=self.eps)
 
-    def update(self, left: Tensor, right: Tensor) -> None:
+    def update(self, left: Tensor, right: Tensor, weight: Tensor | None = None) -> None:
         """Add ``left @ right`` to the weight.
 
         Args:
             left: Tensor of shape ``[n, k]``.
             right: Tensor of shape ``[k, d]``.
+            weight: The weight after the update, of shape ``[n, d]``, from whoever has made it; it is copied. Computed
+                if left out, which doubles the cost.
         """
         with exact_products():
-            self._advance(self.weight + left @ right, left, right)
+            weight = self.weight.addmm_(left, right) if weight is None else self.weight.copy_(weight.detach())
+        self._advance(weight, left, right)
 
     def follow(self, weight: Tensor, rank: int) -> None:
         """Take over a weight that has changed by an update of at most the given rank.
@@ -226,18 +268,22 @@ class EnergyTracker:
             weight: Tensor of shape ``[n, d]``, the weight now.
             rank: Upper bound of the rank of the change.
         """
-        weight = as_matrix(weight.detach()).clone()
+        weight = as_matrix(weight.detach())
         change = weight - self.weight
         found = low_rank_factors(change, rank)
         # The stored weight was rounded once, by at most half an eps of each entry.
         size = torch.linalg.matrix_norm(weight) + 10 * torch.linalg.matrix_norm(change)
-        if bool(found.residual <= torch.finfo(weight.dtype).eps * size):
-            self._advance(weight, found.left, found.right)
+        if bool(found.residual <= 1.5 * torch.finfo(weight.dtype).eps * size):
+            self._advance(self.weight.copy_(weight), found.left, found.right)
         else:
-            self._replace(weight)
+            self._replace(self.weight.copy_(weight))
 
     def _advance(self, weight: Tensor, left: Tensor, right: Tensor) -> None:
-        self.gram = updated_gram(self.gram, self.weight, left, right)
+        """Follow to a weight that has changed by ``left @ right``."""
+        with exact_products():
+            # Q of `updated_gram`, told from the weight after the update.
+            half = weight @ right.T - left @ (right @ right.T) / 2  # [n, k]
+        add_symmetric(self.gram, half, left, self.block_size)
         self.weight = weight
         self._updates += 1
         if self._updates % self.refresh_every == 0:

@@ -57,7 +57,8 @@
     // On a phone a drag must scroll the page, not zoom the figure.
     const touch = narrow.matches || matchMedia("(pointer: coarse)").matches;
     paint(isDark);
-    for (const holder of holders) {
+    // In a closed fold a figure has no width to be drawn into: it waits until the fold opens.
+    for (const holder of holders.filter((each) => each.clientWidth > 0)) {
       const { data, layout } = read(holder, isDark);
       Object.assign(layout, { autosize: true, template: template(printing), dragmode: touch ? false : "zoom" });
       if (printing) layout.width = Math.min(holder.clientWidth, 660);
@@ -66,7 +67,20 @@
     }
   };
 
+  // While the run goes on: load the page again, unless nobody looks at it or somebody is just using it.
+  const keepUp = (seconds) => {
+    let touched = 0;
+    for (const kind of ["pointermove", "pointerdown", "keydown", "wheel"]) addEventListener(kind, () => touched = Date.now());
+    const reload = () => {
+      if (document.hidden || Date.now() - touched < 5000) setTimeout(reload, 1000);
+      else location.reload();
+    };
+    setTimeout(reload, 1000 * seconds);
+  };
+
   draw(false);
+  if (document.body.dataset.refresh) keepUp(Number(document.body.dataset.refresh));
+  addEventListener("toggle", (event) => event.target.open && draw(false), true);
   dark.addEventListener("change", () => draw(false));
   narrow.addEventListener("change", () => draw(false));
   addEventListener("beforeprint", () => draw(true));

@@ -1,0 +1,40 @@
+"""Every example runs as its README says, in seconds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+COMMANDS = re.findall(r"^python (examples/\S+\.py)", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+
+
+def run(path, *arguments):
+    command = [sys.executable, path, *arguments]
+    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_has_its_command_in_the_readme():
+    scripts = {f"examples/{path.name}" for path in EXAMPLES.glob("*.py")} - {"examples/tiny.py"}
+    assert set(COMMANDS) == scripts
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_a_foreign_loop_is_watched_and_its_updates_are_projected(path):
+    lines = [line for line in run(path, "--steps", "4").splitlines() if "loss" in line]
+    assert len(lines) == (1 if "lightning" in path else 4)
+    loss, energy, removed = re.search(r"loss ([\d.]+) energy ([+-][\d.]+)% removed ([\d.]+)%", lines[-1]).groups()
+    assert 4 < float(loss) < 7  # ln 256 = 5.5 for a model that knows nothing
+    assert 0 < abs(float(energy)) < 5
+    assert 5 < float(removed) < 95
+
+
+def test_a_model_of_ones_own_is_taken(tiny_lm, tmp_path):
+    lm = tiny_lm()
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    assert "step 1 loss" in run("examples/plain_pytorch.py", "--steps", "2", "--model", str(tmp_path))
