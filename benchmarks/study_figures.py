@@ -108,8 +108,6 @@ def changes(runs: Sequence[Run], path: Path) -> Path:
             panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=5, label=title(run))
     panel.axhline(0, color=FAINT, linewidth=1)
     panel.axvline(0, color=FAINT, linewidth=1)
-    panel.set_xscale("symlog", linthresh=1e-2)
-    panel.margins(0.1)
     panel.set_xlabel("change of the energy between validations, % of the start")
     panel.set_ylabel("change of the efficacy over all edits")
     panel.spines[["top", "right"]].set_visible(False)
