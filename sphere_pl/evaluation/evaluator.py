@@ -73,7 +73,7 @@ class Evaluator(nn.Module):
             places = range(start, start + len(answers))
             neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}
             metrics.update(places, answers, neighbors)
-        scores = {**metrics.summary(), "perplexity": self.perplexity(lm), **self.sampled_scores(lm)}
+        scores = {**metrics.summary(), **self.perplexity(lm), **self.sampled_scores(lm)}
         return Unedited(scores, neighbors, answer_cases(lm, case_prompts(self._sample(self.settings.cases))))
 
     def plan(self, requests: Sequence[EditRequest]) -> None:
@@ -119,7 +119,7 @@ class Evaluator(nn.Module):
     def scores(self, lm: LanguageModel) -> dict[str, float]:
         """End a validation: what results.json says about the edited model."""
         sampled = self.sampled_scores(lm) if self.last else {}
-        return {**self.everything.summary(), "perplexity": self.perplexity(lm), **sampled}
+        return {**self.everything.summary(), **self.perplexity(lm), **sampled}
 
     def scalars(self, scores: Mapping[str, float]) -> dict[str, float]:
         """What is logged of a validation: the scores, the last batch's, and accuracy by age; NaN left out."""
@@ -156,15 +156,15 @@ class Evaluator(nn.Module):
             scores |= text_scores(lm, self._sample(settings.texts), self.references, settings.seed)
         return scores
 
-    def perplexity(self, lm: LanguageModel) -> float:
-        """Perplexity on the held-out text; NaN if it is turned off."""
+    def perplexity(self, lm: LanguageModel) -> dict[str, float]:
+        """`perplexity` on the held-out text; nothing if it is turned off."""
         if self.settings.perplexity_tokens == 0:
-            return float("nan")
+            return {}
         if self._text is None:
             documents = read_corpus(self.settings.text) if self.settings.text else [heldout_text()]
             # Characters enough for the tokens, however many documents there are.
             self._text = beginning(documents, 20 * self.settings.perplexity_tokens)
-        return perplexity(lm, self._text, self.settings.perplexity_tokens)
+        return {"perplexity": perplexity(lm, self._text, self.settings.perplexity_tokens)}
 
     def _sample(self, size: int) -> list[EditRequest]:
         return [self.requests[place] for place in fixed_sample(len(self.requests), size, self.settings.seed)]
