@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sphere_pl.architectures import EditSite
+from sphere_pl.checkpoint_file import read_checkpoint as read_run_checkpoint
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
 from sphere_pl.runs.log import EditHistory, read_log
@@ -185,11 +187,13 @@ def default_device() -> torch.device:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint without executing code from it.
+    """Read a checkpoint of the command line's, or one of a plain Lightning trainer's, without executing code from it.
 
     Raises:
         UserError: If it cannot be read.
     """
+    if not zipfile.is_zipfile(path):  # as PyTorch's own files are
+        return read_run_checkpoint(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises what it likes

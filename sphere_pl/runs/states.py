@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sphere_pl.checkpoints import newest_checkpoint
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel
@@ -13,7 +14,7 @@ from sphere_pl.runs.arguments import add_load_arguments, load_options, run_folde
 from sphere_pl.runs.log import LOG_FILE
 from sphere_pl.runs.saved import BaseModel, SavedRun
 
-_NEWEST = ("last", "best")
+_NEWEST = ("last",)
 
 
 class State(NamedTuple):
@@ -87,10 +88,12 @@ def _run_above(checkpoint: Path) -> Path:
 def _checkpoint(named: str, folder: Path) -> Path:
     """The checkpoint's file; for `last` the newest one in the run folder."""
     if named in _NEWEST and not Path(named).is_file():
-        found = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        if not found:
+        # Those that the run keeps for itself, else those that a ModelCheckpoint left.
+        others = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        found = newest_checkpoint(folder / "checkpoints") or (others[-1] if others else None)
+        if found is None:
             raise UserError(f"--ckpt_path={named}: {folder} holds no checkpoint.")
-        return found[-1]
+        return found
     path = Path(named).expanduser()
     if not path.is_file():
         raise UserError(f"--ckpt_path={named} is no file. Give a checkpoint, or leave it out for the run's end.")

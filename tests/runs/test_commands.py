@@ -327,7 +327,6 @@ def test_validate_and_predict_take_a_checkpoint_and_find_its_run(fit, save_at, c
     scores = json.loads((run.folder / "validation.json").read_text())
     assert (scores["edits"], scores["records"]) == (2, 2)
     assert scores["after"]["perplexity"] == pytest.approx(two.editor.after["perplexity"], rel=1e-4)
-    validate.main(["--run_dir", str(run.folder), "--ckpt_path", "last"])
     validate.main(["--run_dir", str(run.folder), "--at", "2"])
     again = json.loads((run.folder / "validation.json").read_text())
     assert again["after"] == pytest.approx(scores["after"], rel=1e-4, nan_ok=True)
@@ -346,10 +345,10 @@ def test_a_checkpoint_that_would_execute_code_is_refused(fit, tmp_path):
     run = fit()
     bad = run.folder / "bad.ckpt"
     torch.save({"state_dict": Attack()}, bad)
-    with pytest.raises(UserError, match="without executing code"):
+    with pytest.raises(UserError, match=r"without executing code|not a checkpoint"):
         validate.main(["--ckpt_path", str(bad)])
     bad.write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(UserError, match="without executing code"):
+    with pytest.raises(UserError, match=r"without executing code|not a checkpoint"):
         validate.main(["--ckpt_path", str(bad)])
     assert not (tmp_path / "owned").exists()
 
