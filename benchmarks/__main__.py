@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import algebra, energy, evaluation, representations, targets
+from benchmarks import algebra, energy, evaluation, moments, representations, startup, targets, whole_run
 from benchmarks.measure import Measurement
 
 BENCHMARKS: dict[str, Callable[[], Measurement]] = {
@@ -17,13 +17,21 @@ BENCHMARKS: dict[str, Callable[[], Measurement]] = {
     "growth": algebra.growth,
     "projection": algebra.projection,
     "z": targets.targets,
+    "z-default": targets.targets_default,
     "keys": representations.keys_and_values,
     "evaluation": evaluation.evaluation,
+    "moments": moments.moments,
+    "whole": whole_run.whole_run,
+    "startup": startup.startup,
 }
-SCALED: dict[str, Callable[..., Measurement]] = {
+SCALED: dict[str, Callable[..., Measurement]] = {  # by --scale
     "energy": energy.energy,
     "incremental": energy.incremental,
     "followed": energy.followed,
+}
+BATCHED: dict[str, Callable[..., Measurement]] = {  # by --batch
+    "z": targets.targets,
+    "keys": representations.keys_and_values,
 }
 
 
@@ -37,16 +45,23 @@ def markdown(measurements: list[Measurement]) -> str:
     return "\n".join([*lines, "", measurements[0].device])
 
 
+def _run(name: str, scale: float, batch: int | None) -> Measurement:
+    if name in SCALED:
+        return SCALED[name](scale=scale)
+    return BATCHED[name](batch=batch) if batch and name in BATCHED else BENCHMARKS[name]()
+
+
 def main() -> None:
     """Run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=[*BENCHMARKS, *SCALED], action="append")
     parser.add_argument("--scale", type=float, default=1.0, help="sides of the matrix of the energy benchmarks, times")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch", type=int, help="edits in a batch for `z` and `keys`, where 100 is the papers'")
     args = parser.parse_args()
     torch.manual_seed(0)
     chosen = args.only or [*BENCHMARKS, *SCALED]
-    measurements = [SCALED[name](scale=args.scale) if name in SCALED else BENCHMARKS[name]() for name in chosen]
+    measurements = [_run(name, args.scale, args.batch) for name in chosen]
     print(markdown(measurements))
     if args.json:
         args.json.write_text(json.dumps([m._asdict() for m in measurements], indent=1))

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.measure import device, device_name
-from sphere_pl.abilities.evaluate import answer_items, fingerprint_of, load_items, score
+from sphere_pl.abilities.evaluate import Score, answer_items, fingerprint_of, load_items, score
 from sphere_pl.abilities.journal import Journal, weights_digest
 from sphere_pl.abilities.task import Item, Task
 from sphere_pl.abilities.tasks import TASKS
@@ -44,10 +44,8 @@ def measure(lm: LanguageModel, task: Task, items: list[Item], journal: Journal, 
         )
 
 
-def row(task: Task, items: list[Item], journal: Journal, digest: str) -> dict[str, Any]:
+def row(task: Task, items: list[Item], found: Score) -> dict[str, Any]:
     """What the table and the file say about a task."""
-    found = journal.find(f"{digest}-{fingerprint_of(task, items)}")
-    assert found is not None
     labels = torch.tensor([item.label for item in items]).bincount()
     metrics = {
         name: {"value": each.value, "standard_error": each.standard_error} for name, each in found.metrics.items()
@@ -73,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--show", type=int, default=0, help="print this many answers of each task")
+    parser.add_argument("--kept", action="store_true", help="score nothing: write what is kept from interrupted runs")
     parser.add_argument("--keep", type=Path, default=Path("runs/abilities.json"))
     args = parser.parse_args()
     lm = load_language_model(dtype="bfloat16").to(device())
@@ -83,9 +82,12 @@ def main() -> None:
         except UserError as error:
             Console(stderr=True).print(f"left out: {error}", highlight=False)
             continue
-        measure(lm, TASKS[name], items, journal, digest, args.show)
-        rows.append(row(TASKS[name], items, journal, digest))
-        Console().print(name, rows[-1]["metrics"])
+        if not args.kept:
+            measure(lm, TASKS[name], items, journal, digest, args.show)
+        found = journal.find(f"{digest}-{fingerprint_of(TASKS[name], items)}")
+        if found is not None:
+            rows.append(row(TASKS[name], items, found))
+            Console().print(name, rows[-1]["metrics"])
     if not args.task:
         about = {"model": "SmolLM2-135M-Instruct", "dtype": "bfloat16", "limit": args.limit, "seed": args.seed}
         summary = {**about, "device": device_name(), "tasks": rows}

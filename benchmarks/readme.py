@@ -79,6 +79,26 @@ def methods(summary: dict[str, Any]) -> str:
     )
 
 
+def abilities(summary: dict[str, Any]) -> str:
+    """What the unedited model scores on general abilities."""
+    lines = ["| task | variant | metric | score | chance | items |", "|---|---|---|---|---|---|"]
+    for entry in summary["tasks"]:
+        chance = f"{entry['chance']:.2f}"
+        if entry["commonest_label"] is not None:
+            chance += f" (always the commonest answer: {entry['commonest_label']:.2f})"
+        score = f"{entry['value']:.3f} ± {entry['standard_error']:.3f}"
+        metric = entry["metric"].replace("_", " ")
+        lines.append(f"| {entry['task']} | {entry['variant']} | {metric} | {score} | {chance} | {entry['items']} |")
+    return "\n".join([*lines, "", f"{summary['model']}, {summary['dtype']}, seed {summary['seed']}."])
+
+
+def drift(summary: dict[str, Any]) -> str:
+    """What the alarm costs."""
+    return (
+        f"It costs {summary['share']:.1%} of a batch of the default run (processor time, `python -m benchmarks.drift`)."
+    )
+
+
 def fill(text: str, marker: str, content: str) -> str:
     """Replace what stands between a marker's two comments."""
     pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
@@ -94,6 +114,8 @@ def main() -> None:
         "search": ("search.json", search),
         "search long": ("search_long.json", search),
         "methods": ("methods.json", methods),
+        "abilities": ("abilities.json", abilities),
+        "drift": ("drift.json", drift),
         "costs": ("costs.json", lambda found: markdown([Measurement(**entry) for entry in found])),
     }
     for marker, (name, write) in parts.items():

@@ -89,7 +89,8 @@ def interferes(runs: Sequence[Run]) -> Verdict:
                 ratios.setdefault(f"{run.key.method} {weight.split('.')[2]}", []).append(update / chance)
     means = {name: sum(values) / len(values) for name, values in ratios.items()}
     above = [value > 1.25 for value in means.values()]
-    word = OPEN if not means else HOLDS if all(above) else DOES_NOT if not any(above) else OPEN
+    methods = {name.split()[0] for name in means}
+    word = OPEN if len(methods) < 2 else HOLDS if all(above) else DOES_NOT if not any(above) else OPEN
     figures = (
         f"from {min(means.values()):.2f} ({min(means, key=means.__getitem__)}) to "
         f"{max(means.values()):.2f} times chance ({max(means, key=means.__getitem__)})"
@@ -102,7 +103,7 @@ def interferes(runs: Sequence[Run]) -> Verdict:
         "Share of the squared norm of the updates in the principal directions (η = 0.5), by method and layer: "
         f"{figures}; "
         f"above 1.25 times chance in {sum(above)} of {len(above)}.",
-        "Holds if every layer of every method is above 1.25 times chance, does not if none is.",
+        "From two methods on: holds if every layer of every method is above 1.25 times chance, does not if none is.",
     )
 
 
@@ -161,11 +162,13 @@ def keeps_ability(runs: Sequence[Run]) -> Verdict:
         if values is not None:
             figures.append((pair, 100 * (values[0] / values[1] - 1)))
     word, text = direction(figures, "%")
+    tasks = any(name.startswith("abilities/") for run in runs for name in run.found["batches"])
     return Verdict(
         "SPHERE keeps general ability.",
         word,
         f"Perplexity on held-out text with SPHERE against without: {text}.",
-        f"Holds if it is lower in all of at least {ENOUGH} pairs, does not if in none. Tasks were not run.",
+        f"Holds if it is lower in all of at least {ENOUGH} pairs, does not if in none."
+        + ("" if tasks else " Tasks were not run."),
     )
 
 

@@ -55,7 +55,7 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
                 panel.plot(*zip(*points, strict=True), dash, color=color, marker="o", markersize=3, label=label)
         _dress(panel, name, runs, metric)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(6, len(labels))), frameon=False)
     return save(figure, path)
 
 
@@ -67,6 +67,8 @@ def _dress(panel: "Axes", name: str, runs: Sequence[Run], metric: str) -> None:
         panel.axhline(COLLAPSE, color=FAINT, linewidth=1, linestyle=":")
     if metric == "val/perplexity":
         panel.set_yscale("log")
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter("{x:g}")
         before = [run.found["before"]["perplexity"] for run in runs if run.found.get("before")]
         if before:
             panel.axhline(before[0], color=FAINT, linewidth=1, linestyle=":")
@@ -106,7 +108,6 @@ def changes(runs: Sequence[Run], path: Path) -> Path:
             panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=5, label=title(run))
     panel.axhline(0, color=FAINT, linewidth=1)
     panel.axvline(0, color=FAINT, linewidth=1)
-    panel.set_xscale("symlog", linthresh=1e-3)
     panel.set_xlabel("change of the energy between validations, % of the start")
     panel.set_ylabel("change of the efficacy over all edits")
     panel.spines[["top", "right"]].set_visible(False)

@@ -57,7 +57,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             tree, sums = about["tree"], about["sha256"]
             if hashlib.sha256(tree.encode()).hexdigest() != about["tree_sha256"]:
                 raise DamagedCheckpointError(_damaged(path, "its contents do not have the checksum that was written"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            # Copied, so that each begins where PyTorch would have put it: rounding can depend on that as well.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
         for name, tensor in tensors.items():
             if tensor_digest(tensor) != sums[name]:
                 raise DamagedCheckpointError(_damaged(path, "a tensor does not have the checksum that was written"))
@@ -91,7 +92,10 @@ class _Packed(NamedTuple):
 def _pack(value: Any, packed: _Packed, where: str) -> Any:
     """Turn a value into JSON; tensors go to `packed`."""
     if isinstance(value, Tensor):
-        return {"tensor": _put(value.detach(), packed)}
+        # Numbers are kept in the order in which they lie in memory: a product with a matrix that lies column by column
+        # is rounded in another way than one with the same matrix row by row.
+        order = sorted(range(value.ndim), key=value.stride, reverse=True)
+        return {"tensor": [_put(value.detach().permute(order), packed), order]}
     if type(value) in _PLAIN:
         return value
     if isinstance(value, dict):
@@ -127,7 +131,8 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content]
+        name, order = content
+        return tensors[name].permute([order.index(dim) for dim in range(len(order))])
     if kind == "dict":
         return {key: _unpack(each, tensors) for key, each in content}
     if kind in {"list", "tuple"}:

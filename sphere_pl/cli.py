@@ -31,6 +31,7 @@ from sphere_pl.fingerprints import settings_that_count
 from sphere_pl.interrupts import RunInterrupted
 from sphere_pl.live import LiveReport
 from sphere_pl.loggers import WandbSettings, run_loggers
+from sphere_pl.preflight import MemoryPreflight
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults, method_name
 from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
@@ -144,6 +145,7 @@ class EditingCLI(LightningCLI):
         # Results behind the configured callbacks, so that a batch's time includes what they do with it.
         self.trainer_defaults["callbacks"] = [
             EditProgress(quiet=self._get(self.config_init, "quiet")),
+            MemoryPreflight(),
             LiveReport(run_dir),
             EditLog(
                 run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")

@@ -28,6 +28,10 @@ def find_config(name: str) -> str:
         UserError: If there is neither.
     """
     if Path(name).expanduser().is_file():
+        try:
+            Path(name).expanduser().read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--config={name} is not UTF-8 text ({error}). Write it again as UTF-8.") from error
         return name
     found = config_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if not found.is_file():

@@ -103,7 +103,7 @@ def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor
         p = torch.log_softmax(lm.logits(current[rows]), -1)  # [rows, vocabulary]
         q = torch.log_softmax(lm.logits(unedited[rows]), -1)
         likelihood += float(p.gather(1, labels[rows, None]).double().sum())
-        divergence += float((p.exp() * (p - q)).sum(1).double().sum())
+        divergence += float(torch.linalg.vecdot(p.exp(), p - q).double().sum())
     mean = -likelihood / len(labels)
     return Reading(math.exp(min(mean, 700.0)) if math.isfinite(mean) else math.nan, divergence / len(labels))
 

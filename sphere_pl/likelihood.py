@@ -19,11 +19,11 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from sphere_pl.architectures import EditSite
+from sphere_pl.attention import gradient_attention
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import BlockCalls, LanguageModel
 from sphere_pl.prompts import Tokens, in_context, micro_batches, pad, tokenize
-from sphere_pl.targets import backward_attention
 
 
 class _Group(NamedTuple):
@@ -93,7 +93,7 @@ class TargetLikelihood:
         for rows in micro_batches([self._lengths[place] for place in places], self.max_tokens):
             requests = [places[row] for row in rows]
             group = self._group(requests, self._entry)
-            with torch.enable_grad(), backward_attention(group.hidden):
+            with torch.enable_grad(), gradient_attention(self.lm):
                 losses = self._losses(self._edited_block(leaf, group), group, self._layer + 1, len(rows))
                 gradient += torch.autograd.grad(losses.sum() / len(places), leaf)[0]
             self.losses[requests] = losses.detach()
@@ -168,7 +168,7 @@ class TargetLikelihood:
             group = self._group(rows, self._start)
             lengths = torch.tensor([self._lengths[row] for row in rows], device=group.hidden.device)
             real = torch.arange(group.hidden.shape[1], device=lengths.device) < lengths[:, None]  # [r, columns]
-            with ExitStack() as stack, torch.enable_grad(), backward_attention(group.hidden):
+            with ExitStack() as stack, torch.enable_grad(), gradient_attention(self.lm):
                 probes = [stack.enter_context(_probing(site.module)) for site in self.sites]
                 losses = self._losses(group.hidden, group, self.sites[0].layer, len(rows))
                 gradients = torch.autograd.grad(losses.sum(), [probe["output"] for probe in probes])

@@ -145,7 +145,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tup
     return ids.reshape(len(rows), width).long(), mask.reshape(len(rows), width).long()
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int, overhead: int = 48) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], max_tokens: int, overhead: int = 16) -> list[list[int]]:
     """Group rows by length so that padding and the number of groups cost as little as possible.
 
     Args:

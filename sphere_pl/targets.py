@@ -13,16 +13,15 @@ The targets are those of the literal procedure, request by request, up to roundi
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from sphere_pl.attention import gradient_attention
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel
@@ -147,13 +146,7 @@ def optimize_targets(
     essences = _essence_rows(lm, requests, layer, settings.max_tokens) if settings.kl_weight else []
     base = _subject_states(groups, n)  # [n, d]
     objective = _Objective(lm, layer, groups, essences, base.norm(dim=1), settings)
-    with backward_attention(base):
-        return _minimize(objective, base, settings)
-
-
-def backward_attention(state: Tensor) -> AbstractContextManager[None]:
-    """On a CPU the fused attention takes ten times as long backwards as forwards when rows are this short."""
-    return nullcontext() if state.is_cuda else sdpa_kernel(SDPBackend.MATH)
+    return _minimize(objective, base, settings)
 
 
 def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -> Targets:
@@ -166,8 +159,10 @@ def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -
     loss, likelihood, steps = (base.new_zeros(n) for _ in range(3))
     active = torch.ones(n, dtype=torch.bool, device=base.device)
     for step in range(settings.steps):
-        total, nll, gradient = objective(shift)
-        done = active & ((total < settings.stop_loss) | (step == settings.steps - 1))
+        last = step == settings.steps - 1
+        with torch.set_grad_enabled(not last):  # nothing is done with the last gradient
+            total, nll, gradient = objective(shift)
+        done = active & ((total < settings.stop_loss) | last)
         found[done], loss[done], likelihood[done] = shift.detach()[done], total[done], nll[done]
         steps[done] = step
         active &= ~done
@@ -181,6 +176,11 @@ def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -
             shift.mul_((bound / shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
     clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
     return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped)
+
+
+def _gradient(each: Tensor, shift: Tensor) -> Tensor:
+    """Gradient of the sum of `each` `[n]`; zero where none was recorded."""
+    return torch.autograd.grad(each.sum(), shift)[0] if each.requires_grad else torch.zeros_like(shift)
 
 
 class _Objective:
@@ -214,24 +214,25 @@ class _Objective:
         for rows in self.groups:
             chosen = self._log_probabilities(rows, shift).gather(1, rows.labels[:, None]).squeeze(1)
             part = torch.zeros_like(nll).index_add(0, rows.owner[rows.where[0]], -chosen * rows.weights)
-            gradient += torch.autograd.grad(part.sum(), shift)[0]
+            gradient += _gradient(part, shift)
             nll += part.detach()
         for rows, reference in zip(self.essences, self.references, strict=True):
             current = self._log_probabilities(rows, shift)
             each = (current.exp() * (current - reference)).sum(1)  # KL(current || unshifted)
             part = torch.zeros_like(nll).index_add(0, rows.owner, each) * self.settings.kl_weight
-            gradient += torch.autograd.grad(part.sum(), shift)[0]
+            gradient += _gradient(part, shift)
             divergence += part.detach()
         # The norm is not squared in MEMIT's code; its gradient at zero is taken as zero, as torch does.
         decay = self.settings.weight_decay * shift.norm(dim=1) / self.base_norm**2
-        gradient += torch.autograd.grad(decay.sum(), shift)[0]
+        gradient += _gradient(decay, shift)
         return nll + divergence + decay.detach(), nll, gradient
 
     def _log_probabilities(self, rows: _Rows, shift: Tensor) -> Tensor:
         """Log-probabilities `[t, vocabulary]` at the predicted positions, the shift added at the subject."""
         subject = rows.hidden[:, 0] + shift[rows.owner]  # float32 until it enters the model
         hidden = torch.cat([subject[:, None].to(rows.hidden.dtype), rows.hidden[:, 1:]], dim=1)
-        hidden = self.lm.run(hidden, rows.calls, self.layer + 1, self.lm.n_layers)
+        with gradient_attention(self.lm):
+            hidden = self.lm.run(hidden, rows.calls, self.layer + 1, self.lm.n_layers)
         return torch.log_softmax(self.lm.logits(hidden[rows.where[0], rows.where[1]]), dim=-1)
 
     def keep(self, active: Tensor) -> None:

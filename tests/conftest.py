@@ -23,6 +23,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64},
     "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64},
+    "gemma3": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 64},
     "phi": {},
     "gpt_neox": {},
     "gpt2": {},
@@ -43,7 +44,12 @@ def _config(model_type: str, vocabulary: int) -> Any:
             "max_position_embeddings": 128,
         }
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    return AutoConfig.for_model(model_type, vocab_size=vocabulary, **sizes, **special, **SIZES[model_type])
+    options = {"vocab_size": vocabulary, **sizes, **special, **SIZES[model_type]}
+    if model_type == "gemma3":  # the text model sits behind a vision tower
+        tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision = {**tower, "image_size": 28, "patch_size": 14}
+        return AutoConfig.for_model(model_type, text_config=options, vision_config=vision)
+    return AutoConfig.for_model(model_type, **options)
 
 
 def _tokenizer(bos: bool) -> PreTrainedTokenizerFast:

@@ -29,6 +29,16 @@ def test_everything_a_run_keeps_comes_back_as_it_was(tmp_path):
         assert torch.equal(one, other)
 
 
+def test_tensors_lie_in_memory_as_they_did(tmp_path):
+    kept = {"row": torch.randn(3, 4), "column": torch.randn(4, 3).T, "three": torch.randn(2, 3, 4).permute(2, 0, 1)}
+    write_checkpoint(kept, tmp_path / "file")
+    found = read_checkpoint(tmp_path / "file")
+    for name, tensor in kept.items():
+        assert torch.equal(found[name], tensor)
+        assert found[name].stride() == tensor.stride()
+        assert found[name].data_ptr() % 64 == 0
+
+
 def test_what_cannot_be_loaded_without_running_code_is_not_saved(tmp_path):
     with pytest.raises(TypeError, match=r"checkpoint\['callback'\]\[0\] is a object"):
         write_checkpoint({"callback": [object()]}, tmp_path / "file")

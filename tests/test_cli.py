@@ -410,6 +410,32 @@ def test_tokens_never_reach_a_file_of_the_run(cli, model_folder, facts, tmp_path
         assert not [path for path in files if value.encode() in path.read_bytes()]
 
 
+def test_general_abilities_are_scored_in_a_run(cli, model_folder, facts, tmp_path):
+    (tmp_path / "general").mkdir()
+    record = {"question": "is rome in italy", "answer": True, "passage": "Rome is a city in Italy."}
+    (tmp_path / "general" / "boolq-dev.jsonl").write_text(json.dumps(record))
+    run = tiny_run(model_folder, facts, tmp_path)
+    status, out, err = cli(*run, "--eval.tasks=[boolq]", "--eval.every=1", f"--eval.data_dir={tmp_path / 'general'}")
+    assert status == 0, err
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["abilities"]
+    assert set(found["boolq"]) >= {"before", "after", "standard_error", "items"}
+    assert found["boolq"]["items"] == 1
+    assert "boolq (accuracy)" in out
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [row["edits"] for row in rows if row["abilities/boolq"]] == ["0.0", "2.0", "3.0"]
+    assert [float(row["drift/kl"]) > 0 for row in rows if row["drift/kl"]] == [True, True]
+    kept = json.loads((tmp_path / "run" / "abilities.json").read_text())
+    assert len(kept) == 3
+
+
+def test_missing_data_of_an_ability_ends_a_run_before_anything_is_written(cli, model_folder, facts, tmp_path):
+    run = tiny_run(model_folder, facts, tmp_path)
+    status, _, err = cli(*run, "--eval.tasks=[boolq]", f"--eval.data_dir={tmp_path}")
+    assert status == 2
+    assert "error: The task 'boolq' needs boolq-dev.jsonl" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_logger_gets_the_same_scalars(cli, model_folder, facts, tmp_path):
     loggers = [
         *("--trainer.logger+=sphere_pl.loggers.MetricsFile", f"--trainer.logger.run_dir={tmp_path / 'run'}"),

@@ -1,6 +1,5 @@
 """Several processes: shares of a batch, gathering, and whole runs on two CPU processes against one."""
 
-import csv
 import json
 import os
 import signal
@@ -48,8 +47,8 @@ def test_two_processes_leave_the_weights_and_metrics_of_one(tmp_path):
     one, two = (load_file(tmp_path / name / "edited.safetensors") for name in ("one", "two"))
     for name, weight in one.items():
         assert (weight - two[name]).norm() <= 1e-5 * weight.norm()
-    rows = [list(csv.DictReader((tmp_path / name / "metrics.csv").open())) for name in ("one", "two")]
-    assert len(rows[0]) == len(rows[1])  # one writer
+    lines = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("one", "two")]
+    assert len(lines[0]) == len(lines[1])  # one writer
     scores = [json.loads((tmp_path / name / "results.json").read_text())["after"] for name in ("one", "two")]
     assert scores[1] == pytest.approx(scores[0], rel=1e-4, abs=1e-6)
 

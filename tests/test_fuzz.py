@@ -132,7 +132,7 @@ def test_kept_second_moments(amount, tmp_path):
     try_many(amount, damaged(path.read_bytes()), check)
 
 
-@pytest.mark.parametrize("amount", AMOUNTS)
+@pytest.mark.parametrize("amount", [8, AMOUNTS[1]])  # each takes a second
 @pytest.mark.filterwarnings("ignore")
 def test_configurations(amount, monkeypatch, capsys, tmp_path):
     from sphere_pl.cli import main

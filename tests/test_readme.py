@@ -16,16 +16,23 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def docs_blocks(name):
+    return re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
+
+
 COMMANDS = [
     line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if "sphere_pl fit" in line
 ]
+SUGGESTED = "--model.layers=[4,5,6,7,8]"  # what a `$(... locate --locate ...)` stands for
+LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(blocks("bash") + docs_blocks("locate")))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command, monkeypatch, capsys):
     from sphere_pl.cli import main
 
-    words = shlex.split(command.split("&&")[-1].replace("<hub id or folder>", "some/model"))
+    command = re.sub(r"\$\(.*?\)", SUGGESTED, command.split("&&")[-1])
+    words = shlex.split(command.replace("<hub id or folder>", "some/model"))
     assert words[:4] == ["python", "-m", "sphere_pl", "fit"]
     monkeypatch.setattr(sys, "argv", ["sphere_pl", *words[3:], "--print_config"])
     with pytest.raises(SystemExit) as end:
@@ -34,8 +41,26 @@ def test_every_command_is_understood(command, monkeypatch, capsys):
     assert "class_path" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", sorted(set(LOCATE)))
+def test_every_locate_command_is_understood(command, monkeypatch, capsys):
+    from sphere_pl.cli import main
+
+    words = shlex.split(command.replace("<hub id or folder>", "some/model"))
+    monkeypatch.setattr(sys, "argv", ["sphere_pl", *words, "--print_config"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    assert "samples" in capsys.readouterr().out
+
+
+def test_every_experiment_has_a_command():
+    named = {name for command in COMMANDS for name in re.findall(r"--config (experiment/\w+)", command)}
+    assert named == {f"experiment/{path.stem}" for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
+
+
 def test_the_commands_are_found():
-    assert len(COMMANDS) >= 6
+    assert len(COMMANDS) >= 22
+    assert len(set(LOCATE)) >= 3
     assert len(blocks("python")) == 1
 
 

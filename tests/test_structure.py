@@ -19,7 +19,7 @@ LAYERS = [
     {"data.formats", *(f"data.formats.{name}" for name in
        ("counterfact", "easyedit", "jsonl", "knowedit", "known", "mquake", "wikibigedit", "zsre")),
      "methods.alphaedit", "methods.memit", "metrics", "prompts", "optim", "abilities", "abilities.task",
-     "abilities.metrics"},
+     "abilities.metrics", "attention"},
     {"methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit"},
     {"methods.ft", "methods.locft_bf"},
     {"methods", "representations", "sampling", "data.datamodule", "progress", "evaluation"},
@@ -37,7 +37,7 @@ LAYERS = [
     {"evaluated_weights", "drift", "abilities.journal", "abilities.harness"},
     {"abilities.callback", "target_table"},
     {"tracing.picture"},
-    {"results", "loggers", "live", "tracking", "compare", "locate", "resuming", "runs.log"},
+    {"results", "loggers", "live", "tracking", "compare", "preflight", "locate", "resuming", "runs.log"},
     {"dashboard"},
     {"edit_log", "runs.rebuild", "runs.delta", "runs.card"},
     {"runs.saved"},

@@ -101,6 +101,26 @@ class StartCallback(WeightCallback):
         return self._batches % self.every_n_batches == 0
 
 
+def require_record(trainer: "pl.Trainer", callback: str, record: str) -> None:
+    """Refuse a resumed fit whose checkpoint lacks what a callback records before the first update.
+
+    The weights at hand have been updated already; taking them for the first ones would go unnoticed.
+
+    Args:
+        trainer: The trainer, or the loop that stands in for it.
+        callback: The callback with its arguments, as the user wrote it.
+        record: What is missing.
+
+    Raises:
+        MisconfigurationException: If the fit goes on from a checkpoint that was saved behind the first update.
+    """
+    if not isinstance(trainer, Loop) and trainer.ckpt_path and trainer.global_step > 0:
+        raise MisconfigurationException(
+            f"`{callback}` needs {record}, and the checkpoint {trainer.ckpt_path} has no record of them: it was saved "
+            "by a fit without this callback. Resume without it, or start a new fit with it."
+        )
+
+
 def log_values(trainer: "pl.Trainer", pl_module: "pl.LightningModule", values: Mapping[str, Tensor]) -> None:
     """Log scalars of one batch, through the module under a trainer and through the :class:`Loop` without one.
 

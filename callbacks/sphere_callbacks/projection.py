@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from sphere_callbacks._base import WeightCallback, log_values
+from sphere_callbacks._base import WeightCallback, log_values, require_record
 from sphere_callbacks._weights import EditedWeight, edited_weights
 from sphere_callbacks.functional import principal_directions, principal_share, project_out, project_out_both
 
@@ -48,6 +48,8 @@ class SparseProjection(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range or two of them contradict each other.
+        MisconfigurationException: At the start of a fit, if ``basis="pretrained"`` goes on from a checkpoint without a
+            record of the pretrained directions.
 
     Note:
         With ``when="step"`` the weights change after the optimizer's step has returned to PyTorch's post hooks. A
@@ -91,6 +93,9 @@ class SparseProjection(WeightCallback):
         if self.basis == "pretrained":
             for weight in self._weights:
                 if weight.name not in self._bases:
+                    require_record(
+                        trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights"
+                    )
                     self._bases[weight.name] = self._directions(weight.weight)
         self._release()
         if self.when == "step":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sphere_callbacks._base import WeightCallback
+from sphere_callbacks._base import WeightCallback, require_record
 from sphere_callbacks._weights import EditedWeight
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
 from sphere_callbacks.loop import Loop
@@ -55,6 +55,7 @@ class SpectrumRestraint(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range.
+        MisconfigurationException: At the start of a fit that goes on from a checkpoint without a record of ``W_0``.
 
     Note:
         A checkpoint saved with ``save_weights_only=True`` reaches no callback and holds the unrestrained weights.
@@ -89,8 +90,10 @@ class SpectrumRestraint(WeightCallback):
     @override
     @torch.no_grad()
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Record the weights before the first edit."""
+        """Record the weights before the first edit, or find them in what was resumed."""
         super().on_train_start(trainer, pl_module)
+        if any(weight.name not in self._originals for weight in self._weights):
+            require_record(trainer, "SpectrumRestraint()", "the weights before the first edit")
         registered = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         for weight in self._weights:
             if weight.name not in self._originals:

@@ -63,14 +63,15 @@ class GeneralAbilities(L.Callback):
         self.before: dict[str, Score] = {}
         self.after: dict[str, Score] = {}
         self._items: dict[str, list[Item]] = {}
+        self._manager: Any = None
 
     def load(self) -> None:
         """Read the items, once; a mistake in the data or a missing extra shows now and not after the first edits."""
         for task in self.tasks:
             if task.name not in self._items:
                 self._items[task.name] = load_items(task, self.data_dir, self.limit, self.seed)
-        if self.lm_eval_tasks:
-            harness.check(self.lm_eval_tasks)
+        if self.lm_eval_tasks and self._manager is None:
+            self._manager = harness.find_tasks(self.lm_eval_tasks)
 
     @override
     def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
@@ -147,8 +148,8 @@ class GeneralAbilities(L.Callback):
                 )
                 for task, items in ((task, self._items[task.name]) for task in self.tasks)
             }
-            for name in self.lm_eval_tasks:
-                scores |= harness.evaluate(lm, name, self.limit, self.batch_tokens)
+            if self.lm_eval_tasks:
+                scores |= harness.evaluate(lm, self.lm_eval_tasks, self._manager, self.limit, self.batch_tokens)
         return scores
 
     def _once(self, key: str, measure: Callable[[], Score], about: dict[str, Any], write: bool) -> Score:

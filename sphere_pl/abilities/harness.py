@@ -13,8 +13,14 @@ from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel
 
 
-def check(names: Sequence[str]) -> None:
-    """Refuse tasks that cannot be run, before anything is loaded.
+def find_tasks(names: Sequence[str]) -> Any:
+    """Look for tasks before any model is loaded.
+
+    Args:
+        names: Tasks, groups, or paths of tasks' YAML files.
+
+    Returns:
+        The harness's index of tasks, which `evaluate` takes: it is slow to build.
 
     Raises:
         UserError: If the extra is missing or a task is unknown.
@@ -26,21 +32,26 @@ def check(names: Sequence[str]) -> None:
         )
     from lm_eval.tasks import TaskManager
 
-    known = set(TaskManager().all_tasks)
-    unknown = [name for name in names if name not in known and not Path(name).expanduser().is_file()]
+    named = [name for name in names if not Path(name).is_file()]
+    manager = TaskManager(include_defaults=bool(named))
+    unknown = sorted(set(named) - set(manager.all_tasks))
     if unknown:
         raise UserError(
             f"--eval.lm_eval_tasks: {', '.join(unknown)} is neither a task of lm-evaluation-harness nor a YAML file. "
             "`lm_eval ls tasks` lists them."
         )
+    return manager
 
 
-def evaluate(lm: LanguageModel, name: str, limit: int | None, max_tokens: int = 8192) -> dict[str, Score]:
-    """Score a model in memory on one task or group of lm-evaluation-harness.
+def evaluate(
+    lm: LanguageModel, names: Sequence[str], manager: Any, limit: int | None, max_tokens: int = 8192
+) -> dict[str, Score]:
+    """Score a model in memory on tasks of lm-evaluation-harness.
 
     Args:
         lm: The language model.
-        name: A task, a group, or the path of a task's YAML file.
+        names: The tasks.
+        manager: What `find_tasks` found.
         limit: Items of each task, the first ones; all if None.
         max_tokens: Tokens in one forward pass, at most; the batch size follows from the context length.
 
@@ -53,8 +64,10 @@ def evaluate(lm: LanguageModel, name: str, limit: int | None, max_tokens: int = 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     rows = max(1, max_tokens // int(lm.config.max_position_embeddings))
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, backend="causal", batch_size=rows)
-    # Seeds are set anew by default; the caller keeps its own random state.
-    found = simple_evaluate(wrapped, tasks=[str(name)], limit=limit, bootstrap_iters=0, log_samples=False)
+    # It sets all seeds anew: the caller keeps its random state to itself. Without bootstrap no error is estimated.
+    found = simple_evaluate(
+        wrapped, tasks=list(names), task_manager=manager, limit=limit, bootstrap_iters=1000, log_samples=False
+    )
     results: dict[str, dict[str, Any]] = found["results"]
     samples: dict[str, dict[str, int]] = found["n-samples"]
     return {

@@ -43,6 +43,10 @@ class AlphaEdit(EditingMethod):
         memory = KeyMemory.empty(basis.new_tensor(1 / self.ridge), basis.shape[1])
         return {"basis": basis, **memory._asdict()}
 
+    def state_bytes(self, d_out: int, d_in: int) -> int:
+        """Basis and memory, should every direction lie in the null space."""
+        return 4 * (d_in**2 + KeyMemory.most_numbers(d_in))
+
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `alphaedit_update`."""
         return alphaedit_update(keys, residuals, state["basis"], _memory(state))

@@ -40,6 +40,10 @@ class Method(ABC):
             second_moment: `E[k kᵀ]` over ordinary text, shape `[d_in, d_in]`, if `needs_second_moment`.
         """
 
+    def state_bytes(self, d_out: int, d_in: int) -> int:
+        """How much memory the state of one matrix takes at most: a float64 `[d_in, d_in]`, or all but nothing."""
+        return 8 * d_in**2 if self.needs_second_moment else 16 * (d_in + d_out)
+
 
 class EditingMethod(Method):
     """A closed-form method that locates keys and solves for the target values found for them.

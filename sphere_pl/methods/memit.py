@@ -40,6 +40,10 @@ class MEMIT(EditingMethod):
         inverse = torch.cholesky_inverse(moment_factor(weighted))
         return KeyMemory.empty(inverse, len(inverse))._asdict()
 
+    def state_bytes(self, d_out: int, d_in: int) -> int:
+        """The inverse, and recent keys beside it if they are remembered."""
+        return 8 * (KeyMemory.most_numbers(d_in) if self.remember_past else d_in**2)
+
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `memit_update`."""
         wide = keys.double()

@@ -40,6 +40,12 @@ class KeyMemory(NamedTuple):
         """No keys yet; `inverse` is B⁻¹, of shape `[m, m]` or `[]`, and `size` is m."""
         return cls(inverse, inverse.new_zeros(0, size), inverse.new_zeros(0, 0))
 
+    @staticmethod
+    def most_numbers(size: int) -> int:
+        """How many numbers a memory of `size` dimensions holds at most."""
+        recent = size // _SHARE
+        return size**2 + recent * size + recent**2
+
     def whiten(self, keys: Tensor) -> Tensor:
         """`(B + Σ k kᵀ)⁻¹ k` for each row of `keys` `[n, m]`.
 

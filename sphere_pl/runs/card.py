@@ -123,7 +123,7 @@ def _licence(source: Source) -> str:
 
 
 def _scores(results: Mapping[str, Any]) -> str:
-    before, after = results.get("before") or {}, results.get("after") or {}
+    before, after = (found if isinstance(found := results.get(when), dict) else {} for when in ("before", "after"))
     names = [name for name in after if not name.endswith("_standard_error")]
     rows = [f"| {name.replace('_', ' ')} | {_number(before.get(name))} | {_number(after[name])} |" for name in names]
     if not rows:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically
 from sphere_pl.runs.log import Header, pack, unpack
-from sphere_pl.runs.low_rank import ROUNDING, compress, expand
+from sphere_pl.runs.low_rank import ROUNDING, compress, expand, shape_of
 
 _KIND = "sphere_pl_delta"
 _SAMPLED = 64
@@ -65,6 +65,9 @@ def apply_delta(model: nn.Module, path: str | Path) -> nn.Module:
     parameters = dict(model.named_parameters())
     for name, about in layout.items():
         _check_matrix(parameters, name, about, Path(path))
+        change = unpack(tensors, name)
+        if change is not None and shape_of(change) != tuple(about["shape"]):
+            raise UserError(f"{path} is damaged: its change of {name} has not the shape that its metadata says.")
     for name, about in layout.items():
         change = unpack(tensors, name)
         if change is not None:
@@ -86,9 +89,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             about = json.loads((file.metadata() or {}).get(_KIND, "null"))
             if not isinstance(about, dict) or about.get("format") != 1:
                 raise ValueError("it was not written by `python -m sphere_pl export --delta_only`")
-            return about["matrices"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+            layout = {name: _layout(matrix) for name, matrix in about["matrices"].items()}
+            return layout, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
         raise UserError(f"{path} is no delta that can be applied: {error}.") from error
+
+
+def _layout(matrix: Mapping[str, Any]) -> dict[str, Any]:
+    rows, columns = matrix["shape"]
+    sample = [float(value) for value in matrix["sample"]]
+    return {"shape": [int(rows), int(columns)], "transposed": bool(matrix["transposed"]), "sample": sample}
 
 
 def _check_matrix(parameters: Mapping[str, nn.Parameter], name: str, about: Mapping[str, Any], path: Path) -> None:
@@ -97,7 +107,7 @@ def _check_matrix(parameters: Mapping[str, nn.Parameter], name: str, about: Mapp
     stored = parameters[name].detach()
     weight = stored.T if about["transposed"] else stored
     sample = torch.tensor(about["sample"])
-    same = list(weight.shape) == about["shape"]
+    same = list(weight.shape) == about["shape"] and _sample(weight).shape == sample.shape
     if not same or not float((_sample(weight) - sample).norm()) <= _SAME * float(sample.norm()):
         raise UserError(
             f"{path} was made for another model: {name} has other values or another shape here. Give the unedited "

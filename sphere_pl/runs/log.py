@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -24,6 +24,7 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically, write_text
+from sphere_pl.language_model import Dtype
 from sphere_pl.runs.low_rank import Change, Factors
 
 LOG_FILE = "edits.jsonl"
@@ -106,7 +107,7 @@ class Entry:
     @property
     def case_ids(self) -> list[str]:
         """The case ids of the batch."""
-        return [str(request["case_id"]) for request in self.requests]
+        return [request["case_id"] for request in self.requests]
 
     def is_state(self, sums: Mapping[str, tuple[float, float]]) -> bool:
         """Whether matrices with these sums and norms are, as far as these tell, this entry's."""
@@ -164,9 +165,10 @@ class EditHistory:
             last = found[-1].base
         return found[::-1]
 
-    def requests_until(self, last: int) -> list[EditRequest]:
-        """All requests of the stream up to entry `last`, in order."""
-        return [request for entry in self.entries[:last] for request in entry.edit_requests()]
+    @property
+    def requests(self) -> list[EditRequest]:
+        """All requests of the stream so far, in order."""
+        return [request for entry in self.entries for request in entry.edit_requests()]
 
     def tensors(self, entry: Entry) -> dict[str, Tensor]:
         """Read an entry's tensors and check their hash.
@@ -254,7 +256,7 @@ def read_log(folder: Path) -> EditHistory:
     try:
         header = _header(parsed[0])
         entries = [_entry(line) for line in parsed[1:]]
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, LookupError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not an edit log that this version reads: {error}.") from error
     _check_order(path, entries)
     return EditHistory(folder, header, entries)
@@ -335,14 +337,51 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 def _header(line: dict[str, Any]) -> Header:
     if line.get("format") != FORMAT:
         raise ValueError(f"its format is {line.get('format')!r}, expected {FORMAT}")
-    matrices = [Matrix(m["name"], (int(m["shape"][0]), int(m["shape"][1])), m["transposed"]) for m in line["matrices"]]
-    return Header(**{**_known(Header, line), "matrices": matrices})
+    matrices = [
+        Matrix(str(m["name"]), (int(m["shape"][0]), int(m["shape"][1])), bool(m["transposed"]))
+        for m in line["matrices"]
+    ]
+    header = Header(**{**_known(Header, line), "matrices": matrices})
+    _check_types("the header", vars(header), model=str, dtype=str, fingerprint=str, method=str, layers=list)
+    if header.dtype not in get_args(Dtype) or not all(type(layer) is int for layer in header.layers):
+        raise ValueError(f"dtype {header.dtype!r} or layers {header.layers!r} are not what a run writes")
+    if header.restraint is not None:
+        ratio, strength = header.restraint["cumulative_ratio"], header.restraint["strength"]
+        _check_types("the restraint", {"ratio": ratio, "strength": strength}, ratio=float, strength=float)
+        if not isinstance(header.restraint["modules"], str | None) or not 0 <= ratio < 1 or not 0 <= strength <= 1:
+            raise ValueError(f"its restraint {header.restraint!r} is not what a run writes")
+    return header
 
 
 def _entry(line: dict[str, Any]) -> Entry:
     known = _known(Entry, line)
     known["sums"] = {name: (float(total), float(norm)) for name, (total, norm) in known.get("sums", {}).items()}
-    return Entry(**known)
+    entry = Entry(**known)
+    where = f"entry {entry.number}"
+    _check_types(where, vars(entry), number=int, base=int, edits=int, complete=bool, ranks=dict, requests=list)
+    if entry.file is not None:
+        _check_types(where, vars(entry), file=str, sha256=str)
+    for request in entry.edit_requests():
+        for name, kind in get_type_hints(EditRequest).items():
+            _check_field(where, name, getattr(request, name), kind)
+    return entry
+
+
+def _check_types(where: str, values: Mapping[str, Any], **kinds: type) -> None:
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind and not (kind is float and type(values[name]) is int):
+            raise TypeError(f"{name!r} of {where} is {type(values[name]).__name__}, expected {kind.__name__}")
+
+
+def _check_field(where: str, name: str, value: Any, kind: Any) -> None:
+    texts = kind is str or kind == str | None
+    right = isinstance(value, str | None) if texts else _of_texts(value)
+    if not right or (kind is str and value is None):
+        raise TypeError(f"{name!r} of a request of {where} is not what a run writes")
+
+
+def _of_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) or _of_texts(item) for item in value)
 
 
 def _known(kind: type, line: dict[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,13 @@ def expand(change: Change) -> Tensor:
     return change.left @ change.right if isinstance(change, Factors) else change
 
 
+def shape_of(change: Change) -> tuple[int, int]:
+    """`(d_out, d_in)`."""
+    if isinstance(change, Factors):
+        return change.left.shape[0], change.right.shape[1]
+    return change.shape[0], change.shape[1]
+
+
 def rank_of(change: Change) -> int | None:
     """How many columns the factors have; None for a full matrix."""
     return change.rank if isinstance(change, Factors) else None

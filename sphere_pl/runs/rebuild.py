@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
+from sphere_pl.errors import UserError
 from sphere_pl.runs.log import EditHistory, unpack
-from sphere_pl.runs.low_rank import expand
+from sphere_pl.runs.low_rank import Change, expand, shape_of
 
 
 @torch.no_grad()
@@ -36,8 +37,17 @@ def rebuild(base: Mapping[str, Tensor], history: EditHistory, last: int) -> dict
         for name, weight in weights.items():
             change = unpack(tensors, name)
             if change is not None:
-                weight.add_(expand(change))
+                weight.add_(expand(_fitting(change, weight, name, entry.number)))
     return weights
+
+
+def _fitting(change: Change, weight: Tensor, name: str, number: int) -> Change:
+    if shape_of(change) != tuple(weight.shape):
+        raise UserError(
+            f"Batch {number} of the edit log changes {name} by a matrix of shape {list(shape_of(change))}, expected "
+            f"{list(weight.shape)}: the log belongs to another model."
+        )
+    return change
 
 
 @torch.no_grad()

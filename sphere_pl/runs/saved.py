@@ -92,6 +92,13 @@ class SavedRun:
             raise UserError(f"{path} could not be read: {error}.") from error
         return config if isinstance(config, dict) else {}
 
+    def section(self, *names: str) -> dict[str, Any]:
+        """A part of config.yaml, such as `section("model", "evaluation")`; empty if there is none."""
+        part: Any = self.config
+        for name in names:
+            part = part.get(name) if isinstance(part, dict) else None
+        return part if isinstance(part, dict) else {}
+
     @property
     def results(self) -> dict[str, Any]:
         """The run's results.json; empty if it did not come to its end."""
@@ -123,7 +130,11 @@ class SavedRun:
                 f"{options.model or header.model} is not the unedited model of {self.folder}: their weights differ. "
                 "Give the run's own base model with --model <hub id or folder>."
             )
-        return BaseModel(lm.to(options.device or default_device()), header.layers)
+        base = BaseModel(lm.to(options.device or default_device()), header.layers)
+        shapes = {name: tuple(weight.shape) for name, weight in base.weights.items()}
+        if shapes != {matrix.name: matrix.shape for matrix in header.matrices}:
+            raise UserError(f"The matrices that the log of {self.folder} names are not those of its model: {shapes}.")
+        return base
 
     def weights(self, base: BaseModel, at: int | None = None) -> dict[str, Tensor]:
         """The matrices as they are scored and saved, after `at` edits or at the end.
@@ -151,7 +162,7 @@ class SavedRun:
             if any(live[name].shape != weight.shape for name, weight in base.weights.items()):
                 raise KeyError("matrices of these shapes")
             edits = int(saved["sphere_pl"]["edits_seen"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is no checkpoint of {self.folder}: it lacks {error}.") from error
         return restrained(base.weights, live, self.history.header.restraint), edits
 

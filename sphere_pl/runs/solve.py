@@ -51,9 +51,8 @@ def recipe(run: SavedRun) -> Recipe:
     Raises:
         UserError: If it has none, or names something that cannot be built.
     """
-    config = run.config
-    model, trainer = config.get("model", {}), config.get("trainer", {})
-    if not isinstance(model, dict) or "method" not in model:
+    model = run.section("model")
+    if "method" not in model:
         raise UserError(f"{run.folder} has no config.yaml with the run's method: edits cannot be taken out.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--method", type=Method)
@@ -63,8 +62,8 @@ def recipe(run: SavedRun) -> Recipe:
     given = {
         "method": model["method"],
         "statistics": model.get("statistics") or {},
-        "callbacks": (trainer or {}).get("callbacks") or [],
-        "projection": config.get("projection") or {},
+        "callbacks": run.section("trainer").get("callbacks") or [],
+        "projection": run.section("projection"),
     }
     try:
         built = parser.instantiate_classes(parser.parse_object(given))

@@ -39,7 +39,7 @@ class State(NamedTuple):
     @property
     def requests(self) -> list[EditRequest]:
         """The requests that have been edited in, in order."""
-        return [r for entry in self.run.history.entries for r in entry.edit_requests()][: self.edits]
+        return self.run.history.requests[: self.edits]
 
     def edit(self) -> None:
         """Turn the unedited model into the edited one."""

@@ -37,7 +37,7 @@ def main(args: Sequence[str]) -> None:
     requests = _other_requests(rest, state.run) if rest else state.requests
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
-    settings = _settings(state.run.config, given.batch_size)
+    settings = _settings(state.run, given.batch_size)
     unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, untracked)
     state.edit()
     after = score_requests(state.lm, requests, settings, unedited.neighbors)
@@ -76,7 +76,7 @@ def _other_requests(args: Sequence[str], run: SavedRun) -> list[EditRequest]:
     """Read the records that `--data.*` names; what it leaves out is as the run had it, unless it names a format."""
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(EditDataModule, "data")
-    own = run.config.get("data") or {}
+    own = run.section("data")
     if not any(arg.split("=")[0] == "--data.name" for arg in args):
         parser.set_defaults({f"data.{name}": value for name, value in own.items()})
     try:
@@ -89,11 +89,14 @@ def _other_requests(args: Sequence[str], run: SavedRun) -> list[EditRequest]:
     return data.requests
 
 
-def _settings(config: Mapping[str, Any], batch_size: int | None) -> EvaluationSettings:
+def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
     """What to measure, as the run measured it."""
     known = {field.name for field in fields(EvaluationSettings)}
-    given = (config.get("model") or {}).get("evaluation") or {}
-    settings = EvaluationSettings(**{name: value for name, value in given.items() if name in known})
+    given = {name: value for name, value in run.section("model", "evaluation").items() if name in known}
+    try:
+        settings = EvaluationSettings(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run.folder / 'config.yaml'}: model.evaluation cannot be taken up: {error}") from error
     if batch_size is None:
         return settings
     if batch_size < 1:

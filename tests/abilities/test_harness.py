@@ -9,7 +9,7 @@ import torch
 
 from sphere_pl.abilities.answering import choice_log_likelihoods
 from sphere_pl.abilities.callback import GeneralAbilities
-from sphere_pl.abilities.harness import check, evaluate
+from sphere_pl.abilities.harness import evaluate, find_tasks
 from sphere_pl.abilities.task import Item
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.errors import UserError
@@ -50,19 +50,19 @@ def facts_task(tmp_path, monkeypatch):
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"lm_eval_tasks=\['arc_easy'\] needs .*pip install 'sphere-pl\[lm-eval\]'"):
-        check(["arc_easy"])
+        find_tasks(["arc_easy"])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_unknown_task_is_refused(facts_task):
     with pytest.raises(UserError, match="no_such_task is neither a task"):
-        check([facts_task, "no_such_task"])
+        find_tasks([facts_task, "no_such_task"])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_is_scored_as_by_our_own_likelihoods(facts_task, tiny_lm):
     lm = tiny_lm()
-    (name, score), *more = evaluate(lm, facts_task, limit=None).items()
+    (name, score), *more = evaluate(lm, [facts_task], find_tasks([facts_task]), limit=None).items()
     items = [Item(r["question"], r["label"], tuple(r["choices"])) for r in RECORDS]
     found = [each.index(max(each)) for each in choice_log_likelihoods(lm, items)]
     expected = sum(best == item.label for best, item in zip(found, items, strict=True)) / 3

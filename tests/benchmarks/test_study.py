@@ -185,7 +185,9 @@ def test_collapse_holds_when_a_plain_run_has_collapsed():
 
 @pytest.mark.parametrize(("share", "word"), [(0.2, HOLDS), (0.09, DOES_NOT)])
 def test_interference_is_measured_against_chance(share, word):
-    assert words([make_run("counterfact-memit-plain-draw1-200", [0.9, 0.7], share=share)])[INTERFERE] == word
+    runs = [make_run(f"counterfact-{name}-plain-draw1-200", [0.9, 0.7], share=share) for name in ("memit", "alphaedit")]
+    assert words(runs)[INTERFERE] == word
+    assert words(runs[:1])[INTERFERE] == OPEN
 
 
 def wave(sign, n=24):

@@ -176,6 +176,15 @@ def test_a_resumed_run_makes_the_same_updates_bit_for_bit(
         assert torch.equal(second.weights[name], whole.weights[name])
 
 
+def test_pretrained_directions_are_not_taken_from_weights_that_a_checkpoint_has_updated(
+    make_editing, make_trainer, edit_stream, weights, updates, run, tmp_path, save_after
+):
+    run(SparseProjection(), save_after(2, tmp_path / "two.ckpt"))
+    trainer = make_trainer(SparseProjection(basis="pretrained"))
+    with pytest.raises(MisconfigurationException, match=r"basis='pretrained'\)`.*no record"):
+        trainer.fit(make_editing(weights, updates), edit_stream(5), ckpt_path=tmp_path / "two.ckpt")
+
+
 def test_a_second_fit_takes_its_own_pretrained_directions(
     make_editing, make_trainer, edit_stream, make_weights, updates
 ):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from sphere_callbacks import SpectrumRestraint
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
@@ -104,6 +105,12 @@ def test_a_checkpoint_holds_restrained_weights_and_resumes_from_live_ones(run, w
     for name in weights:
         assert torch.equal(resumed.weights[name], whole.weights[name])
         assert torch.equal(resumed.evaluated[-1][name], whole.evaluated[-1][name])
+
+
+def test_a_checkpoint_without_a_record_of_the_first_weights_is_refused(run, weights, updates, save_after, tmp_path):
+    run(save_after(2, tmp_path / "two.ckpt"))  # two updates, and nobody noted the weights before them
+    with pytest.raises(MisconfigurationException, match=r"`SpectrumRestraint\(\)`.*no record.*start a new fit"):
+        run(SpectrumRestraint(), ckpt_path=tmp_path / "two.ckpt")
 
 
 def test_a_checkpoint_saved_within_a_validation_resumes_from_live_weights(run, weights, save_after, tmp_path):

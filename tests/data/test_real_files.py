@@ -36,6 +36,11 @@ def test_a_real_file_loads_whole(shared, name, file, count):
         assert len(request.portability_answers) == len(request.portability)
 
 
+@pytest.mark.parametrize("folder", ["counterfact", "zsre", "built"])
+def test_no_file_is_forgotten(shared, folder):
+    assert {f"{folder}/{path.name}" for path in (shared / folder).glob("*.json")} <= {file for _, file, _ in FILES}
+
+
 def test_the_known_facts_for_tracing_are_read_as_raw_records(shared):
     records = list(read_records(shared / "other" / "known_1000.json"))
     assert len(records) == 1209

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sphere_pl.errors import UserError
 from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
 from sphere_pl.evaluation.scoring import answer, perplexity
 from sphere_pl.prompts import Prompt
@@ -126,3 +127,39 @@ def test_requests_without_neighbours_leave_their_metrics_undefined(tiny_lm, requ
     found = metrics.compute()
     assert math.isnan(found["specificity"].item())
     assert not math.isnan(found["efficacy"].item())
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("The set {1, 2} is", "finite"),
+        ("HashMap<{}> is a", "type {}"),
+        ("הבירה של ירושלים היא", "תל אביב"),
+        ("عاصمة مصر هي", "الجيزة"),
+        ("🗼 tower 🇫🇷 stands in", "Rome 🍕"),
+        ("Mr Zoe\u0308 eats", "ﬁsh"),
+    ],
+)
+def test_odd_texts_are_answered_as_alone(tiny_lm, bos, text, target):
+    lm = tiny_lm(bos=bos)
+    (found,) = answer(lm, [Prompt(text, target)])
+    predicted, wanted, mean = slow(lm, Prompt(text, target))
+    assert (found.predicted, found.target) == (predicted, wanted)
+    assert found.log_probability == pytest.approx(mean, abs=1e-4)
+
+
+def test_a_target_of_200_tokens_is_scored_whole(tiny_lm):
+    lm = tiny_lm()
+    lm.model.config.max_position_embeddings = 512
+    prompts = [Prompt("The capital of France is", " ".join(["Paris and Berlin"] * 70)), Prompt("Rome is", "a city")]
+    for found, prompt in zip(answer(lm, prompts, max_tokens=64), prompts, strict=True):
+        predicted, target, mean = slow(lm, prompt)
+        assert (found.predicted, found.target) == (predicted, target)
+        assert found.log_probability == pytest.approx(mean, abs=1e-4)
+    assert len(answer(lm, prompts)[0].target) >= 200
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_lm):
+    with pytest.raises(UserError, match=r"reads at most 128. Shorten it or leave the record out"):
+        answer(tiny_lm(), [Prompt("So it is. " * 99 + "Rome is", "a city")])

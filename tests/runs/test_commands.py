@@ -215,6 +215,20 @@ def test_a_base_model_that_has_moved_can_be_named(fit, model_folder):
     assert (run_export(run, "--model", str(moved)) / "config.json").exists()
 
 
+def test_a_configuration_that_was_mangled_is_refused_or_read(fit, capsys):
+    """What is left of config.yaml never ends in a traceback."""
+    run = fit()
+    path = run.folder / "config.yaml"
+    for text in ("[]", "{", "model: []", "model: {method: 3, evaluation: {batch_size: x}}", "trainer: 1", "\x00"):
+        path.write_text(text)
+        for command, arguments in ((validate, ["--out", str(run.folder / "v.json")]), (export, ["--without", "0"])):
+            try:
+                command.main(["--run_dir", str(run.folder), *arguments])
+            except UserError:
+                continue
+            assert command is validate
+
+
 # ------------------------------------------------------------------ diff
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from sphere_callbacks import CollapseGuard, RelativeMask, SpectrumRestraint
 from sphere_pl.errors import UserError
 from sphere_pl.runs.log import read_log
-from sphere_pl.runs.rebuild import rebuild
+from sphere_pl.runs.rebuild import rebuild, restrained
 from sphere_pl.runs.saved import SavedRun
 
 
@@ -71,8 +71,7 @@ def test_each_line_names_its_requests_and_the_hash_of_its_file(fit, requests):
     for line in (first, second):
         data = (run.folder / "edits" / line["file"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == line["sha256"]
-    logged = [r for entry in read_log(run.folder).entries for r in entry.edit_requests()]
-    assert logged == run.editor.requests
+    assert read_log(run.folder).requests == run.editor.requests
 
 
 def test_a_run_with_the_log_edits_as_one_without(fit):
@@ -218,3 +217,37 @@ def test_a_folder_without_a_log_says_what_to_give(tmp_path):
     (tmp_path / "edits.jsonl").write_text(json.dumps({"format": 2}) + "\n")
     with pytest.raises(UserError, match="format is 2"):
         read_log(tmp_path)
+
+
+def mutations(value, path=()):
+    """Every place inside a JSON value."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from mutations(inner, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_log_with_any_value_of_another_kind_is_read_or_refused(fit, number):
+    run = fit(callbacks=[SpectrumRestraint()], val_check_interval=1)
+    path, lines = run.folder / "edits.jsonl", run.lines
+    base = base_of(run)
+    for place in mutations(lines[number]):
+        for new in (None, -1, "../x", [], {}, [[1]], True, 1.5):
+            changed = [*lines]
+            changed[number] = replaced(lines[number], place, new)
+            path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+            try:
+                history = read_log(run.folder)
+                weights = rebuild(base, history, len(history.entries))
+                restrained(base, weights, history.header.restraint)
+                assert len(history.requests) <= 4
+            except UserError:
+                continue

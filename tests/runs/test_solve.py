@@ -5,8 +5,6 @@ import torch
 
 from sphere_callbacks import RelativeMask
 from sphere_pl.errors import UserError
-from sphere_pl.methods.functional import alphaedit_update
-from sphere_pl.methods.memory import KeyMemory
 from sphere_pl.runs.log import read_log
 from sphere_pl.runs.saved import SavedRun
 from sphere_pl.runs.solve import solve_without
@@ -53,6 +51,14 @@ def test_the_first_matrix_of_the_last_batch_is_solved_exactly_without_one_of_its
     close({first: solve(whole, ["3"])[first]}, {first: without.live[first]})
 
 
+def alphaedit(keys, residuals, past, basis, ridge):
+    """The paper's formula in full, float64: `Δ = R Kᵀ P (K Kᵀ P + M P + λ I)⁻¹`, one key a row here."""
+    keys, residuals, past, basis = (tensor.double() for tensor in (keys, residuals, past, basis))
+    projector = basis @ basis.T
+    system = projector @ (keys.T @ keys + past.T @ past) + ridge * torch.eye(len(projector), dtype=torch.float64)
+    return torch.linalg.solve(system, projector @ keys.T @ residuals).T.float()
+
+
 def test_an_early_edit_leaves_keys_memory_and_update(fit):
     """The formula by hand: rows of the first batch dropped, the second batch solved against what remains."""
     run = fit()
@@ -63,10 +69,9 @@ def test_an_early_edit_leaves_keys_memory_and_update(fit):
     for index, name in enumerate(base):
         basis = run.editor.states[index]["basis"]
         keys, residuals = ([t[f"{kind}/{name}"] for t in tensors] for kind in ("keys", "residuals"))
-        reduced = tensors[0][f"remembered/{name}"][1:] @ basis
-        past = KeyMemory.empty(torch.tensor(1.0), basis.shape[1])
-        expected = base[name] + alphaedit_update(keys[0][1:], residuals[0][1:], basis, past)
-        expected = expected + alphaedit_update(keys[1], residuals[1], basis, past.extend(reduced))
+        past = tensors[0][f"remembered/{name}"][1:]
+        expected = base[name] + alphaedit(keys[0][1:], residuals[0][1:], past[:0], basis, 1.0)
+        expected = expected + alphaedit(keys[1], residuals[1], past, basis, 1.0)
         torch.testing.assert_close(solved[name], expected, rtol=1e-4, atol=1e-5)
 
 

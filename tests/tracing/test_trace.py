@@ -22,6 +22,7 @@ MODULES = {
     "qwen3": ("mlp", "self_attn"),
     "gemma2": ("mlp", "self_attn"),
     "gemma3_text": ("mlp", "self_attn"),
+    "gemma3": ("mlp", "self_attn"),
     "phi": ("mlp", "self_attn"),
     "gpt2": ("mlp", "attn"),
     "gpt_neox": ("mlp", "attention"),

@@ -1,0 +1,98 @@
+"""What runs on large models will need, from their shapes alone: `python -m benchmarks.memory`.
+
+With `--measure` the estimate for the default run is compared with what its preparation and first batch really take.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sphere_pl.architectures import edit_sites
+from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.editor import SequentialEditor
+from sphere_pl.methods import MEMIT, AlphaEdit
+from sphere_pl.methods.base import Method
+from sphere_pl.preflight import Batch, Shapes, estimate, need, shapes_of
+from sphere_pl.representations import SubjectStream
+from sphere_pl.statistics import StatisticsSettings, second_moments
+from sphere_pl.targets import TargetSettings, optimize_targets
+
+LLAMA3_8B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+}  # fmt: skip
+QWEN2_5_7B = {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
+}  # fmt: skip
+MODELS = {"LLaMA3-8B": LLAMA3_8B, "Qwen2.5-7B": QWEN2_5_7B}
+LAYERS = [4, 5, 6, 7, 8]
+
+
+def shapes(sizes: dict[str, object]) -> Shapes:
+    """Shapes of a model in bfloat16 that is never filled with numbers."""
+    settings = dict(sizes)
+    config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return shapes_of(model, edit_sites(model, config.model_type, LAYERS, config.num_hidden_layers))
+
+
+def table() -> str:
+    """Batches of 100, six contexts, prompts of 20 tokens to the subject's last and 8 behind it, targets of 2."""
+    methods: dict[str, Method] = {"AlphaEdit": AlphaEdit(), "MEMIT": MEMIT()}
+    lines = [
+        "| GB | targets.max_tokens | model | edited | second moments | method | targets | peak |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, sizes in MODELS.items():
+        found = shapes(sizes)
+        for label, method in methods.items():
+            for tokens in (4096, 1024):
+                estimated = need(found, Batch(100, 6, 20, 8, 2, tokens), method)
+                parts = " | ".join(f"{part / 1e9:.1f}" for part in (*estimated, estimated.peak))
+                lines.append(f"| {name}, {label} | {tokens} | {parts} |")
+    return "\n".join(lines)
+
+
+def measured() -> tuple[int, int]:
+    """Bytes beyond the libraries' own: estimated, and seen by the operating system up to the first batch's end."""
+    data = EditDataModule(limit=10, batch_size=10)
+    data.setup("fit")
+    method, settings = AlphaEdit(), TargetSettings(learning_rate=0.5, clamp=4.0, weight_decay=1e-3, stop_loss=0.3)
+    libraries = _resident("VmRSS")
+    editor = SequentialEditor(method, [2, 3, 4, 5, 6], dtype="bfloat16", contexts=2, targets=settings)
+    editor.configure_model()
+    estimated = estimate(editor, data.train_dataloader()).peak
+    lm = editor.language_model
+    moments = second_moments(lm, editor.sites, StatisticsSettings(), lambda items, *_: items)
+    states = [method.initial_state(site.read(), moments[site.name]) for site in editor.sites]
+    optimize_targets(lm, data.requests, ["", "It is said. ", "We saw that. "], 6, settings)
+    keys = SubjectStream(lm, data.requests, [""], 2).all_keys(editor.sites)
+    states = [method.remember(each, state) for each, state in zip(keys, states, strict=True)]
+    return estimated, _resident("VmHWM") - libraries
+
+
+def _resident(field: str) -> int:
+    """A figure of the process's own memory, in bytes (Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}.")
+
+
+def main() -> None:
+    """Print the table, or the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true")
+    if parser.parse_args().measure:
+        estimated, seen = measured()
+        print(f"estimated {estimated / 1e9:.2f} GB, seen {seen / 1e9:.2f} GB")
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Many real edits in one run: `python -m benchmarks.soak --path counterfact.json --edits 2000`.
+
+Starts `python -m sphere_pl fit` and looks at its process from outside: resident memory and open files over the edits,
+and the seconds that each batch took. Memory and open files shall stay flat from the 200th edit on, and so shall the
+cost of an edit; validations are left out but for one at the end, since they grow with the number of edits.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import device_name
+
+
+def look(pid: int) -> tuple[int, int]:
+    """Resident bytes and open files of a process (Linux)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """The logged rows that tell the cost of a batch."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        return [row for row in csv.DictReader(file) if row.get("time/seconds")]
+
+
+def watch(process: subprocess.Popen[bytes], folder: Path, every: float) -> list[dict[str, float]]:
+    """Sample the process after each batch until it ends."""
+    samples: list[dict[str, float]] = []
+    while process.poll() is None:
+        time.sleep(every)
+        done = rows(folder / "metrics.csv")
+        if not done or (samples and samples[-1]["edits"] == float(done[-1]["edits"])):
+            continue
+        try:
+            memory, files = look(process.pid)
+        except OSError:  # it has just ended
+            break
+        samples.append({"edits": float(done[-1]["edits"]), "resident_bytes": memory, "open_files": files})
+    return samples
+
+
+def summary(samples: list[dict[str, float]], batches: list[dict[str, str]], size: int) -> dict[str, Any]:
+    """What grew: the last sample against the first one from 200 edits on, and late batches against early ones."""
+    settled = [sample for sample in samples if sample["edits"] >= 200] or samples
+    seconds = [float(row["time/seconds"]) / size for row in batches]
+    quarter = max(1, len(seconds) // 4)
+    return {
+        "memory_growth": settled[-1]["resident_bytes"] / settled[0]["resident_bytes"] - 1,
+        "open_files": [settled[0]["open_files"], settled[-1]["open_files"]],
+        "seconds_per_edit_early": statistics.median(seconds[:quarter]),
+        "seconds_per_edit_late": statistics.median(seconds[-quarter:]),
+    }
+
+
+def main() -> None:
+    """Run, watch, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", help="a CounterFact file; the built-in facts if left out")
+    parser.add_argument("--edits", type=int, default=2000)
+    parser.add_argument("--batch_size", type=int, default=20)
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between looks")
+    parser.add_argument("--json", type=Path, default=Path(__file__).with_name("soak.json"))
+    args, more = parser.parse_known_args()
+    data = ["--data.name=counterfact", f"--data.path={args.path}"] if args.path else []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        command = [
+            sys.executable, "-m", "sphere_pl", "fit", f"--run_dir={folder}", *data, f"--data.limit={args.edits}",
+            f"--data.batch_size={args.batch_size}", "--trainer.val_check_interval=1000000", *more,
+        ]  # fmt: skip
+        process = subprocess.Popen(command)
+        samples = watch(process, folder, args.every)
+        if process.wait():
+            raise SystemExit(f"The run ended with status {process.returncode}.")
+        found = summary(samples, rows(folder / "metrics.csv"), args.batch_size)
+    found = {"device": device_name(), "edits": args.edits, **found, "samples": samples}
+    args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

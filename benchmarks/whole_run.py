@@ -1,0 +1,141 @@
+"""Editing as a whole: the literal pipeline on a few edits against ours, after the same preparation.
+
+Both edit the same stream in batches with AlphaEdit and SPHERE and the default run's settings. The literal one works as
+published: a target at a time with full forwards, a full forward for every key and value, dense solves in d_in
+dimensions, and an eigendecomposition in d_in dimensions for every projection. Loading, second moments and evaluation
+are left out of both.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Measurement, alternate, device, device_name, relative_error
+from benchmarks.representations import literal_key, literal_value
+from benchmarks.targets import literal_target
+from sphere_callbacks.functional import principal_directions, project_out
+from sphere_pl.architectures import EditSite
+from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.data.request import EditRequest
+from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.methods import AlphaEdit
+from sphere_pl.methods.base import State
+from sphere_pl.representations import SubjectStream
+from sphere_pl.sampling import sample_contexts
+from sphere_pl.statistics import StatisticsSettings, second_moments
+from sphere_pl.targets import TargetSettings, optimize_targets
+
+LAYERS = [2, 3, 4, 5, 6]
+RIDGE, THRESHOLD, RATIO, STRENGTH = 10.0, 0.02, 0.5, 0.5
+SETTINGS = TargetSettings(learning_rate=0.5, clamp=4.0, weight_decay=1e-3, kl_weight=0.3, stop_loss=0.3)
+
+
+class _Problem(NamedTuple):
+    lm: LanguageModel
+    batches: list[list[EditRequest]]
+    contexts: list[str]
+    weights: list[Tensor]
+    moments: list[Tensor]
+
+    def restore(self) -> list[EditSite]:
+        """Put the unedited matrices back."""
+        sites = self.lm.sites(LAYERS)
+        for site, weight in zip(sites, self.weights, strict=True):
+            site.write(weight)
+        return sites
+
+
+def whole_run(edits: int = 10, batch: int = 10, repeats: int = 1) -> Measurement:
+    """Seconds per edit; checked on two float32 edits first."""
+    exact = _problem("float32", 2, 2)
+    for found, expected, start in zip(ours(exact), literal(exact), exact.weights, strict=True):
+        assert relative_error(found - start, expected - start) < 0.05
+    problem = _problem("bfloat16", edits, batch)
+    plain, fast = alternate(lambda: literal(problem), lambda: ours(problem), repeats)
+    name = f"editing as a whole, default settings, {edits} edits in batches of {batch}"
+    return Measurement(name, plain / fast, 10, None, fast / edits, device_name())
+
+
+def _problem(dtype: str, edits: int, batch: int) -> _Problem:
+    data = EditDataModule(offset=300, limit=edits)
+    data.setup("fit")
+    L.seed_everything(0, verbose=False)
+    lm = load_language_model(dtype=dtype).to(device())  # type: ignore[arg-type]
+    sites = lm.sites(LAYERS)
+    found = second_moments(lm, sites, StatisticsSettings(), lambda items, *_: items)
+    return _Problem(
+        lm,
+        [data.requests[start : start + batch] for start in range(0, edits, batch)],
+        sample_contexts(lm, count=2, length=10, seed=0),
+        [site.read() for site in sites],
+        [found[site.name].to(device()) for site in sites],
+    )
+
+
+def ours(problem: _Problem) -> list[Tensor]:
+    """What `SequentialEditor.training_step` and `SparseProjection` do, without Lightning around it."""
+    sites, method = problem.restore(), AlphaEdit(RIDGE, THRESHOLD)
+    states: list[State] = [
+        method.initial_state(weight, moment) for weight, moment in zip(problem.weights, problem.moments, strict=True)
+    ]
+    weights = [weight.clone() for weight in problem.weights]
+    for requests in problem.batches:
+        targets = optimize_targets(problem.lm, requests, problem.contexts, LAYERS[-1], SETTINGS).values
+        stream = SubjectStream(problem.lm, requests, problem.contexts, LAYERS[0])
+        for index, site in enumerate(sites):
+            keys = stream.keys(site)
+            residuals = (targets - stream.values(LAYERS[-1])) / (len(sites) - index)
+            update = method.update(keys, residuals, states[index])
+            weights[index] += project_out(update, principal_directions(weights[index], RATIO), STRENGTH)
+            site.write(weights[index])
+        for index, keys in enumerate(stream.all_keys(sites)):
+            states[index] = method.remember(keys, states[index])
+    return weights
+
+
+def literal(problem: _Problem) -> list[Tensor]:
+    """The published procedure, written plainly."""
+    lm, sites = problem.lm, problem.restore()
+    projectors = [_projector(moment) for moment in problem.moments]
+    memories = [torch.zeros_like(moment) for moment in problem.moments]
+    weights = [weight.clone() for weight in problem.weights]
+    for requests in problem.batches:
+        targets = torch.stack([literal_target(lm, each, problem.contexts, SETTINGS, LAYERS[-1]) for each in requests])
+        for index, site in enumerate(sites):
+            keys = _keys(lm, requests, problem.contexts, site)
+            now = torch.stack([literal_value(lm, each, LAYERS[-1]) for each in requests])
+            residuals = (targets - now) / (len(sites) - index)
+            system = projectors[index] @ (keys.T @ keys + memories[index])
+            system = system + RIDGE * torch.eye(len(system), device=system.device)
+            update = torch.linalg.solve(system, projectors[index] @ keys.T @ residuals).T
+            weights[index] += update @ _sphere(weights[index])
+            site.write(weights[index])
+        for index, site in enumerate(sites):
+            keys = _keys(lm, requests, problem.contexts, site)
+            memories[index] += keys.T @ keys
+    return weights
+
+
+def _keys(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], site: EditSite) -> Tensor:
+    return torch.stack([literal_key(lm, request, contexts, site) for request in requests])
+
+
+def _projector(moment: Tensor) -> Tensor:
+    """AlphaEdit's projector onto the null space, from a full singular value decomposition."""
+    vectors, values, _ = torch.linalg.svd(moment)
+    null = vectors[:, values < THRESHOLD]
+    projector: Tensor = null @ null.T
+    return projector
+
+
+def _sphere(weight: Tensor) -> Tensor:
+    """SPHERE's projector, of size d_in x d_in."""
+    unit = weight / (weight.norm(dim=1, keepdim=True) + 1e-8)
+    values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
+    rank = int((values.flip(0).cumsum(0) / values.sum() <= RATIO).sum()) + 1
+    top = vectors[:, -rank:]
+    projector: Tensor = torch.eye(len(values), device=weight.device) - STRENGTH * top @ top.T
+    return projector

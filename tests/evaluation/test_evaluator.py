@@ -1,0 +1,146 @@
+"""What a run measures and when, without a run around it."""
+
+import pytest
+
+from sphere_pl.errors import UserError
+from sphere_pl.evaluation.cases import case_prompts, failed_edits
+from sphere_pl.evaluation.evaluator import Evaluator, score_requests
+from sphere_pl.evaluation.sample import AGES, age_of, fixed_sample
+from sphere_pl.evaluation.settings import EvaluationSettings
+
+TEACHER_FORCED = EvaluationSettings(protocols=["teacher_forced"], perplexity_tokens=0, batch_size=3)
+
+
+def untracked(items, description, total):
+    return items
+
+
+def validate(evaluator, lm, edits, start, last, unedited=()):
+    evaluator.begin(edits, start, last)
+    for batch in evaluator.batches():
+        evaluator.add(lm, batch, dict(unedited))
+    return evaluator.scores(lm)
+
+
+@pytest.fixture
+def many(rich):
+    return [r._replace(case_id=f"{turn}-{r.case_id}", subject=f"{r.subject} {turn}") for turn in range(3) for r in rich]
+
+
+def test_a_sample_is_fixed_nested_and_keeps_what_it_can():
+    assert fixed_sample(50, 10, 0) == fixed_sample(50, 10, 0) != fixed_sample(50, 10, 1)
+    assert set(fixed_sample(50, 5, 0)) < set(fixed_sample(50, 10, 0))
+    early, late = set(fixed_sample(40, 10, 0)), set(fixed_sample(80, 10, 0))
+    assert late & set(range(40)) <= early
+    assert fixed_sample(3, 10, 0) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("edits", [1, 2, 3, 7, 100])
+def test_ages_are_thirds_of_the_edits_so_far(edits):
+    ages = [age_of(place, edits) for place in range(edits)]
+    assert ages == sorted(ages, key=AGES.index)
+    assert max(map(ages.count, AGES)) - min(map(ages.count, AGES)) <= 1
+
+
+def test_accuracy_by_age_is_that_of_each_third_alone(tiny_lm, many):
+    lm, evaluator = tiny_lm(), Evaluator(TEACHER_FORCED)
+    evaluator.plan(many)
+    logged = evaluator.scalars(validate(evaluator, lm, edits=9, start=6, last=True))
+    for third, age in enumerate(AGES):
+        alone = score_requests(lm, many[3 * third : 3 * third + 3], TEACHER_FORCED)
+        for name in ("efficacy", "generalization"):
+            assert logged[f"retention/{age}/{name}"] == pytest.approx(alone[name])
+    everything, batch = score_requests(lm, many[:9], TEACHER_FORCED), score_requests(lm, many[6:9], TEACHER_FORCED)
+    for name in ("efficacy", "generalization", "specificity", "portability"):
+        assert logged[f"val/{name}"] == pytest.approx(everything[name])
+        assert logged[f"batch/{name}"] == pytest.approx(batch[name])
+
+
+def test_during_the_run_a_sample_is_scored_beside_the_last_batch_and_all_at_the_end(tiny_lm, many):
+    evaluator = Evaluator(EvaluationSettings(protocols=["teacher_forced"], perplexity_tokens=0, validation_records=4))
+    evaluator.plan(many)
+    evaluator.begin(edits=12, batch_start=10, last=False)
+    sample = set(fixed_sample(12, 4, seed=0))
+    assert [place for batch in evaluator.batches() for place in batch.places] == sorted(sample | {10, 11})
+    validate(evaluator, tiny_lm(), 12, 10, last=False)
+    assert (evaluator.everything.efficacy.count, evaluator.latest.efficacy.count) == (4, 2)
+    validate(evaluator, tiny_lm(), 12, 10, last=True)
+    assert (evaluator.everything.efficacy.count, evaluator.latest.efficacy.count) == (12, 2)
+
+
+def test_the_other_protocols_are_scored_before_and_at_the_end_only(tiny_lm, rich):
+    lm, evaluator = tiny_lm(), Evaluator(EvaluationSettings(perplexity_tokens=0, sample=2, texts=3))
+    unedited = evaluator.measure_unedited(lm, rich, untracked)
+    during = validate(evaluator, lm, 4, 2, False, unedited.neighbors)
+    end = validate(evaluator, lm, 4, 2, True, unedited.neighbors)
+    wanted = {"probability/efficacy", "probability/specificity_magnitude", "generation/efficacy", "fluency"}
+    assert wanted <= set(unedited.scores)
+    assert not wanted & set(during)
+    assert end == pytest.approx(unedited.scores, nan_ok=True)  # the model has not changed
+    assert end["neighborhood_agreement"] == 1.0
+    logged = evaluator.scalars(end)
+    assert logged["val/probability/efficacy"] == end["probability/efficacy"]
+    assert not any(name.endswith("standard_error") for name in logged)
+
+
+def test_only_the_chosen_protocols_are_scored(tiny_lm, rich):
+    found = score_requests(tiny_lm(), rich, EvaluationSettings(protocols=["teacher_forced", "generation"]))
+    assert "generation/efficacy" in found
+    assert not any(name.startswith("probability") for name in found)
+
+
+def test_records_that_share_a_case_id_are_scored_each(tiny_lm, rich):
+    same = [r._replace(case_id="7") for r in rich]
+    assert score_requests(tiny_lm(), same, TEACHER_FORCED) == score_requests(tiny_lm(), rich, TEACHER_FORCED)
+
+
+def test_without_the_unedited_answers_there_is_no_agreement(tiny_lm, rich):
+    assert "neighborhood_agreement" not in score_requests(tiny_lm(), rich, TEACHER_FORCED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"protocols": ["generation"]}, "must hold teacher_forced"),
+        ({"protocols": ["teacher_forced", "judge"]}, "judge"),
+        ({"sample": -1}, "evaluation.sample=-1"),
+        ({"validation_records": 0}, "must be at least 1"),
+        ({"batch_size": 0}, "evaluation.batch_size=0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        EvaluationSettings(**settings)
+
+
+def test_failed_edits_say_what_the_model_answers(tiny_lm, slow, requests):
+    lm = tiny_lm()
+    said = slow.write(lm, requests[0].question, 16).split()
+    right = requests[0]._replace(target_new="nothing", aliases=tuple(said[:1]))
+    failed = failed_edits(lm, [right, *requests[1:]])
+    assert [each["case_id"] for each in failed] == ["1", "2", "3"]
+    assert failed[0] == {
+        "case_id": "1",
+        "subject": "Rome",
+        "prompt": "Rome is a city in",
+        "wanted": "Norway",
+        "given": slow.write(lm, "Rome is a city in", 16),
+    }
+
+
+def test_at_most_fifty_failed_edits_are_listed(tiny_lm, requests):
+    many = [requests[1]._replace(case_id=str(number)) for number in range(60)]
+    assert [each["case_id"] for each in failed_edits(tiny_lm(), many)] == [str(number) for number in range(50)]
+    assert failed_edits(tiny_lm(), []) == []
+
+
+def test_cases_show_the_prompt_before_and_after(tiny_lm, slow, rich):
+    old, new = tiny_lm(seed=0), tiny_lm(seed=1)
+    evaluator = Evaluator(EvaluationSettings(perplexity_tokens=0, sample=0, cases=2))
+    unedited = evaluator.measure_unedited(old, rich, untracked)
+    places = fixed_sample(4, 2, seed=0)
+    cases = evaluator.cases(new, unedited.cases)
+    prompts = case_prompts([rich[place] for place in places])
+    assert [(case["prompt"], case["wanted"]) for case in cases] == prompts
+    assert [case["before"] for case in cases] == [slow.write(old, text, 16) for text, _ in prompts]
+    assert [case["after"] for case in cases] == [slow.write(new, text, 16) for text, _ in prompts]
