@@ -61,6 +61,46 @@ class WeightCallback(Callback):
         return edited_weights([optimizer], pl_module, self.modules, with_grad=True)
 
 
+class StartCallback(WeightCallback):
+    """Base of the callbacks that compare every so many batches with what they kept of each weight at the start.
+
+    Args:
+        every_n_batches: Batches between comparisons.
+        modules: Shell-style pattern for the names of the weights; ``None`` takes every floating matrix.
+
+    Raises:
+        ValueError: If the count is below 1.
+    """
+
+    def __init__(self, every_n_batches: int, modules: str | None) -> None:
+        super().__init__(modules)
+        if every_n_batches < 1:
+            raise ValueError(f"`{type(self).__name__}(every_n_batches={every_n_batches})` must be at least 1.")
+        self.every_n_batches = every_n_batches
+        self._start: dict[str, Tensor] = {}
+        self._batches = 0
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was kept of the start and the count of batches."""
+        return {"start": dict(self._start), "batches": self._batches}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare with the start of the interrupted fit."""
+        super().load_state_dict(state_dict)
+        self._start, self._batches = dict(state_dict["start"]), state_dict["batches"]
+
+    @override
+    def _reset(self) -> None:
+        self._start, self._batches = {}, 0
+
+    def _due(self) -> bool:
+        """Count a batch; tell whether it is one to compare after."""
+        self._batches += 1
+        return self._batches % self.every_n_batches == 0
+
+
 def require_record(trainer: "pl.Trainer", callback: str, record: str) -> None:
     """Refuse a resumed fit whose checkpoint lacks what a callback records before the first update.
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_callbacks._base import WeightCallback, log_values
+from sphere_callbacks._base import StartCallback, log_values
 from sphere_callbacks._weights import EditedWeight
 from sphere_callbacks.functional import leading_directions, subspace_overlap
 
 log = logging.getLogger(__name__)
 
 
-class PrincipalDirections(WeightCallback):
+class PrincipalDirections(StartCallback):
     """Measure how many principal directions a weight has and how far they have turned since the start of the fit.
 
     Logged every ``every_n_batches`` batches, as the mean over weights:
@@ -46,15 +46,10 @@ class PrincipalDirections(WeightCallback):
     """
 
     def __init__(self, cumulative_ratio: float = 0.5, every_n_batches: int = 1, modules: str | None = None) -> None:
-        super().__init__(modules)
+        super().__init__(every_n_batches, modules)
         if not 0 <= cumulative_ratio < 1:
             raise ValueError(f"`PrincipalDirections(cumulative_ratio={cumulative_ratio})` must lie in [0, 1).")
-        if every_n_batches < 1:
-            raise ValueError(f"`PrincipalDirections(every_n_batches={every_n_batches})` must be at least 1.")
         self.cumulative_ratio = cumulative_ratio
-        self.every_n_batches = every_n_batches
-        self._start: dict[str, Tensor] = {}
-        self._batches = 0
         self._warned: set[str] = set()
 
     @override
@@ -72,26 +67,15 @@ class PrincipalDirections(WeightCallback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any) -> None:
         """Measure and log."""
-        self._batches += 1
-        if self._batches % self.every_n_batches == 0:
+        if self._due():
             means = torch.stack([self._measure(weight) for weight in self._weights]).mean(dim=0)
             names = ("principal/rank", "principal/top_share", "principal/overlap", "principal/overlap_chance")
             log_values(trainer, pl_module, dict(zip(names, means, strict=True)))
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        """Return the directions of the start and the count of batches."""
-        return {"start": dict(self._start), "batches": self._batches}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the start of the interrupted fit."""
-        super().load_state_dict(state_dict)
-        self._start, self._batches = dict(state_dict["start"]), state_dict["batches"]
-
-    @override
     def _reset(self) -> None:
-        self._start, self._batches, self._warned = {}, 0, set()
+        super()._reset()
+        self._warned = set()
 
     def _is_finite(self, weight: EditedWeight) -> bool:
         finite = bool(weight.weight.isfinite().all())

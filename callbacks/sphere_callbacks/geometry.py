@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_callbacks._base import WeightCallback
+from sphere_callbacks._base import StartCallback
 from sphere_callbacks._weights import EditedWeight
 from sphere_callbacks.functional import row_cosines, unit_rows
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class WeightGeometry(WeightCallback):
+class WeightGeometry(StartCallback):
     """Draw a heat map of the cosines between rows and a t-SNE map of the rows, at the start and now.
 
     For each weight, evenly spaced rows are taken, always the same ones. The figure shows their cosines at the start,
@@ -55,17 +55,12 @@ class WeightGeometry(WeightCallback):
         seed: int = 0,
         modules: str | None = None,
     ) -> None:
-        super().__init__(modules)
-        if every_n_batches < 1:
-            raise ValueError(f"`WeightGeometry(every_n_batches={every_n_batches})` must be at least 1.")
+        super().__init__(every_n_batches, modules)
         if rows < 4:
             raise ValueError(f"`WeightGeometry(rows={rows})` must be at least 4 for a map of the rows.")
-        self.every_n_batches = every_n_batches
         self.rows = rows
         self.output_dir = output_dir
         self.seed = seed
-        self._start: dict[str, Tensor] = {}
-        self._batches = 0
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -98,26 +93,10 @@ class WeightGeometry(WeightCallback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any) -> None:
         """Draw and send the figures."""
-        self._batches += 1
-        if self._batches % self.every_n_batches == 0 and trainer.is_global_zero:
+        if self._due() and trainer.is_global_zero:
             figures = {weight.name: self._draw(weight) for weight in self._weights}
             self._send(trainer, figures)
             self._save(figures)
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        """Return the rows of the start and the count of batches."""
-        return {"start": dict(self._start), "batches": self._batches}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare with the start of the interrupted fit."""
-        super().load_state_dict(state_dict)
-        self._start, self._batches = dict(state_dict["start"]), state_dict["batches"]
-
-    @override
-    def _reset(self) -> None:
-        self._start, self._batches = {}, 0
 
     def _sample(self, weight: EditedWeight) -> Tensor:
         """Copy evenly spaced rows to CPU memory as float32."""
