@@ -124,7 +124,7 @@ class Drift(L.Callback):
         UserError: If a number is out of range or there is no text.
     """
 
-    def __init__(self, tokens: int = 256, every: int = 1, text: str | None = None, length: int = 128) -> None:
+    def __init__(self, tokens: int = 64, every: int = 1, text: str | None = None, length: int = 128) -> None:
         if tokens != 0 and tokens < 2:
             raise UserError(f"--drift.tokens={tokens} must be 0 (off) or at least 2.")
         if every < 1 or length < 2:
