@@ -96,7 +96,7 @@ def _pack(value: Any, packed: _Packed, where: str) -> Any:
         # is rounded in another way than one with the same matrix row by row.
         order = sorted(range(value.ndim), key=value.stride, reverse=True)
         return {"tensor": [_put(value.detach().permute(order), packed), order]}
-    if type(value) in _PLAIN:
+    if isinstance(value, _PLAIN):
         return value
     if isinstance(value, dict):
         for key in value:

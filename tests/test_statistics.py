@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -114,3 +116,29 @@ def test_the_fingerprint_sees_a_change_of_any_matrix(tiny_lm):
     assert before == fingerprint(tiny_lm())
     lm.sites([3])[0].stored.add_(0.5)
     assert fingerprint(lm) != before
+
+
+def test_two_runs_that_share_a_cache_compute_once(tiny_lm, settings, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    computed = []
+    original = statistics.compute_second_moments
+    monkeypatch.setattr(
+        statistics, "compute_second_moments", lambda *args: (computed.append(1), time.sleep(0.2), original(*args))[2]
+    )
+    models = [tiny_lm() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda lm: statistics.second_moments(lm, lm.sites([1]), settings, track), models))
+    assert len(computed) == 1
+    for moments in found[1:]:
+        assert all(torch.equal(moment, found[0][name]) for name, moment in moments.items())
+
+
+def test_a_kept_moment_with_a_flipped_bit_is_refused(tmp_path):
+    path = tmp_path / "moment.safetensors"
+    statistics._save(torch.eye(3), {"model": "x"}, path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Delete that file"):
+        statistics._load(path)
