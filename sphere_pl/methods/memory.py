@@ -65,8 +65,11 @@ class KeyMemory(NamedTuple):
         cross = torch.linalg.solve_triangular(self.factor, self.whitened @ keys.T, upper=False)  # [p, n]
         corner = plain @ keys.T - cross.T @ cross
         corner.diagonal().add_(1.0)
+        root, failed = torch.linalg.cholesky_ex(corner)
+        # Keys that are no numbers spoil the memory here; the next solve then finds it out and is refused with a reason.
+        root = torch.where(failed == 0, root, torch.nan)
         above = torch.cat([self.factor, self.factor.new_zeros(cross.shape)], dim=1)
-        below = torch.cat([cross.T, torch.linalg.cholesky(corner)], dim=1)
+        below = torch.cat([cross.T, root], dim=1)
         grown = KeyMemory(self.inverse, torch.cat([self.whitened, plain]), torch.cat([above, below]))
         return grown._absorbed() if len(grown.factor) * _SHARE > keys.shape[1] else grown
 

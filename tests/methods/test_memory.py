@@ -77,3 +77,8 @@ def test_a_state_rebuilt_and_completed_with_what_was_saved_goes_on_bit_for_bit(m
             assert torch.equal(method.update(keys, residuals, whole), method.update(keys, residuals, resumed))
             resumed = method.remember(keys, resumed)
         whole = method.remember(keys, whole)
+
+
+def test_keys_that_are_no_numbers_spoil_what_is_solved_next_and_raise_nothing_yet():
+    memory = KeyMemory.empty(torch.tensor(0.5), M).extend(torch.full([2, M], torch.nan))
+    assert memory.whiten(torch.ones(1, M)).isnan().any()
