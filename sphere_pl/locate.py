@@ -64,6 +64,7 @@ def _parse(args: Sequence[str]) -> Any:
     parser = jsonargparse.ArgumentParser(
         prog="sphere_pl locate", description="Find the layers that hold facts by causal tracing, and suggest some."
     )
+    parser.add_argument("--config", action="config", help="A YAML file with any of these arguments.")
     parser.add_function_arguments(load_language_model, "model")
     parser.add_class_arguments(EditDataModule, "data", skip={"batch_size", "conflicts"})
     parser.add_class_arguments(TraceSettings, "trace")
