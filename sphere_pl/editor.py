@@ -284,7 +284,9 @@ class SequentialEditor(L.LightningModule):
             residuals = spread_residual(missing, len(self.sites) - index)
 
             def solve(strength: float) -> Tensor:
-                asked = Solved(keys / strength**0.5, residuals / strength**0.5)
+                asked = Solved(keys, residuals)  # as they lie in memory: a copy could be rounded in another way
+                if strength != 1:
+                    asked = Solved(keys / strength**0.5, residuals / strength**0.5)
                 self.solved[index:] = [asked]
                 return method.update(asked.keys, asked.residuals, self.states[index])
 
