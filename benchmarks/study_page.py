@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import STOPPED
 from benchmarks.study_cells import FULL, STRENGTH, VARIANTS
 from benchmarks.study_claims import in_points, is_plain, title, verdicts
 from benchmarks.study_figures import changes, curves, share_curves
@@ -136,7 +137,8 @@ def _row(run: Run) -> str:
     perplexity += "" if before is None else f" (from {before:.1f})"
     energy = "".join(f"{points[-1][1]:+.3%}" for points in [run.series("energy/change")] if points)
     collapse = "" if run.collapse is None else f"{run.collapse:.0f}"
-    edits = f"{run.last:.0f}" + (", broke off" if run.found.get("failed") else "")
+    failed = run.found.get("failed")
+    edits = f"{run.last:.0f}" + ("" if not failed else f", {STOPPED}" if failed == STOPPED else ", broke off")
     seconds = run.found.get("seconds_per_edit")
     cells = [title(run), edits, *scores, perplexity, energy, collapse, "" if seconds is None else f"{seconds:.2f}"]
     return "| " + " | ".join(cells) + " |"
@@ -394,8 +396,8 @@ def tuned(runs: Sequence[Run]) -> str:
 
 def missing(runs: Sequence[Run]) -> str:
     """What the full plan has and this page has not."""
-    finished = {run.key.name for run in runs}
-    left = [cell for cell in FULL if cell.name not in finished]
+    done = {run.key.name for run in runs if run.found.get("failed") != STOPPED}
+    left = [cell for cell in FULL if cell.name not in done]
     unmeasured = [words for prefix, words in EXTRAS.items() if not any(extra(run, prefix) for run in runs)]
     lines = [
         "## Not run",
