@@ -321,8 +321,8 @@ def _share_summary(plain: Sequence[Run]) -> str:
 
 def _memory(run: Run) -> str:
     if run.key.method == "alphaedit":
-        return "this method's memory keeps new updates away from the keys of earlier edits"
-    return "this method remembers no earlier edit"
+        return "it keeps new updates from changing what the keys of earlier edits give"
+    return "it remembers no earlier edit"
 
 
 def variant_table(found: Sequence[Pair]) -> list[str]:
@@ -333,7 +333,8 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         "Each run with SPHERE less the same run without, at the last edit count that both have, with 95 % intervals "
         "that "
         "take the two as independent (they score the same records, so the true ones are narrower). A column is in bold "
-        "where the interval excludes 0. Removed is the mean share of the update's squared norm that SPHERE took.",
+        "where the interval excludes 0. Removed is the squared norm of the part that SPHERE took, as a share of the "
+        "update's, mean over the batches.",
         "",
         "| run | edits | efficacy | generalization | agreement | perplexity | change of the energy, with / without "
         "| removed |",
