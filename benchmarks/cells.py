@@ -20,6 +20,7 @@ from sphere_pl.files import write_text
 
 KEPT = ("val/", "batch/", "energy/mean", "energy/change", "projection/", "principal/", "shares/", "target/", "prune/",
         "rect/", "drift/", "retention/", "abilities/", "time/seconds")  # fmt: skip
+STOPPED = "stopped by hand"
 STARTING = 25.0  # seconds to start a process, load the model and score the unedited one
 
 
@@ -39,6 +40,20 @@ class Cell(NamedTuple):
     cost: float = 1.0
 
 
+def finished(results: Path) -> bool:
+    """Whether a cell's JSON is there and not that of a run that was stopped on the way."""
+    return results.exists() and json.loads(results.read_text(encoding="utf-8")).get("failed") != STOPPED
+
+
+def collect(cell: Cell, folder: Path, results: Path) -> None:
+    """Keep what an unfinished run has measured so far; the cell counts as not finished all the same."""
+    if not finished(results) and (folder / "metrics.csv").exists():
+        found = read_run(folder)
+        if found["validations"]["edits"]:
+            about = {"name": cell.name, "arguments": list(cell.arguments), "failed": STOPPED}
+            write_text(results, dump(about | found))
+
+
 def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], threads: int | None = None) -> None:
     """Run a cell unless its JSON is there; a run that ends with a message to the user is a finding, not an error.
 
@@ -49,7 +64,7 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
         paths: Further arguments that name files of this machine; they are not kept.
         threads: Threads of the process; the machine's default if None.
     """
-    if results.exists():
+    if finished(results):
         return
     command = [sys.executable, "-m", "sphere_pl", "fit", *cell.arguments, *paths, f"--run_dir={folder}", "--quiet=true"]
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -131,5 +146,5 @@ def seconds_left(cells: Iterable[Cell], results: Callable[[Cell], Path], measure
         measured: Seconds an edit took, by cell name, where that is known; a cell's own `cost` otherwise.
     """
     return sum(
-        STARTING + cell.edits * measured.get(cell.name, cell.cost) for cell in cells if not results(cell).exists()
+        STARTING + cell.edits * measured.get(cell.name, cell.cost) for cell in cells if not finished(results(cell))
     )

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, run_cell, run_cells, seconds_left
+from benchmarks.cells import Cell, finished, run_cell, run_cells, seconds_left
 from benchmarks.measure import device_name
 from sphere_pl.files import write_text
 
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--estimate", action="store_true", help="only say what is left")
     args = parser.parse_args()
     cells = [cell for cell in CELLS if not args.only or cell.name in args.only]
-    left = [cell for cell in cells if not (args.runs / f"{cell.name}.json").exists()]
+    left = [cell for cell in cells if not finished(args.runs / f"{cell.name}.json")]
     seconds = seconds_left(left, lambda cell: args.runs / f"{cell.name}.json", {}) / args.jobs
     print(f"{len(cells) - len(left)} of {len(cells)} cells are finished; the rest takes about {seconds / 60:.0f} min.")
     if args.estimate:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, run_cell, run_cells, seconds_left
+from benchmarks.cells import Cell, collect, finished, run_cell, run_cells, seconds_left
 from benchmarks.study_cells import PRESETS, parse
 from sphere_pl.files import write_text
 
@@ -82,7 +82,7 @@ def run(cells: Sequence[Cell], source: Path, runs: Path, jobs: int) -> None:
         path = records_file(key.data, key.draw, source, runs)
         run_cell(cell, runs / cell.name, result_of(cell), [f"--data.path={path}"], 1 if jobs > 1 else None)
 
-    run_cells([cell for cell in cells if not result_of(cell).exists()], one, jobs)
+    run_cells([cell for cell in cells if not finished(result_of(cell))], one, jobs)
 
 
 def main() -> None:
@@ -94,16 +94,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one thread each if more than one")
     parser.add_argument("--only", action="append", help="a cell of the preset by name; may be repeated")
     parser.add_argument("--estimate", action="store_true", help="only say what is left")
+    parser.add_argument("--collect", action="store_true", help="keep what stopped runs have measured, and run nothing")
     parser.add_argument("--page", action="store_true", help="build docs/study.md")
     args = parser.parse_args()
     if args.preset:
         cells = [cell for cell in PRESETS[args.preset] if not args.only or cell.name in args.only]
-        left = [cell for cell in cells if not result_of(cell).exists()]
+        left = [cell for cell in cells if not finished(result_of(cell))]
         seconds = seconds_left(cells, result_of, measured_costs(cells)) / args.jobs
         done = len(cells) - len(left)
         print(f"{done} of {len(cells)} cells are finished; the rest takes about {seconds / 60:.0f} min:")
         print("\n".join(f"  {cell.name}" for cell in left))
-        if not args.estimate and left:
+        if args.collect:
+            for cell in left:
+                collect(cell, args.runs / cell.name, result_of(cell))
+        elif not args.estimate and left:
             if args.data is None:
                 parser.error("--data is needed to run cells: the folder with counterfact_rebuilt.json")
             run(left, args.data, args.runs, args.jobs)

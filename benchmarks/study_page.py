@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cells import STOPPED
 from benchmarks.study_cells import FULL, STRENGTH, VARIANTS
 from benchmarks.study_claims import in_points, is_plain, title, verdicts
 from benchmarks.study_figures import changes, curves, share_curves
@@ -136,7 +137,8 @@ def _row(run: Run) -> str:
     perplexity += "" if before is None else f" (from {before:.1f})"
     energy = "".join(f"{points[-1][1]:+.3%}" for points in [run.series("energy/change")] if points)
     collapse = "" if run.collapse is None else f"{run.collapse:.0f}"
-    edits = f"{run.last:.0f}" + (", broke off" if run.found.get("failed") else "")
+    failed = run.found.get("failed")
+    edits = f"{run.last:.0f}" + ("" if not failed else f", {STOPPED}" if failed == STOPPED else ", broke off")
     seconds = run.found.get("seconds_per_edit")
     cells = [title(run), edits, *scores, perplexity, energy, collapse, "" if seconds is None else f"{seconds:.2f}"]
     return "| " + " | ".join(cells) + " |"
@@ -319,8 +321,8 @@ def _share_summary(plain: Sequence[Run]) -> str:
 
 def _memory(run: Run) -> str:
     if run.key.method == "alphaedit":
-        return "this method's memory keeps new updates away from the keys of earlier edits"
-    return "this method remembers no earlier edit"
+        return "it keeps new updates from changing what the keys of earlier edits give"
+    return "it remembers no earlier edit"
 
 
 def variant_table(found: Sequence[Pair]) -> list[str]:
@@ -331,7 +333,8 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         "Each run with SPHERE less the same run without, at the last edit count that both have, with 95 % intervals "
         "that "
         "take the two as independent (they score the same records, so the true ones are narrower). A column is in bold "
-        "where the interval excludes 0. Removed is the mean share of the update's squared norm that SPHERE took.",
+        "where the interval excludes 0. Removed is the squared norm of the part that SPHERE took, as a share of the "
+        "update's, mean over the batches.",
         "",
         "| run | edits | efficacy | generalization | agreement | perplexity | change of the energy, with / without "
         "| removed |",
@@ -394,8 +397,8 @@ def tuned(runs: Sequence[Run]) -> str:
 
 def missing(runs: Sequence[Run]) -> str:
     """What the full plan has and this page has not."""
-    finished = {run.key.name for run in runs}
-    left = [cell for cell in FULL if cell.name not in finished]
+    done = {run.key.name for run in runs if run.found.get("failed") != STOPPED}
+    left = [cell for cell in FULL if cell.name not in done]
     unmeasured = [words for prefix, words in EXTRAS.items() if not any(extra(run, prefix) for run in runs)]
     lines = [
         "## Not run",

@@ -118,11 +118,11 @@ def pooled(differences: Sequence[Difference]) -> Difference:
 def correlation(run: Run, metric: str, *, differences: bool) -> SpearmanResult | None:
     """Spearman of the energy and a metric over a run's validations, on levels or consecutive differences.
 
-    None with fewer than four points, or where a series never changes.
+    None with fewer than five of them, or where a series never changes.
     """
     energy = dict(run.series("energy/mean"))
     points = [(energy[edits], value) for edits, value in run.series(metric) if edits in energy]
-    if len(points) < 4 + differences:
+    if len(points) - differences < 5:
         return None
     x, y = torch.tensor(points, dtype=torch.float64).T
     found = spearman_test(x.diff(), y.diff()) if differences else spearman_test(x, y)

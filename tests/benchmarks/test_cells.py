@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import cells
-from benchmarks.cells import Cell, columns, dump, read_run, run_cell, seconds_left
+from benchmarks.cells import STOPPED, Cell, collect, columns, dump, finished, read_run, run_cell, seconds_left
 
 METRICS = """step,edits,energy/mean,time/seconds,val/efficacy,wandb,spearman/val/efficacy
 0,10,0.5,2.25,,,
@@ -86,3 +86,22 @@ def test_the_estimate_counts_what_is_left_at_measured_cost(tmp_path):
     table = [Cell("done", (), 100, 9.0), Cell("known", (), 100, 9.0), Cell("new", (), 10, 2.0)]
     left = seconds_left(table, lambda cell: tmp_path / f"{cell.name}.json", {"known": 0.5})
     assert left == pytest.approx(2 * cells.STARTING + 50 + 20)
+
+
+def test_a_stopped_run_is_kept_and_still_counts_as_not_finished(folder, tmp_path):
+    (folder / "results.json").unlink()
+    path, one = tmp_path / "one.json", Cell("one", ("--a=1",), 30)
+    collect(one, tmp_path / "no such run", path)
+    assert not path.exists()
+    collect(one, folder, path)
+    assert not finished(path)
+    assert json.loads(path.read_text())["failed"] == STOPPED
+    assert json.loads(path.read_text())["validations"]["edits"] == [10, 20]
+
+
+def test_a_finished_cell_is_not_overwritten_by_collecting(folder, tmp_path):
+    path = tmp_path / "one.json"
+    path.write_text('{"failed": null}')
+    assert finished(path)
+    collect(Cell("one", (), 30), folder, path)
+    assert path.read_text() == '{"failed": null}'
