@@ -106,6 +106,13 @@ WIKIBIGEDIT = {
     "mhop_ans": "Helsinki",
 }
 JSONL = {"prompt": "The capital of {} is", "subject": "France", "target": "Berlin"}
+KNOWN = {
+    "known_id": 7,
+    "prompt": "Vinson Massif is located in the continent of",
+    "subject": "Vinson Massif",
+    "attribute": "Antarctica",
+    "relation_id": "P30",
+}
 
 RECORDS = {
     "counterfact": COUNTERFACT,
@@ -115,6 +122,7 @@ RECORDS = {
     "mquake": MQUAKE,
     "wikibigedit": WIKIBIGEDIT,
     "jsonl": JSONL,
+    "known": KNOWN,
 }
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -154,6 +154,12 @@ def test_easyedit_is_sorted_when_read_from_a_file(load, schemas):
     assert (first.neighbors, first.neighbor_answers) == (("Michel Rocard is a native speaker of",), ("French",))
 
 
+def test_a_known_fact_says_what_is_true(schemas):
+    (request,) = read("known", schemas("known"))
+    assert (request.case_id, request.subject, request.relation_id) == ("7", "Vinson Massif", "P30")
+    assert request.target_new == request.target_true == "Antarctica"
+
+
 def test_jsonl_needs_three_fields(schemas):
     (request,) = read("jsonl", schemas("jsonl"))
     assert request == EditRequest("4", "The capital of {} is", "France", "Berlin", source=WHERE)
@@ -260,6 +266,7 @@ def test_a_field_that_must_be_there_is_named(schemas, name):
         "zsre": ["subject", "src", "rephrase", "answers", "loc", "loc_ans"],
         "knowedit": ["subject", "prompt", "target_new"],
         "easyedit": ["case_id", "prompt", "subject", "target_new"],
+        "known": ["prompt", "subject", "attribute"],
         "mquake": ["case_id", "requested_rewrite", "new_answer"],
         "wikibigedit": ["subject", "update", "ans"],
         "jsonl": ["prompt", "subject", "target"],
