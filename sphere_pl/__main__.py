@@ -1,6 +1,6 @@
 """Run `python -m sphere_pl`."""
 
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 
 if __name__ == "__main__":
     main()

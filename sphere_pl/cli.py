@@ -1,19 +1,13 @@
-"""The command line: Lightning's, with group files found by name and a folder for every run."""
+"""`python -m sphere_pl fit`: Lightning's command line, with group files found by name and a folder for every run."""
 
-import errno
-import importlib
-import logging
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -38,29 +32,6 @@ from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
 from sphere_pl.runs.log import Kept
 from sphere_pl.target_table import TargetTable
 from sphere_pl.tracking import WandbPanels
-
-# Commands beside Lightning's own: each module has a `main(args)`.
-_COMMANDS = {
-    "compare": "sphere_pl.compare",
-    "dashboard": "sphere_pl.dashboard",
-    "export": "sphere_pl.runs.export",
-    "diff": "sphere_pl.runs.diff",
-    "validate": "sphere_pl.runs.validate",
-    "test": "sphere_pl.runs.validate",
-    "predict": "sphere_pl.runs.predict",
-    "locate": "sphere_pl.locate",
-}
-
-_DISK_TROUBLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EEXIST,
-    errno.ENOTDIR,
-    errno.ENOENT,
-}
 
 
 class EditingCLI(LightningCLI):
@@ -94,7 +65,7 @@ class EditingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Editing is a fit; scoring a saved run has no command yet."""
+        """Editing is a fit; what follows on a saved run are commands of their own."""
         return {"fit": LightningCLI.subcommands()["fit"]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -199,51 +170,6 @@ def run(args: Sequence[str]) -> EditingCLI:
     )
 
 
-def main() -> None:
-    """Entry point of `python -m sphere_pl`; a user's mistake ends it with one message and status 2."""
-    # What one process warns of, all would.
-    level = logging.ERROR if getattr(rank_zero_only, "rank", 0) else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
-    _quieten()
-    # LightningCLI takes its arguments either from here or from sys.argv, and warns if it sees both.
-    args, sys.argv[1:] = sys.argv[1:], []
-    try:
-        if args and args[0] in _COMMANDS:
-            importlib.import_module(_COMMANDS[args[0]]).main(args[1:])
-        else:
-            run(args)
-    except (UserError, MisconfigurationException) as error:
-        _give_up(str(error))
-    except (KeyboardInterrupt, RunInterrupted):
-        sys.stderr.write("\nInterrupted.\n")
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in _DISK_TROUBLE:
-            raise
-        _give_up(
-            f"{error.filename or 'A file of the run'} could not be opened or written: {error.strerror}. Free "
-            "disk space, correct the path, or choose another folder with --run_dir, and run the command again."
-        )
-
-
-def _give_up(message: str) -> None:
-    sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
-
-
-def _quieten() -> None:
-    """Leave out remarks of libraries that do not concern an editing run."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Says that a process of the run died, just before it ends the others.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    # Every process measures and logs the same numbers.
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
-    # The hub's retries: what could not be had is said once, at the end.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # The edits' data loader yields ready batches; workers would only copy strings.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # The language model is in eval mode all through a fit, on purpose.
-    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
-    # lightning 2.6 asks torch 2.13 in a way that is about to change.
-    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+def main(args: Sequence[str]) -> None:
+    """Run `python -m sphere_pl fit`."""
+    run(["fit", *args])

@@ -199,15 +199,28 @@ class SequentialEditor(L.LightningModule):
             raise MisconfigurationException("Edits cannot be accumulated: leave trainer.accumulate_grad_batches at 1.")
 
     def on_train_start(self) -> None:
-        """Measure the unedited model, prepare the method, sample contexts; on a resumed run, take them up again."""
+        """Prepare the method and measure the unedited model; on a resumed run, take both up again."""
         lm = self.language_model
         self.model_hash = fingerprint(lm)
         self.requests = self._planned_requests()
         if self._resumed:
             check_requests(self._resumed["requests"], self.requests)
+        self._prepare_method()
+        self.contexts = self._choose_contexts()
+        if self.target_settings.anchor:
+            self.anchors = self._measure_anchors(self._resumed.get("anchors", torch.zeros(0)))
+        if self._resumed:
+            self.evaluator.plan(self.requests)
+            self._resume()
+        else:
+            measured = self.evaluator.measure_unedited(lm, self.requests, track(self.trainer))
+            self.before, self.unedited_answers, self.unedited_cases = measured
+
+    def _prepare_method(self) -> None:
+        """Find out what the method knows of each matrix, and report what is odd about it."""
         moments: dict[str, Tensor] = {}
         if self.method.needs_second_moment:
-            moments = second_moments(lm, self.sites, self.statistics, track(self.trainer))
+            moments = second_moments(self.language_model, self.sites, self.statistics, track(self.trainer))
         self.states = [
             self.method.initial_state(site.read(), moments[site.name].to(site.stored.device) if moments else None)
             for site in self.sites
@@ -217,23 +230,19 @@ class SequentialEditor(L.LightningModule):
             for site, state in zip(self.sites, self.states, strict=True)
         }
         report_statistics(self.diagnosis)
-        seed = int(torch.initial_seed() % 2**31)
+
+    def _choose_contexts(self) -> list[str]:
+        """The context templates, the same in all processes; every request must have room behind the longest."""
+        lm, seed = self.language_model, int(torch.initial_seed() % 2**31)
         count = self.n_contexts if isinstance(self.method, EditingMethod) else 0
-        self.contexts = self._resumed.get("contexts") or sample_contexts(
+        chosen = self._resumed.get("contexts") or sample_contexts(
             lm, count=count, length=self.context_length, seed=seed
         )
-        self.contexts = self.trainer.strategy.broadcast(self.contexts)
-        longest = max(self.contexts, key=len)
+        contexts: list[str] = self.trainer.strategy.broadcast(chosen)
+        longest = max(contexts, key=len)
         for request in self.requests:  # a record that is too long stops the run now, not after hours
             check_length(lm.tokenizer, request, longest, lm.config.max_position_embeddings)
-        if self.target_settings.anchor:
-            self.anchors = self._measure_anchors(self._resumed.get("anchors", torch.zeros(0)))
-        if self._resumed:
-            self.evaluator.plan(self.requests)
-            self._resume()
-        else:
-            measured = self.evaluator.measure_unedited(lm, self.requests, track(self.trainer))
-            self.before, self.unedited_answers, self.unedited_cases = measured
+        return contexts
 
     def _planned_requests(self) -> list[EditRequest]:
         """The requests that this run will edit, those of an interrupted run included."""

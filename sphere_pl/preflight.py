@@ -105,7 +105,7 @@ class Need(NamedTuple):
             "targets of a batch": self.targets,
         }
         listed = ", ".join(f"{name} {amount / 1e9:.2f}" for name, amount in parts.items() if amount)
-        return f"This run will need about {self.peak / 1e9:.1f} GB ({listed})."
+        return f"Memory: about {self.peak / 1e9:.1f} GB beside Python and its libraries ({listed})."
 
 
 def need(shapes: Shapes, batch: Batch, method: Method) -> Need:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 from sphere_pl.configs import config_folder, find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import LikelihoodMethod

@@ -135,7 +135,7 @@ def test_kept_second_moments(amount, tmp_path):
 @pytest.mark.parametrize("amount", [8, AMOUNTS[1]])  # each takes a second
 @pytest.mark.filterwarnings("ignore")
 def test_configurations(amount, monkeypatch, capsys, tmp_path):
-    from sphere_pl.cli import main
+    from sphere_pl.commands import main
     from sphere_pl.configs import config_folder
 
     tree = yaml.safe_load((config_folder() / "default.yaml").read_text())

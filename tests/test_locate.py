@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 
 FACTS = [
     {"known_id": 0, "subject": "France", "attribute": "is", "prompt": "The capital of France"},

@@ -51,7 +51,9 @@ def test_more_edits_contexts_and_tokens_need_more_up_to_what_one_pass_may_hold()
 
 def test_the_line_names_the_peak_and_what_it_is_made_of():
     found = need(SHAPES._replace(parameters=8 * 10**9), BATCH, AlphaEdit())
-    assert found.line().startswith("This run will need about 16.0 GB (model 16.00, edited matrices 0.00")
+    assert found.line().startswith(
+        "Memory: about 16.0 GB beside Python and its libraries (model 16.00, edited matrices 0.00"
+    )
 
 
 def test_an_editor_is_judged_by_its_first_batch(tiny_lm, requests):

@@ -29,7 +29,7 @@ LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(blocks("
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command, monkeypatch, capsys):
-    from sphere_pl.cli import main
+    from sphere_pl.commands import main
 
     command = re.sub(r"\$\(.*?\)", SUGGESTED, command.split("&&")[-1])
     words = shlex.split(command.replace("<hub id or folder>", "some/model"))
@@ -43,7 +43,7 @@ def test_every_command_is_understood(command, monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", sorted(set(LOCATE)))
 def test_every_locate_command_is_understood(command, monkeypatch, capsys):
-    from sphere_pl.cli import main
+    from sphere_pl.commands import main
 
     words = shlex.split(command.replace("<hub id or folder>", "some/model"))
     monkeypatch.setattr(sys, "argv", ["sphere_pl", *words, "--print_config"])

@@ -5,8 +5,8 @@ import sys
 
 PROGRAM = """
 import sys
-from sphere_pl.cli import main
-sys.argv = ["sphere_pl", "--help"]
+from sphere_pl.commands import main
+sys.argv = ["sphere_pl", "fit", "--help"]
 try:
     main()
 except SystemExit:

@@ -45,6 +45,7 @@ LAYERS = [
     {"runs.states", "runs.export", "runs.diff"},
     {"runs.validate", "runs.predict"},
     {"cli"},
+    {"commands"},
     {"__main__"},
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ def fit(editor, requests, bare_trainer, logged):
     """Edit four facts one by one; returns the editor."""
 
     def run(*callbacks, ckpt_path=None, **settings):
+        torch.manual_seed(0)  # the contexts are sampled with it
         built = editor()
         trainer = bare_trainer(max_epochs=1, callbacks=list(callbacks), logger=logged, **settings)
         trainer.fit(built, EditLoader(requests, 1), ckpt_path=ckpt_path)

@@ -15,7 +15,7 @@ COMMANDS = [line.split("#")[0].strip() for line in TEXT.splitlines() if line.sta
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_understood(command, monkeypatch, capsys):
-    from sphere_pl.cli import main
+    from sphere_pl.commands import main
 
     monkeypatch.setattr(sys, "argv", ["sphere_pl", *shlex.split(command)[3:], "--print_config"])
     with pytest.raises(SystemExit) as end:

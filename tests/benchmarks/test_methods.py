@@ -6,7 +6,7 @@ import pytest
 from benchmarks import readme
 from benchmarks.cells import run_cell
 from benchmarks.methods import CELLS, row
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 
 
 def test_every_method_stands_in_the_table_with_and_without_sphere():

@@ -8,7 +8,7 @@ from benchmarks import study, study_page
 from benchmarks.study_cells import FULL, PRESETS, alphaedit, cell, parse
 from benchmarks.study_claims import DOES_NOT, HOLDS, OPEN, verdicts
 from benchmarks.study_results import Run, correlation, load, pairs, shares
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 
 WEIGHT = "model.layers.4.mlp.down_proj.weight"
 

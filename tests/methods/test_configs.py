@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 from sphere_pl.configs import config_folder
 
 ONE_LAYER = {"rome", "ft", "ft_l", "locft_bf"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sphere_pl.cli import main
+from sphere_pl.commands import main
 
 CLOSED_FORM = '''
 import torch

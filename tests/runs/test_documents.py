@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sphere_pl.cli import _COMMANDS
+from sphere_pl.commands import COMMANDS as MODULES
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "README.md").read_text() + (ROOT / "docs" / "after-the-run.md").read_text()
@@ -21,7 +21,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_every_command_is_understood(words):
-    parser = import_module(_COMMANDS[words[3]])._parser()
+    parser = import_module(MODULES[words[3]][0])._parser()
     _, rest = parser.parse_known_args(words[4:])
     assert all(flag.startswith("--data.") for flag in rest[::2])
 
@@ -33,7 +33,7 @@ def test_the_commands_are_found():
 def test_each_argument_of_the_edit_log_is_one_of_fit(capsys, monkeypatch):
     import sys
 
-    from sphere_pl.cli import main
+    from sphere_pl.commands import main
 
     monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", "--edit_log=changes", "--print_config"])
     with pytest.raises(SystemExit):

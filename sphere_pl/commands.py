@@ -1,0 +1,109 @@
+"""The commands of `python -m sphere_pl`: which there are, and what becomes of a user's mistake."""
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from sphere_pl.errors import UserError
+from sphere_pl.interrupts import RunInterrupted
+
+# Each module has a `main(args)`; it is imported when its command is given.
+COMMANDS = {
+    "fit": ("sphere_pl.cli", "edit a language model, batch after batch"),
+    "validate": ("sphere_pl.runs.validate", "score a saved run or a checkpoint"),
+    "test": ("sphere_pl.runs.validate", "the same as validate"),
+    "predict": ("sphere_pl.runs.predict", "answer prompts before and after the edits"),
+    "export": ("sphere_pl.runs.export", "write the edited model, as it was after any batch or without some edits"),
+    "diff": ("sphere_pl.runs.diff", "show which matrices changed and how much"),
+    "compare": ("sphere_pl.compare", "put several runs on one page"),
+    "locate": ("sphere_pl.locate", "find the layers that hold facts, by causal tracing"),
+    "dashboard": ("sphere_pl.dashboard", "arrange the panels of a wandb project"),
+}
+_DISK_TROUBLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.ENOENT,
+}
+
+
+def main() -> None:
+    """Entry point of `python -m sphere_pl`; a user's mistake ends it with one message and status 2."""
+    # LightningCLI takes its arguments either from its caller or from sys.argv, and warns if it sees both.
+    args, sys.argv[1:] = sys.argv[1:], []
+    if not args or args[0] in {"-h", "--help"}:
+        sys.stdout.write(overview())
+        return
+    _quieten()
+    try:
+        run(args)
+    except UserError as error:
+        _give_up(str(error))
+    except (KeyboardInterrupt, RunInterrupted):
+        sys.stderr.write("\nInterrupted.\n")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in _DISK_TROUBLE:
+            raise
+        _give_up(
+            f"{error.filename or 'A file of the run'} could not be opened or written: {error.strerror}. Free "
+            "disk space, correct the path, or choose another folder with --run_dir, and run the command again."
+        )
+
+
+def overview() -> str:
+    """All commands, each with a line about it."""
+    lines = [f"  {name:<10} {about}\n" for name, (_, about) in COMMANDS.items()]
+    return "usage: python -m sphere_pl COMMAND ...\n\n" + "".join(lines) + "\nCOMMAND --help says more.\n"
+
+
+def run(args: Sequence[str]) -> None:
+    """Run one command.
+
+    Raises:
+        UserError: For a user's mistake.
+    """
+    name, *rest = args
+    if name not in COMMANDS:
+        raise UserError(f"There is no command {name!r}. The commands are {', '.join(COMMANDS)}.")
+    module = importlib.import_module(COMMANDS[name][0])
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        module.main(rest)
+    except MisconfigurationException as error:
+        raise UserError(str(error)) from error
+
+
+def _give_up(message: str) -> None:
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(2)
+
+
+def _quieten() -> None:
+    """Leave out remarks of libraries that do not concern an editing run."""
+    # What one process of several warns of, all would.
+    level = logging.ERROR if os.environ.get("LOCAL_RANK", "0") != "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Says that a process of the run died, just before it ends the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    # Every process measures and logs the same numbers.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    # The hub's retries: what could not be had is said once, at the end.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # The edits' data loader yields ready batches; workers would only copy strings.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # The language model is in eval mode all through a fit, on purpose.
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
+    # lightning 2.6 asks torch 2.13 in a way that is about to change.
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)

@@ -1,0 +1,38 @@
+"""The table of commands and what becomes of mistakes."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from sphere_pl.commands import COMMANDS, main
+
+
+@pytest.mark.parametrize("asked", [[], ["-h"], ["--help"]])
+def test_without_a_command_all_are_listed(asked, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sphere_pl", *asked])
+    main()
+    out = capsys.readouterr().out
+    assert all(name in out and about in out for name, (_, about) in COMMANDS.items())
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in COMMANDS.values()}))
+def test_every_command_has_its_entry(module):
+    assert callable(import_module(module).main)
+
+
+def test_an_unknown_command_is_named_with_those_there_are(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sphere_pl", "train"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: There is no command 'train'. The commands are {', '.join(COMMANDS)}.\n"
+
+
+def test_the_list_needs_no_heavy_library():
+    program = (
+        "import sys; from sphere_pl.commands import main; sys.argv = ['sphere_pl']; main()\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'transformers')))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
