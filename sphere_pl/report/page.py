@@ -159,7 +159,7 @@ def _cost_tiles(run: RunData) -> list[Html]:
 def _before_after(run: RunData) -> Html:
     caption = (
         "Means over all edits in per cent, ± one standard error over edited records; changes in percentage points. "
-        "Perplexity and what else is no share as they are, their change in per cent."
+        "What is no share stands as it is, and so does its change; perplexity's is in per cent."
     )
     if not run.finished:
         return section("Before and after", "", missing("The table appears when the run has finished."))
@@ -188,9 +188,11 @@ def _means(run: RunData, metric: str) -> list[tuple[float, float]]:
 
 
 def _difference(metric: str, before: float, after: float) -> Html:
-    if not style.is_share(metric):
+    if style.is_share(metric):
+        return signed_percent(after - before, 1).removesuffix(" %")
+    if metric == "perplexity":
         return signed_percent(after / before - 1, 0) if before else "–"
-    return signed_percent(after - before, 1).removesuffix(" %")
+    return f"{after - before:+.3g}".replace("-", "−") if math.isfinite(after - before) else "–"
 
 
 def _accuracy(run: RunData) -> Html:

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from html.parser import HTMLParser
 
@@ -6,7 +7,7 @@ import pytest
 
 from sphere_pl.errors import UserError
 from sphere_pl.report import write_report
-from sphere_pl.report.page import FAILED_SHOWN, REFRESH
+from sphere_pl.report.page import FAILED_SHOWN, REFRESH, _difference
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
@@ -158,3 +159,16 @@ def test_columns_and_results_that_were_not_measured_are_left_out(tmp_path):
 def test_missing_folder_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         write_report(tmp_path / "runs" / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "shown"),
+    [
+        ("efficacy", 0.1, 0.95, "+85.0"),
+        ("perplexity", 40.0, 50.0, "+25 %"),
+        ("probability/efficacy_magnitude", -0.317, 0.72, "+1.04"),
+        ("fluency", math.nan, 5.0, "–"),
+    ],
+)
+def test_a_change_is_in_points_in_per_cent_or_plain(metric, before, after, shown):
+    assert _difference(metric, before, after) == shown
