@@ -23,11 +23,19 @@ def docs_blocks(name):
 COMMANDS = [
     line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if "sphere_pl fit" in line
 ]
+DOCS = sorted(
+    {
+        line.split("#")[0].strip()
+        for page in (ROOT / "docs").glob("*.md")
+        for line in page.read_text().splitlines()
+        if line.strip().startswith("python -m sphere_pl fit")
+    }
+)
 SUGGESTED = "--model.layers=[4,5,6,7,8]"  # what a `$(... locate --locate ...)` stands for
 LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(blocks("bash") + docs_blocks("locate")))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *DOCS])
 def test_every_command_is_understood(command, monkeypatch, capsys):
     from sphere_pl.commands import main
 
