@@ -40,6 +40,8 @@ SHARED = (
     "--model.targets.steps=15",
     "--model.targets.stop_loss=0.3",
     "--trainer.val_check_interval=1000",
+    "--model.evaluation.protocols=[teacher_forced]",
+    "--model.evaluation.cases=0",
 )
 # Where the file's constant is the paper's for a model of 8 billion parameters and does nothing on this one.
 MEMIT_WEIGHT = ("--model.method.init_args.second_moment_weight=1000",)
