@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf.errors import OmegaConfBaseException
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
@@ -90,7 +91,13 @@ class EditingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and keep the arguments: Lightning starts a process for each further device with `sys.argv`."""
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except OmegaConfBaseException as error:
+            raise UserError(
+                f"A ${{...}} of the configuration could not be resolved: {' '.join(str(error).split())}. Name a value "
+                "that is there, such as ${data.batch_size}."
+            ) from error
         sys.argv[1:] = args
 
     def before_instantiate_classes(self) -> None:

@@ -293,6 +293,13 @@ def test_a_users_own_file_comes_before_a_group_of_that_name(tmp_path, monkeypatc
         resolve_group_files(["-c", "method/none"])
 
 
+def test_a_reference_to_nothing_is_named(cli):
+    status, _, err = cli("fit", "--data.limit=${nothing}", "--print_config")
+    assert status == 2
+    assert "error: A ${...} of the configuration could not be resolved: " in err
+    assert "'nothing'" in err
+
+
 def test_help_names_what_others_rely_on():
     done = subprocess.run(
         [sys.executable, "-m", "sphere_pl", "fit", "--help"], capture_output=True, text=True, check=True
