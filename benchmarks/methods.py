@@ -1,8 +1,8 @@
 """Every method with and without SPHERE on 100 real CounterFact edits: `python -m benchmarks.methods --path FILE`.
 
 One run of the command line for each cell, scored before and after. Finished cells are skipped, so an interrupted table
-goes on where it was; when all are there, methods.json is written, from which `python -m benchmarks.readme` fills the
-README's table.
+goes on where it was; those that are there go into methods.json, from which `python -m benchmarks.readme` fills the
+README's table. `--gather` does no more than that.
 FILE is a CounterFact JSON, such as multi_counterfact.json. `--estimate` only says what is left and how long it takes.
 """
 
@@ -90,7 +90,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one thread each if more than one")
     parser.add_argument("--only", action="append", help="a cell by name, such as MEMIT or MEMIT-sphere")
     parser.add_argument("--estimate", action="store_true", help="only say what is left")
+    parser.add_argument("--gather", action="store_true", help="only write methods.json from finished cells")
     args = parser.parse_args()
+    if args.gather:
+        gather(args.runs, args.jobs)
+        return
     cells = [cell for cell in CELLS if not args.only or cell.name in args.only]
     left = [cell for cell in cells if not finished(args.runs / f"{cell.name}.json")]
     seconds = seconds_left(left, lambda cell: args.runs / f"{cell.name}.json", {}) / args.jobs
@@ -106,13 +110,18 @@ def main() -> None:
 
 
 def gather(runs: Path, jobs: int) -> None:
-    """Write methods.json, once every cell is there."""
-    missing = [cell.name for cell in CELLS if not (runs / f"{cell.name}.json").exists()]
+    """Write methods.json from the cells that are there; it names the others."""
+    found, missing = {}, []
+    for each in CELLS:
+        path = runs / f"{each.name}.json"
+        if path.exists():
+            found[each.name] = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            missing.append(each.name)
     if missing:
         print(f"not finished yet: {', '.join(missing)}")
-        return
-    found = {cell.name: json.loads((runs / f"{cell.name}.json").read_text(encoding="utf-8")) for cell in CELLS}
-    summary = {"device": device_name(), "jobs": jobs, "rows": [row(name, result) for name, result in found.items()]}
+    rows = [row(name, result) for name, result in found.items()]
+    summary = {"device": device_name(), "jobs": jobs, "rows": rows, "missing": missing}
     write_text(RESULTS, json.dumps(summary, indent=1) + "\n")
 
 

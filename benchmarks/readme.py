@@ -69,12 +69,13 @@ def methods(summary: dict[str, Any]) -> str:
         energy = f"{entry['energy_change']:+.4%}"
         lines.append(f"{name} {scores} | {after['perplexity']:.1f} | {energy} | {entry['seconds_per_edit']:.2f} |")
     before = summary["rows"][0]["before"]
+    left = f" Not run yet: {', '.join(summary['missing'])}." if summary["missing"] else ""
     return "\n".join(
         [
             *lines,
             "",
             f"Unedited: specificity {before['specificity']:.2f}, perplexity {before['perplexity']:.1f}. "
-            f"Measured on: {summary['device']}, {summary['jobs']} runs at a time.",
+            f"Measured on: {summary['device']}, {summary['jobs']} runs at a time.{left}",
         ]
     )
 

@@ -34,7 +34,8 @@ def test_the_table_shows_a_run_that_broke_off():
     whole = {"arguments": [], "failed": None, "before": scores, "after": scores, "hyperspherical_energy": energies}
     broken = {"arguments": [], "failed": "error: collapsed", "before": None, "after": None}
     rows = [row("ROME", whole | {"seconds_per_edit": 1.5}), row("ROME-sphere", broken)]
-    text = readme.methods({"device": "a CPU", "jobs": 2, "rows": rows})
+    text = readme.methods({"device": "a CPU", "jobs": 2, "rows": rows, "missing": ["FT"]})
+    assert "Not run yet: FT." in text
     assert "| ROME | no | 0.50 ± 0.01 | 0.40 ± 0.01 | 0.30 ± 0.01 | 0.20 ± 0.01 | 46.0 | +50.0000% | 1.50 |" in text
     assert "| ROME | yes | broke off: error: collapsed |" in text
 
@@ -72,5 +73,5 @@ def test_a_cell_runs_and_fills_its_row(name, tiny_lm, tmp_path):
     found = row(name, json.loads((tmp_path / "cell.json").read_text()))
     assert found["failed"] is None
     assert str(tmp_path) not in (tmp_path / "cell.json").read_text().replace(str(tmp_path / "model"), "")
-    text = readme.methods({"device": "a CPU", "jobs": 1, "rows": [found]})
+    text = readme.methods({"device": "a CPU", "jobs": 1, "rows": [found], "missing": []})
     assert f"| {name.removesuffix('-sphere')} | {'yes' if name.endswith('-sphere') else 'no'} | " in text
