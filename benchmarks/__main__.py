@@ -37,12 +37,13 @@ BATCHED: dict[str, Callable[..., Measurement]] = {  # by --batch
 
 def markdown(measurements: list[Measurement]) -> str:
     """A table of the measurements."""
-    lines = ["| cost | times faster | asked for | share of the ceiling | seconds |", "|---|---|---|---|---|"]
+    head = "| cost | times faster | asked for | share of the ceiling | seconds | measured on |"
+    lines = [head, "|---|---|---|---|---|---|"]
     for m in measurements:
         share = "" if m.share_of_ceiling is None else f"{m.share_of_ceiling:.0%}"
         digits = max(0, 2 - math.floor(math.log10(m.seconds)))
-        lines.append(f"| {m.name} | {m.ratio:.1f} | {m.target:g} | {share} | {m.seconds:.{digits}f} |")
-    return "\n".join([*lines, "", measurements[0].device])
+        lines.append(f"| {m.name} | {m.ratio:.1f} | {m.target:g} | {share} | {m.seconds:.{digits}f} | {m.device} |")
+    return "\n".join(lines)
 
 
 def _run(name: str, scale: float, batch: int | None) -> Measurement:
