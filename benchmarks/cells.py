@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sphere_pl.checkpoints import checkpoint_paths
 from sphere_pl.files import write_text
 
 KEPT = ("val/", "batch/", "energy/mean", "energy/change", "projection/", "principal/", "shares/", "target/", "prune/",
@@ -57,6 +58,8 @@ def collect(cell: Cell, folder: Path, results: Path) -> None:
 def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], threads: int | None = None) -> None:
     """Run a cell unless its JSON is there; a run that ends with a message to the user is a finding, not an error.
 
+    A run that was cut off goes on from its last checkpoint.
+
     Args:
         cell: The cell.
         folder: Where the run's own files go.
@@ -67,6 +70,8 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
     if finished(results):
         return
     command = [sys.executable, "-m", "sphere_pl", "fit", *cell.arguments, *paths, f"--run_dir={folder}", "--quiet=true"]
+    if checkpoint_paths(folder / "checkpoints") and not (folder / "results.json").exists():
+        command.append("--ckpt_path=last")  # it was cut off: a new run in its folder would be refused
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     began, load = time.monotonic(), {"average": os.getloadavg()[0], "cores": os.cpu_count()}
     environment = {"WANDB_MODE": "disabled", **os.environ, **limits}

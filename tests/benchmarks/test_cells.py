@@ -65,6 +65,22 @@ def test_a_run_that_ends_with_a_message_is_kept_as_a_finding(folder, tmp_path, m
     assert "secret" not in text
 
 
+def test_a_run_that_was_cut_off_goes_on(folder, tmp_path, monkeypatch):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return SimpleNamespace(returncode=0, stderr="", stdout="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "batch-000003.safetensors").touch()
+    run_cell(Cell("done", (), 20), folder, tmp_path / "done.json", [])
+    (folder / "results.json").unlink()
+    run_cell(Cell("cut", (), 20), folder, tmp_path / "cut.json", [])
+    assert ["--ckpt_path=last" in command for command in commands] == [False, True]
+
+
 def test_a_run_that_crashes_or_never_starts_is_an_error(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", fake_process(1, "Traceback: boom"))
     with pytest.raises(RuntimeError, match="boom"):
