@@ -15,6 +15,7 @@ from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit
 from sphere_pl.methods.base import Method
 from sphere_pl.preflight import Batch, Shapes, estimate, need, shapes_of
+from sphere_pl.progress import untracked
 from sphere_pl.representations import SubjectStream
 from sphere_pl.statistics import StatisticsSettings, second_moments
 from sphere_pl.targets import TargetSettings, optimize_targets
@@ -67,7 +68,7 @@ def measured() -> tuple[int, int]:
     editor.configure_model()
     estimated = estimate(editor, data.train_dataloader()).peak
     lm = editor.language_model
-    moments = second_moments(lm, editor.sites, StatisticsSettings(), lambda items, *_: items)
+    moments = second_moments(lm, editor.sites, StatisticsSettings(), untracked)
     states = [method.initial_state(site.read(), moments[site.name]) for site in editor.sites]
     optimize_targets(lm, data.requests, ["", "It is said. ", "We saw that. "], 6, settings)
     keys = SubjectStream(lm, data.requests, [""], 2).all_keys(editor.sites)

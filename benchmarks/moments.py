@@ -10,6 +10,7 @@ from benchmarks.measure import Measurement, alternate, device, device_name, matm
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.builtin import heldout_text
 from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.progress import untracked
 from sphere_pl.representations import capture_input
 from sphere_pl.statistics import StatisticsSettings, compute_second_moments
 
@@ -55,7 +56,7 @@ def _moments(settings: StatisticsSettings, repeats: int) -> Measurement:
 
 
 def _ours(lm: LanguageModel, settings: StatisticsSettings) -> dict[str, Tensor]:
-    return compute_second_moments(lm, lm.sites(LAYERS), settings, lambda items, *_: items)
+    return compute_second_moments(lm, lm.sites(LAYERS), settings, untracked)
 
 
 def _sequences(lm: LanguageModel, settings: StatisticsSettings) -> list[list[int]]:

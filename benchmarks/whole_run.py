@@ -23,6 +23,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.language_model import LanguageModel, load_language_model
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
+from sphere_pl.progress import untracked
 from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
 from sphere_pl.statistics import StatisticsSettings, second_moments
@@ -65,7 +66,7 @@ def _problem(dtype: str, edits: int, batch: int) -> _Problem:
     L.seed_everything(0, verbose=False)
     lm = load_language_model(dtype=dtype).to(device())  # type: ignore[arg-type]
     sites = lm.sites(LAYERS)
-    found = second_moments(lm, sites, StatisticsSettings(), lambda items, *_: items)
+    found = second_moments(lm, sites, StatisticsSettings(), untracked)
     return _Problem(
         lm,
         [data.requests[start : start + batch] for start in range(0, edits, batch)],

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
 from sphere_pl.architectures import EditSite, architecture_of, edit_sites
@@ -198,6 +199,12 @@ class FrozenPrefix:
             [k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values]
         )
 
+    def expand(self, rows: int) -> "FrozenPrefix":
+        """Let a prefix of one row stand before any number of rows, without a copy."""
+        return FrozenPrefix(
+            [k.expand(rows, -1, -1, -1) for k in self.keys], [v.expand(rows, -1, -1, -1) for v in self.values]
+        )
+
     def calls(self, lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> BlockCalls:
         """How the blocks are called for a suffix behind this prefix.
 
@@ -215,6 +222,29 @@ class FrozenPrefix:
         for layer in range(lm.n_layers):
             stand_in.update(blank, blank, layer)
         return lm.block_calls(ids, mask, positions, stand_in).replace(stand_in, self)
+
+
+def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
+    """Run the columns that several suffixes will stand behind, through all blocks.
+
+    Args:
+        lm: The language model.
+        ids: Tokens, shape `[rows, columns]`; without columns the prefix is empty.
+        mask: 1 for real tokens, shape `[rows, columns]`. A row may have none.
+    """
+    if ids.shape[1] == 0:
+        return FrozenPrefix([], [])
+    cache = DynamicCache()
+    # A row without a real token would attend to nothing and turn into NaN: let it see its padding here. The suffix's
+    # own mask hides that column again.
+    visible = mask.clone()
+    visible[:, 0] = 1
+    calls = lm.block_calls(ids, visible, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), cache)
+    lm.run(calls.hidden, calls, 0, lm.n_layers)
+    layers = cast(list[DynamicLayer], cache.layers)
+    return FrozenPrefix(
+        [cast(Tensor, entry.keys) for entry in layers], [cast(Tensor, entry.values) for entry in layers]
+    )
 
 
 def load_language_model(

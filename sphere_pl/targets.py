@@ -14,17 +14,15 @@ The targets are those of the literal procedure, request by request, up to roundi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.attention import gradient_attention
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel
+from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
 from sphere_pl.prompts import Tokens, essence, in_context, micro_batches, pad, tokenize
 
 
@@ -282,7 +280,7 @@ def _build(
     ids, mask = pad([entry.ids[entry.subject_last : -1] for entry in tokens], lm.pad_id, device)
     start = torch.tensor([[entry.subject_last] for entry in tokens], device=device)
     positions = start + torch.arange(ids.shape[1], device=device)
-    prefix = _run_prefix(lm, prefix_ids, prefix_mask)
+    prefix = run_prefix(lm, prefix_ids, prefix_mask)
     mask = torch.cat([prefix_mask, mask], dim=1)
     calls = prefix.calls(lm, ids, mask, positions)
     hidden = lm.run(calls.hidden, calls, 0, layer + 1)
@@ -305,24 +303,6 @@ def _build(
         torch.tensor(where, device=device).T,
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device),
-    )
-
-
-def _run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
-    """Keys and values of the columns before the subject's last token, for all blocks."""
-    if ids.shape[1] == 0:
-        return FrozenPrefix([], [])
-    cache = DynamicCache()
-    # A row without prefix would attend to nothing and turn into NaN: let it see its padding here. The suffix's own
-    # mask hides that column again.
-    visible = mask.clone()
-    visible[:, 0] = 1
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    calls = lm.block_calls(ids, visible, positions, cache)
-    lm.run(calls.hidden, calls, 0, lm.n_layers)
-    layers = cast(list[DynamicLayer], cache.layers)
-    return FrozenPrefix(
-        [cast(Tensor, entry.keys) for entry in layers], [cast(Tensor, entry.values) for entry in layers]
     )
 
 

@@ -8,17 +8,15 @@ Generation: the likeliest token at each step, with a key-value cache; rows that 
 An item that is longer than the model's context loses tokens at its beginning, never its question.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.abilities.task import Item
-from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel
-from sphere_pl.progress import Track
+from sphere_pl.language_model import FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.progress import Track, untracked
 from sphere_pl.prompts import Prompt, micro_batches, pad, tokenize
 
 _LEAST_PREFIX = 16  # tokens; a shorter common beginning is not worth a pass of its own
@@ -35,11 +33,6 @@ class Row(NamedTuple):
 
     ids: tuple[int, ...]
     targets: list[tuple[int, int, list[int]]]
-
-
-def untracked(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    """Shows no progress."""
-    return items
 
 
 @torch.no_grad()
@@ -65,11 +58,12 @@ def choice_log_likelihoods(
         for places in micro_batches([len(row.ids) - len(prefix) for row in rows], max_tokens)
     ]
     found = [[0.0] * len(item.choices) for item in items]
-    kept: tuple[tuple[int, ...], FrozenPrefix | None] = ((), None)
+    kept: tuple[int, ...] = ()
+    beginning = FrozenPrefix([], [])
     for prefix, rows in track(parts, name, len(parts)):
-        if prefix and (kept[1] is None or kept[0] != prefix):
-            kept = (prefix, _run_prefix(lm, prefix))
-        for item, choice, likelihood in _score(lm, rows, len(prefix), kept[1] if prefix else None):
+        if prefix != kept:
+            kept, beginning = prefix, run_prefix(lm, *pad([prefix], lm.pad_id, lm.device))
+        for item, choice, likelihood in _score(lm, rows, len(prefix), beginning):
             found[item][choice] = likelihood
     return found
 
@@ -108,24 +102,12 @@ def _common(rows: list[Row]) -> tuple[int, ...]:
     return first[:length] if length >= _LEAST_PREFIX and len(rows) > 1 else ()
 
 
-def _run_prefix(lm: LanguageModel, prefix: tuple[int, ...]) -> FrozenPrefix:
-    """Keys and values of a beginning, for all blocks; one row."""
-    ids, mask = pad([prefix], lm.pad_id, lm.device)
-    cache = DynamicCache()
-    calls = lm.block_calls(ids, mask, torch.arange(ids.shape[1], device=ids.device)[None], cache)
-    lm.run(calls.hidden, calls, 0, lm.n_layers)
-    layers = cast(list[DynamicLayer], cache.layers)
-    return FrozenPrefix(
-        [cast(Tensor, entry.keys) for entry in layers], [cast(Tensor, entry.values) for entry in layers]
-    )
-
-
-def _score(
-    lm: LanguageModel, rows: list[Row], behind: int, prefix: FrozenPrefix | None
-) -> Iterator[tuple[int, int, float]]:
-    """Item, choice and log-likelihood of each target that is read off some rows."""
+def _score(lm: LanguageModel, rows: list[Row], behind: int, prefix: FrozenPrefix) -> Iterator[tuple[int, int, float]]:
+    """Item, choice and log-likelihood of each target that is read off some rows, `behind` tokens after the prefix."""
     ids, mask = pad([row.ids[behind:] for row in rows], lm.pad_id, lm.device)
-    calls = _calls(lm, ids, mask, behind, prefix)
+    positions = (behind + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
+    whole = torch.cat([mask.new_ones(len(ids), behind), mask], dim=1)
+    calls = prefix.expand(len(ids)).calls(lm, ids, whole, positions)
     hidden = lm.run(calls.hidden, calls, 0, lm.n_layers)
     widths = [max(len(target) for *_, target in row.targets) for row in rows]
     ends = [len(row.ids) - behind for row in rows]
@@ -136,24 +118,6 @@ def _score(
         for item, choice, target in row.targets:
             labels = torch.tensor(target, device=logp.device)[:, None]
             yield item, choice, float(logp[width - len(target) :].gather(1, labels).double().sum())
-
-
-def _calls(lm: LanguageModel, ids: Tensor, mask: Tensor, behind: int, prefix: FrozenPrefix | None) -> BlockCalls:
-    """How the blocks are called for rows that stand behind a common beginning of `behind` tokens."""
-    n = len(ids)
-    positions = (behind + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
-    if prefix is None:
-        return lm.block_calls(ids, mask, positions)
-    # The model only asks a cache for its length when it makes masks: one that holds a single zero a column will do.
-    stand_in = DynamicCache()
-    blank = torch.zeros(1, 1, behind, 1, device=ids.device)
-    for layer in range(lm.n_layers):
-        stand_in.update(blank, blank, layer)
-    spread = FrozenPrefix(
-        [keys.expand(n, -1, -1, -1) for keys in prefix.keys], [values.expand(n, -1, -1, -1) for values in prefix.values]
-    )
-    whole = torch.cat([mask.new_ones(n, behind), mask], dim=1)
-    return lm.block_calls(ids, whole, positions, stand_in).replace(stand_in, spread)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from sphere_callbacks.functional import exact_products
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import EditingMethod, Method, Solved, State
 from sphere_pl.optim import LayerwiseEdit
+from sphere_pl.progress import untracked
 from sphere_pl.runs.log import EditHistory, Entry
 from sphere_pl.runs.rebuild import rebuild
 from sphere_pl.runs.saved import BaseModel, SavedRun
@@ -135,7 +136,7 @@ def _states(method: EditingMethod, base: BaseModel, statistics: StatisticsSettin
     """What the method knows of each matrix before the first batch, in CPU memory."""
     moments: dict[str, Tensor] = {}
     if method.needs_second_moment:
-        moments = second_moments(base.lm, base.sites, statistics, lambda items, description, total: items)
+        moments = second_moments(base.lm, base.sites, statistics, untracked)
     states = {}
     for name, weight in base.weights.items():
         state = method.initial_state(weight, moments[name].cpu() if moments else None)

@@ -11,13 +11,13 @@ import jsonargparse
 from rich.console import Console
 from rich.table import Table
 
-from sphere_pl.abilities.answering import untracked
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.files import write_text
+from sphere_pl.progress import untracked
 from sphere_pl.results import finite
 from sphere_pl.runs.saved import SavedRun
 from sphere_pl.runs.states import add_state_arguments, load_state
