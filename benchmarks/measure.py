@@ -39,7 +39,8 @@ def device() -> torch.device:
 def device_name() -> str:
     """The device in words."""
     if device().type == "cpu":
-        return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{platform.processor() or platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
     return str(torch.cuda.get_device_name())
 
 

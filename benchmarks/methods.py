@@ -37,12 +37,12 @@ SHARED = (
     f"--data.limit={EDITS}",
     "--data.batch_size=10",
     "--model.contexts=1",
-    "--model.targets.steps=15",
-    "--model.targets.stop_loss=0.3",
     "--trainer.val_check_interval=1000",
     "--model.evaluation.protocols=[teacher_forced]",
     "--model.evaluation.cases=0",
 )
+TARGETS = ("--model.targets.steps=15", "--model.targets.stop_loss=0.3")
+WITHOUT_TARGETS = {"FT", "FT-L", "LocFT-BF", "UltraEdit"}
 # Where the file's constant is the paper's for a model of 8 billion parameters and does nothing on this one.
 MEMIT_WEIGHT = ("--model.method.init_args.second_moment_weight=1000",)
 ADAPTED = dict.fromkeys(("MEMIT", "MEMIT-seq", "RECT", "PRUNE"), MEMIT_WEIGHT)
@@ -53,6 +53,7 @@ def cell(method: str, sphere: bool) -> Cell:
     files, cost = METHODS[method]
     arguments = [f"--config={name}" for name in ("data/counterfact", *files)]
     arguments += ["--config=callbacks/sphere" if sphere else "--config=callbacks/plain", *SHARED]
+    arguments += () if method in WITHOUT_TARGETS else TARGETS
     arguments += ADAPTED.get(method, ())
     if sphere and method == "AlphaEdit":
         arguments.append("--projection.strength=0.5")

@@ -26,6 +26,7 @@ from sphere_pl.fingerprints import settings_that_count
 from sphere_pl.interrupts import RunInterrupted
 from sphere_pl.live import LiveReport
 from sphere_pl.loggers import WandbSettings, run_loggers
+from sphere_pl.methods.base import LikelihoodMethod
 from sphere_pl.preflight import MemoryPreflight
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults, method_name
@@ -115,6 +116,8 @@ class EditingCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
+        if isinstance(self.model.method, LikelihoodMethod):
+            _refuse_idle(self.model.method.name, sys.argv[1:])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
@@ -153,6 +156,20 @@ class EditingCLI(LightningCLI):
         callbacks = [*(configured if isinstance(configured, list) else [configured])]
         method = method_name(self.model.method, [*callbacks, self._get(self.config_init, "projection")])
         return [method, Path(self.model.name).name, self.datamodule.name]
+
+
+def _refuse_idle(method: str, args: Sequence[str]) -> None:
+    """Refuse options of the target optimisation, given by hand to a method that has no targets.
+
+    Those that come with the default configuration are left alone.
+    """
+    used = ("--model.targets.anchor", "--model.targets.max_tokens")  # refused by the editor; used by every method
+    idle = [each for each in args if each.startswith("--model.targets.") and each.split("=")[0] not in used]
+    if idle:
+        raise UserError(
+            f"{method} optimises no target values: `{' '.join(idle)}` would change nothing. Leave it out, or choose a "
+            "method that solves for target values, such as --config method/alphaedit."
+        )
 
 
 def run(args: Sequence[str]) -> EditingCLI:

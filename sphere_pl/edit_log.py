@@ -32,6 +32,7 @@ from sphere_pl.runs.log import (
 )
 from sphere_pl.runs.low_rank import ROUNDING, Change, compress, rank_of
 from sphere_pl.statistics import fingerprint
+from sphere_pl.trainers import callbacks_of
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
     """The log's first line, from the unedited model."""
     lm = editor.language_model
     folder = Path(editor.name).expanduser()
-    restraints = [c for c in trainer.callbacks if isinstance(c, SpectrumRestraint)]  # type: ignore[attr-defined]
+    restraints = callbacks_of(trainer, SpectrumRestraint)
     return Header(
         model=str(folder.resolve()) if folder.is_dir() else editor.name,
         revision=editor.revision,

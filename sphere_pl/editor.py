@@ -34,6 +34,7 @@ from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
 from sphere_pl.statistics import StatisticsSettings, fingerprint, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
+from sphere_pl.trainers import is_last_step
 
 log = logging.getLogger(__name__)
 ANCHOR_RECORDS = 20  # whose target norms are measured together
@@ -451,9 +452,7 @@ class SequentialEditor(L.LightningModule):
 
     def begin_validation(self) -> Iterator[ScoringBatch]:
         """Say what is scored now; Lightning asks for the first batch before any hook of the validation."""
-        trainer = self.trainer
-        last = trainer.is_last_batch or trainer.should_stop or trainer.max_steps == trainer.global_step
-        self.evaluator.begin(self.edits_seen, self.batch_start, last)
+        self.evaluator.begin(self.edits_seen, self.batch_start, is_last_step(self.trainer))
         return self.evaluator.batches()
 
     def on_validation_epoch_start(self) -> None:

@@ -7,6 +7,7 @@ import lightning as L
 
 from sphere_callbacks import SpectrumRestraint
 from sphere_pl.editor import SequentialEditor
+from sphere_pl.trainers import callbacks_of
 
 
 @contextmanager
@@ -16,9 +17,8 @@ def evaluated_weights(trainer: "L.Trainer", editor: SequentialEditor) -> Iterato
     A `SpectrumRestraint` (PRUNE) swaps them around validation and saving; without one they are the edited weights.
     """
     with ExitStack() as stack:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SpectrumRestraint):
-                stack.enter_context(callback.swapped(editor))
+        for restraint in callbacks_of(trainer, SpectrumRestraint):
+            stack.enter_context(restraint.swapped(editor))
         editor.refresh_model()
         yield
     editor.refresh_model()

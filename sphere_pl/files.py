@@ -60,6 +60,22 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file. A crash may leave half of it: what reads the file after one must expect that.
+
+    Raises:
+        UserError: If the folder cannot be written or the disk is full.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be added to: {error}. Free disk space or choose another --run_dir and run the command "
+            "again."
+        ) from error
+
+
 def is_local(path: str) -> bool:
     """Whether a name given by the user means a file rather than something on the hub."""
     return Path(path).expanduser().exists() or Path(path).suffix.lower() in {".json", ".jsonl", ".csv", ".txt"}

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from typing_extensions import override
 
+from sphere_pl.trainers import callbacks_of
+
 UNEDITED = "unedited model"  # what the evaluator calls its pass over every request
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -25,10 +27,8 @@ def track(trainer: "L.Trainer") -> Track:
         A function of an iterable, a description and its length that yields the iterable's items. It does just that if
         the trainer has no `EditProgress`.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EditProgress):
-            return callback.phase
-    return untracked
+    shown = callbacks_of(trainer, EditProgress)
+    return shown[0].phase if shown else untracked
 
 
 def untracked(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:

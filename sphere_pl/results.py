@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
 from sphere_pl.methods.base import Method
 from sphere_pl.target_table import TargetTable
+from sphere_pl.trainers import Kind, callbacks_of
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 # Measured on a sample of the edits, before and after: see `EvaluationSettings`.
@@ -120,16 +121,16 @@ class RunResults(L.Callback):
                 "after": editor.after,
                 "failed": editor.failed,
                 "cases": editor.cases,
-                "hyperspherical_energy": _energies(trainer),
-                "spearman": _correlations(trainer),
-                "abilities": _abilities(trainer),
+                "hyperspherical_energy": _first(trainer, HypersphericalEnergy, _energies),
+                "spearman": _plain(_first(trainer, EnergyCorrelation, EnergyCorrelation.summary)),
+                "abilities": _first(trainer, GeneralAbilities, GeneralAbilities.summary),
                 "statistics": editor.diagnosis,
-                "targets": _targets(trainer),
+                "targets": _first(trainer, TargetTable, TargetTable.summary),
                 "retried": editor.retried,
                 "skipped": editor.skipped,
                 "seconds_per_edit": self._editing / max(1, self._edits),
                 "seconds_total": time.monotonic() - self._began,
-                "seconds_saving": sum((c.seconds for c in _saving(trainer)), 0.0),
+                "seconds_saving": sum((each.seconds for each in callbacks_of(trainer, RunCheckpoints)), 0.0),
                 "peak_memory_bytes": peak_memory(editor.device),
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
                 "seed": int(torch.initial_seed()),
@@ -176,38 +177,13 @@ def save_edited(editor: SequentialEditor, path: Path) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _energies(trainer: "L.Trainer") -> dict[str, dict[str, float]]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, HypersphericalEnergy):
-            return {
-                name: {"before": before, "after": callback.latest[name]} for name, before in callback.initial.items()
-            }
-    return {}
+def _first(trainer: "L.Trainer", kind: type[Kind], read: Callable[[Kind], dict[str, Any]]) -> dict[str, Any]:
+    """What is read off the trainer's callback of one kind; nothing if there is none."""
+    return next(map(read, callbacks_of(trainer, kind)), {})
 
 
-def _targets(trainer: "L.Trainer") -> dict[str, int]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, TargetTable):
-            return callback.summary()
-    return {}
-
-
-def _saving(trainer: "L.Trainer") -> list[RunCheckpoints]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, RunCheckpoints)]  # type: ignore[attr-defined]
-
-
-def _correlations(trainer: "L.Trainer") -> dict[str, Any]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, EnergyCorrelation):
-            return {metric: _plain(summary) for metric, summary in callback.summary().items()}
-    return {}
-
-
-def _abilities(trainer: "L.Trainer") -> dict[str, Any]:
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GeneralAbilities):
-            return callback.summary()
-    return {}
+def _energies(energy: HypersphericalEnergy) -> dict[str, dict[str, float]]:
+    return {name: {"before": before, "after": energy.latest[name]} for name, before in energy.initial.items()}
 
 
 def _plain(value: Any) -> Any:

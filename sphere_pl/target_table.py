@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,18 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from sphere_pl.data.request import EditRequest
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.files import write_text
+from sphere_pl.files import append_text, write_text
 
 COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
 
 
 class TargetTable(L.Callback):
-    """One row a request, on disk after every batch; nothing for methods without target values.
+    """One row a request, added to the file after every batch; nothing for methods without target values.
+
+    The first batch of a run, or of one that goes on, writes the file anew: an interrupted run may have left rows behind
+    its checkpoint.
 
     `probability` and `loss` are those at the last look, `clamped` says that the shift ended on its norm bound, and
     `converged` that the loss fell below `targets.stop_loss` before the steps ran out.
@@ -29,7 +34,7 @@ class TargetTable(L.Callback):
     def __init__(self, run_dir: str) -> None:
         self.path = Path(run_dir) / "targets.csv"
         self._rows = torch.zeros(0, 6, dtype=torch.float64)
-        self._restored = False
+        self._restored = self._begun = False
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -38,7 +43,7 @@ class TargetTable(L.Callback):
             self._rows = self._rows[:0]
             if trainer.is_global_zero:
                 self.path.unlink(missing_ok=True)
-        self._restored = False
+        self._restored = self._begun = False
 
     @override
     def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
@@ -49,9 +54,11 @@ class TargetTable(L.Callback):
         places = torch.arange(first, first + len(found.loss), device=found.loss.device)
         converged = ~found.unconverged(pl_module.target_settings)
         columns = [places, found.probability, found.loss, found.steps, found.clamped, converged]
-        self._rows = torch.cat([self._rows, torch.stack([each.double().cpu() for each in columns], dim=1)])
+        rows = torch.stack([each.double().cpu() for each in columns], dim=1)
+        self._rows = torch.cat([self._rows, rows])
         if trainer.is_global_zero:
-            write_text(self.path, self._text(pl_module))
+            self._write(rows, pl_module)
+        self._begun = True
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
@@ -67,13 +74,20 @@ class TargetTable(L.Callback):
         """How many requests did not converge, and how many shifts ended on their bound."""
         return {"unconverged": int((self._rows[:, 5] == 0).sum()), "clamped": int(self._rows[:, 4].sum())}
 
-    def _text(self, editor: SequentialEditor) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for place, probability, loss, steps, clamped, converged in self._rows.tolist():
-            request = editor.requests[int(place)]
-            flags = ("yes" if clamped else "no", "yes" if converged else "no")
-            numbers = (f"{probability:.6g}", f"{loss:.6g}", int(steps))
-            writer.writerow((int(place) + 1, request.case_id, request.subject, *numbers, *flags))
-        return text.getvalue()
+    def _write(self, new: Tensor, editor: SequentialEditor) -> None:
+        if self._begun:
+            append_text(self.path, _text(new, editor.requests))
+        else:
+            write_text(self.path, ",".join(COLUMNS) + "\n" + _text(self._rows, editor.requests))
+
+
+def _text(rows: Tensor, requests: Sequence[EditRequest]) -> str:
+    """Rows `[n, 6]` as lines of CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for place, probability, loss, steps, clamped, converged in rows.tolist():
+        request = requests[int(place)]
+        flags = ("yes" if clamped else "no", "yes" if converged else "no")
+        numbers = (f"{probability:.6g}", f"{loss:.6g}", int(steps))
+        writer.writerow((int(place) + 1, request.case_id, request.subject, *numbers, *flags))
+    return text.getvalue()

@@ -1,6 +1,7 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -90,6 +91,15 @@ def tiny_lm() -> Callable[..., LanguageModel]:
         return LanguageModel(model, tokenizer)
 
     return build
+
+
+@pytest.fixture
+def model_folder(tiny_lm: Callable[..., LanguageModel], tmp_path: Path) -> Path:
+    """A tiny model where `from_pretrained` finds it."""
+    lm = tiny_lm()
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
 
 
 @pytest.fixture

@@ -39,14 +39,6 @@ def cli(monkeypatch, tmp_path, capsys):
 
 
 @pytest.fixture
-def model_folder(tiny_lm, tmp_path):
-    lm = tiny_lm()
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def facts(tmp_path):
     def record(i, prompt, subject, new, true):
         return {
@@ -272,6 +264,15 @@ def test_every_configuration_file_is_parsed(cli, path):
     module, _, name = config["method"]["class_path"].rpartition(".")
     if issubclass(getattr(import_module(module), name), LikelihoodMethod):
         assert not config["targets"]["anchor"]  # the editor would refuse the pair
+
+
+def test_options_of_a_step_that_the_method_does_not_have_are_refused(cli, model_folder, facts, tmp_path):
+    run = [*tiny_run(model_folder, facts, tmp_path), "--config=method/ultraedit"]
+    idle = [each for each in run if each.startswith("--model.targets")]
+    status, _, err = cli(*run)
+    assert status == 2
+    assert f"UltraEdit optimises no target values: `{' '.join(idle)}` would change nothing" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_group_files_compose_in_the_order_given(cli):

@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from sphere_pl.errors import UserError
-from sphere_pl.files import is_local, write_atomically, write_text
+from sphere_pl.files import append_text, is_local, write_atomically, write_text
 
 
 def full_disk(path):
@@ -36,3 +36,15 @@ def test_a_name_with_a_data_suffix_means_a_file(tmp_path):
     assert is_local("facts.jsonl")
     assert is_local(str(tmp_path))
     assert not is_local("azhx/counterfact")
+
+
+def test_text_is_added_behind_what_is_there(tmp_path):
+    path = tmp_path / "targets.csv"
+    append_text(path, "a\n")
+    append_text(path, "b\n")
+    assert path.read_text() == "a\nb\n"
+
+
+def test_a_file_that_cannot_be_added_to_is_a_message(tmp_path):
+    with pytest.raises(UserError, match=r"could not be added to: .*Free disk space"):
+        append_text(tmp_path / "no folder" / "targets.csv", "a\n")

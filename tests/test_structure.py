@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own layer and the ones above it in this list.
 LAYERS = [
-    {"errors"},
+    {"errors", "trainers"},
     {"files", "architectures", "configs", "data.builtin", "embedded", "data.request", "methods.functional",
      "methods.memory", "metrics.functional", "metrics.records", "evaluation.settings", "evaluation.sample",
      "evaluation.forest", "tracing", "tracing.functional"},

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
 
 @pytest.fixture
 def edit(tiny_lm, tmp_path, requests, bare_trainer):
-    def edit(method, steps=40, stop_loss=1.0):
+    def edit(method, steps=40, stop_loss=1.0, restored=None):
         from sphere_pl.statistics import StatisticsSettings
 
         (tmp_path / "corpus.txt").write_text("Rome is a city in Italy by the sea. An apple is a fruit.")
@@ -30,6 +30,8 @@ def edit(tiny_lm, tmp_path, requests, bare_trainer):
         )
         editor.lm = tiny_lm()
         table = TargetTable(str(tmp_path))
+        if restored is not None:
+            table.load_state_dict({"rows": restored})
         trainer = bare_trainer(max_epochs=1, callbacks=[table])
         trainer.fit(editor, EditLoader(requests, 2))
         return table, trainer
@@ -60,3 +62,23 @@ def test_requests_that_did_not_converge_are_counted(edit):
 def test_methods_without_target_values_have_no_table(edit, tmp_path):
     edit(FT(learning_rate=0.01, epochs=1))
     assert not (tmp_path / "targets.csv").exists()
+
+
+def test_a_batch_adds_to_the_file_and_leaves_earlier_rows_alone(edit, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        "sphere_pl.target_table.write_text", lambda path, text: (written.append(text), path.write_text(text))
+    )
+    edit(AlphaEdit(ridge=1.0, null_space_threshold=10.0))
+    assert len(written) == 1
+    assert (tmp_path / "targets.csv").read_text().startswith(written[0])
+
+
+def test_a_run_that_goes_on_drops_rows_behind_its_checkpoint(edit, tmp_path):
+    table, _ = edit(AlphaEdit(ridge=1.0, null_space_threshold=10.0))
+    first_two = table.state_dict()["rows"][:2]
+    with (tmp_path / "targets.csv").open("a") as file:
+        file.write("3,half a ro")
+    edit(AlphaEdit(ridge=1.0, null_space_threshold=10.0), restored=first_two)
+    with (tmp_path / "targets.csv").open() as file:
+        assert [row["edit"] for row in csv.DictReader(file)] == ["1", "2", "1", "2", "3", "4"]

@@ -16,6 +16,7 @@ from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.progress import track
+from sphere_pl.trainers import is_last_step
 
 
 class GeneralAbilities(L.Callback):
@@ -95,9 +96,8 @@ class GeneralAbilities(L.Callback):
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Score the edited model when it is due."""
-        last = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
         due = self.every is not None and trainer.global_step % self.every == 0
-        if self._active() and (last or due):
+        if self._active() and (due or is_last_step(trainer)):
             self.after = self._measure(trainer, pl_module)
             _log(trainer, self.after, cast(SequentialEditor, pl_module).edits_seen)
 

@@ -111,14 +111,6 @@ def facts(tmp_path):
 
 
 @pytest.fixture
-def model_folder(tiny_lm, tmp_path):
-    lm = tiny_lm()
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def fit(monkeypatch, tmp_path, model_folder, facts):
     """Run a configuration file in a folder that holds the user's modules; returns the run's folder."""
 
