@@ -10,6 +10,8 @@ from sphere_pl.commands import main
 from sphere_pl.configs import config_folder
 
 ONE_LAYER = {"rome", "ft", "ft_l", "locft_bf"}
+WITHOUT_TARGETS = {"method/ft", "method/ft_l", "method/locft_bf", "method/ultraedit",
+                   "experiment/table1_ft_counterfact"}  # fmt: skip
 NAMES = {
     "alphaedit": "AlphaEdit",
     "memit": "MEMIT",
@@ -24,11 +26,8 @@ NAMES = {
 
 
 @pytest.fixture
-def fit(monkeypatch, tmp_path, tiny_lm):
+def fit(monkeypatch, tmp_path, model_folder):
     """Run a tiny fit with further arguments; returns its results."""
-    lm = tiny_lm()
-    lm.model.save_pretrained(tmp_path / "model")
-    lm.tokenizer.save_pretrained(tmp_path / "model")
     rewrite = {
         "prompt": "The capital of {} is",
         "subject": "France",
@@ -44,11 +43,13 @@ def fit(monkeypatch, tmp_path, tiny_lm):
     def run(*args, layers="[1,2]"):
         arguments = [
             "fit", *args, "--data.name=counterfact", "--data.path=facts.json", "--data.batch_size=1", "--quiet=true",
-            f"--model.name={tmp_path / 'model'}", f"--model.layers={layers}", "--model.dtype=float32",
-            "--model.contexts=2", "--model.targets.steps=3", "--model.evaluation.perplexity_tokens=32",
+            f"--model.name={model_folder}", f"--model.layers={layers}", "--model.dtype=float32",
+            "--model.contexts=2", "--model.evaluation.perplexity_tokens=32",
             "--model.statistics.corpus=corpus.txt", "--model.statistics.tokens=10", "--run_dir=run",
             f"--model.statistics.cache_dir={tmp_path / 'cache'}", "--trainer.accelerator=cpu",
         ]  # fmt: skip
+        if not WITHOUT_TARGETS & set(args):
+            arguments.append("--model.targets.steps=3")
         monkeypatch.setattr(sys, "argv", ["sphere_pl", *arguments])
         main()
         return json.loads((tmp_path / "run" / "results.json").read_text())
@@ -89,6 +90,12 @@ def test_every_row_of_table_1_runs(fit, row):
     results = fit("--config", f"experiment/table1_{row}_counterfact", *args, layers=layers)
     shown = {"sphere": "AlphaEdit + SPHERE", "alphaedit": "AlphaEdit", "memit": "MEMIT", "rect": "MEMIT + RECT"}
     assert results["method"] == {**shown, "prune": "MEMIT + PRUNE", "ft": "FT"}[row]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_curve_of_rome_runs(fit):
+    results = fit("--config", "experiment/rome_zsre", layers="[2]")
+    assert (results["method"], results["edits"]) == ("ROME", 2)
 
 
 def test_the_rows_of_table_1_differ_in_their_data_and_method_alone():
