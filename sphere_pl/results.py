@@ -84,7 +84,12 @@ class RunResults(L.Callback):
     @override
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Write everything, once, on the first rank."""
-        if not trainer.is_global_zero or not isinstance(pl_module, SequentialEditor):
+        if not isinstance(pl_module, SequentialEditor):
+            return
+        if trainer.enable_validation and not pl_module.evaluator.last:
+            with evaluated_weights(trainer, pl_module):
+                pl_module.score_end()
+        if not trainer.is_global_zero:
             return
         results = self.collect(trainer, pl_module)
         edited = self.run_dir / "edited.safetensors"

@@ -111,6 +111,17 @@ def test_a_run_leaves_what_it_promises(cli, model_folder, facts, tmp_path):
     assert "2/3 edits" in err
 
 
+def test_a_run_that_a_validation_stops_is_scored_to_the_end_all_the_same(cli, model_folder, facts, tmp_path):
+    stop = ["--trainer.callbacks=sphere_callbacks.CollapseGuard", "--trainer.callbacks.check=validation",
+            "--trainer.callbacks.action=stop", '--trainer.callbacks.below={"val/efficacy": 2.0}']  # fmt: skip
+    status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), *stop)
+    assert status == 0, err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["edits"] == 2
+    assert {"efficacy", "probability/efficacy", "generation/efficacy"} <= set(results["after"])
+    assert results["cases"]
+
+
 def test_several_runs_are_compared_on_one_page(cli, model_folder, facts, tmp_path):
     command = tiny_run(model_folder, facts, tmp_path)
     assert cli(*command, f"--run_dir={tmp_path / 'a'}")[0] == 0
