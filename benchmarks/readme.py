@@ -1,4 +1,7 @@
-"""Fill the README's tables from the measured files: `python -m benchmarks.readme`. No figure is typed by hand."""
+"""Fill the tables of the README and of docs/ from the measured files: `python -m benchmarks.readme`.
+
+No figure is typed by hand: a page's table stands between two comments that name it.
+"""
 
 import io
 import json
@@ -14,7 +17,7 @@ from benchmarks.measure import Measurement
 from sphere_pl.results import show
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))
 SCORES = ("efficacy", "generalization", "neighborhood_agreement")
 
 
@@ -106,23 +109,30 @@ def fill(text: str, marker: str, content: str) -> str:
     return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
 
 
-def main() -> None:
-    """Fill whatever has been measured."""
-    text = README.read_text(encoding="utf-8")
-    parts: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "default run": ("default_run.json", default_run),
-        "checks": ("default_run.json", checks),
-        "search": ("search.json", search),
-        "search long": ("search_long.json", search),
-        "methods": ("methods.json", methods),
-        "abilities": ("abilities.json", abilities),
-        "drift": ("drift.json", drift),
-        "costs": ("costs.json", lambda found: markdown([Measurement(**entry) for entry in found])),
-    }
-    for marker, (name, write) in parts.items():
+PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "default run": ("default_run.json", default_run),
+    "checks": ("default_run.json", checks),
+    "search": ("search.json", search),
+    "search long": ("search_long.json", search),
+    "methods": ("methods.json", methods),
+    "abilities": ("abilities.json", abilities),
+    "drift": ("drift.json", drift),
+    "costs": ("costs.json", lambda found: markdown([Measurement(**entry) for entry in found])),
+}
+
+
+def filled(text: str) -> str:
+    """A page with whatever has been measured."""
+    for marker, (name, write) in PARTS.items():
         if (HERE / name).exists():
             text = fill(text, marker, write(json.loads((HERE / name).read_text(encoding="utf-8"))))
-    README.write_text(text, encoding="utf-8")
+    return text
+
+
+def main() -> None:
+    """Fill every page."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
