@@ -1,15 +1,16 @@
 """Many real edits in one run: `python -m benchmarks.soak --path counterfact.json --edits 2000`.
 
-Starts `python -m sphere_pl fit` and looks at its process from outside: resident memory and open files over the edits,
-and the seconds that each batch took. Memory and open files shall stay flat from the 200th edit on, and so shall the
-cost of an edit; validations are left out but for one at the end, since they grow with the number of edits.
+Starts `python -m sphere_pl fit` and looks at its process from outside: resident memory, open files and processor time
+over the edits. Memory and open files shall stay flat from the 200th edit on, and so shall the cost of an edit; it is
+processor time, so that other work on the machine weighs less. Validations are left out but for one at the end, since they
+grow with the number of edits.
 """
 
 import argparse
 import csv
 import json
+import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,15 @@ from typing import Any
 from benchmarks.measure import device_name
 
 
-def look(pid: int) -> tuple[int, int]:
-    """Resident bytes and open files of a process (Linux)."""
+def look(pid: int) -> dict[str, float]:
+    """Resident bytes, open files and seconds of processor time of a process (Linux)."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd"))
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]  # in user and in kernel mode
+    return {
+        "resident_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+        "open_files": len(os.listdir(f"/proc/{pid}/fd")),
+        "processor_seconds": sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"),
+    }
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -43,23 +49,27 @@ def watch(process: subprocess.Popen[bytes], folder: Path, every: float) -> list[
         if not done or (samples and samples[-1]["edits"] == float(done[-1]["edits"])):
             continue
         try:
-            memory, files = look(process.pid)
+            seen = look(process.pid)
         except OSError:  # it has just ended
             break
-        samples.append({"edits": float(done[-1]["edits"]), "resident_bytes": memory, "open_files": files})
+        samples.append({"edits": float(done[-1]["edits"]), **seen})
     return samples
 
 
-def summary(samples: list[dict[str, float]], batches: list[dict[str, str]], size: int) -> dict[str, Any]:
-    """What grew: the last sample against the first one from 200 edits on, and late batches against early ones."""
+def summary(samples: list[dict[str, float]]) -> dict[str, Any]:
+    """What grew from the 200th edit to the last, and the processor seconds of an edit in the first and last quarter."""
     settled = [sample for sample in samples if sample["edits"] >= 200] or samples
-    seconds = [float(row["time/seconds"]) / size for row in batches]
-    quarter = max(1, len(seconds) // 4)
+    quarter = max(1, len(settled) // 4)
+
+    def cost(part: list[dict[str, float]]) -> float:
+        edits = part[-1]["edits"] - part[0]["edits"]
+        return (part[-1]["processor_seconds"] - part[0]["processor_seconds"]) / edits if edits else math.nan
+
     return {
         "memory_growth": settled[-1]["resident_bytes"] / settled[0]["resident_bytes"] - 1,
         "open_files": [settled[0]["open_files"], settled[-1]["open_files"]],
-        "seconds_per_edit_early": statistics.median(seconds[:quarter]),
-        "seconds_per_edit_late": statistics.median(seconds[-quarter:]),
+        "seconds_per_edit_early": cost(settled[: quarter + 1]),
+        "seconds_per_edit_late": cost(settled[-quarter - 1 :]),
     }
 
 
@@ -83,8 +93,7 @@ def main() -> None:
         samples = watch(process, folder, args.every)
         if process.wait():
             raise SystemExit(f"The run ended with status {process.returncode}.")
-        found = summary(samples, rows(folder / "metrics.csv"), args.batch_size)
-    found = {"device": device_name(), "edits": args.edits, **found, "samples": samples}
+    found = {"device": device_name(), "edits": args.edits, "arguments": more, **summary(samples), "samples": samples}
     args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))
 
