@@ -2,8 +2,8 @@
 
 Starts `python -m sphere_pl fit` and looks at its process from outside: resident memory, open files and processor time
 over the edits. Memory and open files shall stay flat from the 200th edit on, and so shall the cost of an edit; it is
-processor time, so that other work on the machine weighs less. Validations are left out but for one at the end, since they
-grow with the number of edits.
+processor time, so that other work on the machine weighs less. Validations are left out but for one at the end, since
+they grow with the number of edits.
 """
 
 import argparse
