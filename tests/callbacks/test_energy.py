@@ -103,14 +103,17 @@ def low_rank_updates(weights, updates):
     return updates
 
 
-def test_incremental_mode_logs_the_same_energies_and_its_drift(run, weights, low_rank_updates, recording_logger):
-    callback = HypersphericalEnergy(mode="incremental", rank=1, refresh_every=3)
+@pytest.mark.parametrize(("products", "error"), [("weight", 1e-5), ("bfloat16", 1e-3)])
+def test_incremental_mode_logs_the_same_energies_and_its_drift(
+    run, weights, low_rank_updates, recording_logger, products, error
+):
+    callback = HypersphericalEnergy(mode="incremental", rank=1, refresh_every=3, products=products)
     module, _ = run(callback, logger=recording_logger)
     for name in weights:
         expected = [energies(seen)[name] for seen in module.seen]
-        assert recording_logger.series(f"energy/{name}") == pytest.approx(expected, rel=1e-5)
+        assert recording_logger.series(f"energy/{name}") == pytest.approx(expected, rel=error)
     assert len(recording_logger.series("energy/drift")) == 2  # from the refresh after the third batch on
-    assert 0 < recording_logger.series("energy/drift")[0] < 1e-5
+    assert 0 < recording_logger.series("energy/drift")[0] < error
 
 
 def test_incremental_mode_is_exact_for_changes_of_high_rank(run, weights, recording_logger):
@@ -204,6 +207,7 @@ def test_a_pattern_that_matches_an_integer_matrix_is_refused(make_plain):
         ({"mode": "fast"}, "mode='fast'"),
         ({"rank": 0}, "rank=0"),
         ({"refresh_every": 0}, "refresh_every=0"),
+        ({"products": "int8"}, "products='int8'"),
     ],
 )
 def test_bad_arguments_are_refused_as_they_were_written(arguments, message):
