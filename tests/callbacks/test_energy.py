@@ -10,27 +10,6 @@ from sphere_callbacks import HypersphericalEnergy
 from sphere_callbacks.functional import hyperspherical_energy
 
 
-@pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
-def updates(make_updates, weights):
-    return make_updates(weights, batches=4)
-
-
-@pytest.fixture
-def run(make_editing, make_trainer, edit_stream, weights, updates):
-    def edit(*callbacks, transposed=False, ckpt_path=None, **options):
-        module = make_editing(weights, updates, transposed)
-        trainer = make_trainer(*callbacks, **options)
-        trainer.fit(module, edit_stream(4), ckpt_path=ckpt_path)
-        return module, trainer
-
-    return edit
-
-
 def energies(weights, s=2.0):
     return {name: float(hyperspherical_energy(weight, s)) for name, weight in weights.items()}
 

@@ -56,8 +56,8 @@ def write_metrics(path, columns, validate_every=1):
             writer.writerow(common | {"edits": edits} | {name: columns[name][step] for name in training})
             if (step + 1) % validate_every == 0:
                 writer.writerow(common | {"edits": edits} | {name: columns[name][step] for name in validation})
-                # EnergyCorrelation logs under the trainer's global step, which has moved on by then.
-                writer.writerow({"step": step + 1} | dict.fromkeys(spearman, -0.5))
+                # EnergyCorrelation logs a row of its own, which says the step and not the edits.
+                writer.writerow({"step": step} | dict.fromkeys(spearman, -0.5))
 
 
 def results_of(columns, method="AlphaEdit + SPHERE", seed=1):
