@@ -27,7 +27,10 @@ BENCHMARKS: dict[str, Callable[[], Measurement]] = {
 SCALED: dict[str, Callable[..., Measurement]] = {  # by --scale
     "energy": energy.energy,
     "incremental": energy.incremental,
+    "incremental-bfloat16": energy.incremental_half,
     "followed": energy.followed,
+    "drift": energy.drift,
+    "drift-bfloat16": energy.drift_half,
 }
 BATCHED: dict[str, Callable[..., Measurement]] = {  # by --batch
     "z": targets.targets,

@@ -137,6 +137,17 @@ def log_values(trainer: "pl.Trainer", pl_module: "pl.LightningModule", values: M
         pl_module.log_dict(dict(values), on_step=True, on_epoch=False, batch_size=1)
 
 
+def logged_step(trainer: "pl.Trainer") -> int:
+    """Tell under which step the loggers keep what the module has logged of this batch and of its validation.
+
+    A trainer counts ``global_step`` when the optimizer steps, and the batches by which it logs after the validation: by
+    then the first is one ahead.
+    """
+    if isinstance(trainer, Loop):
+        return trainer.global_step
+    return trainer.fit_loop.epoch_loop._batches_that_stepped  # where Lightning's own callbacks read it
+
+
 def is_fitting(trainer: "pl.Trainer") -> bool:
     """Tell whether a hook runs inside a fit, sanity check excluded."""
     if isinstance(trainer, Loop):

@@ -50,7 +50,7 @@ class PerturbationBound(WeightCallback):
         rows: Literal["raw", "unit"] = "raw",
         modules: str | None = None,
         every_n_batches: int = 1,
-        block_size: int = 1024,
+        block_size: int = 512,
     ) -> None:
         super().__init__(modules)
         if not s >= 0:

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_callbacks._base import is_fitting
+from sphere_callbacks._base import is_fitting, logged_step
 from sphere_callbacks._weights import matches
 from sphere_callbacks.functional.statistics import SpearmanResult, partial_spearman, spearman, spearman_test
 
@@ -37,7 +37,8 @@ class EnergyCorrelation(Callback):
         - ``spearman/{metric}``: rank correlation of the levels;
         - ``spearman_diff/{metric}``: rank correlation of the consecutive differences.
 
-    Both also appear in ``trainer.callback_metrics``. A series that never changes has no rank correlation: NaN.
+    They reach the loggers in a row of their own, under the step of the validation's metrics, and appear in
+    ``trainer.callback_metrics``. A series that never changes has no rank correlation: NaN.
 
     The callback reads ``trainer.callback_metrics`` after the module has logged its epoch, so metrics may be logged from
     ``validation_step`` or ``on_validation_epoch_end``. Whatever logs the energy (:class:`HypersphericalEnergy`) may
@@ -141,7 +142,7 @@ class EnergyCorrelation(Callback):
         trainer.callback_metrics.update(values)
         if values:
             for logger in trainer.loggers:
-                logger.log_metrics({name: float(value) for name, value in values.items()}, step=trainer.global_step)
+                logger.log_metrics({name: float(value) for name, value in values.items()}, step=logged_step(trainer))
 
     def _warn(self, names: list[str]) -> None:
         if not self._warned:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import EditedWeight
-from sphere_callbacks.functional import EnergyStatistics, EnergyTracker, energy_statistics
+from sphere_callbacks.functional import EnergyFollower, EnergyStatistics, energy_statistics
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,16 @@ class HypersphericalEnergy(WeightCallback):
         modules: Shell-style pattern for the names of the weights; ``None`` takes every floating matrix.
         mode: ``"exact"`` forms all products of rows each time. ``"incremental"`` keeps them, ``n^2`` float64 numbers
             and a copy of the weight, and adds the low-rank change of each batch
-            (:class:`sphere_callbacks.functional.EnergyTracker`): ``O(n^2 rank + n d rank)`` for a batch. A change of
-            higher rank costs one exact computation in float64.
+            (:class:`sphere_callbacks.functional.EnergyFollower`): ``O(n^2 rank + n d rank)`` for a batch. A change of
+            higher rank costs one exact computation in float64; so does every change of a weight that is stored in half
+            precision, since rounding it is a change of full rank.
         block_size: Side of a tile.
         every_n_batches: Batches between measurements; a trainer repeats the last values in between.
         rank: In incremental mode, upper bound of the rank of the change between measurements, such as the number of
             edits in a batch.
         refresh_every: In incremental mode, measurements between exact computations.
+        products: In incremental mode, ``"weight"`` multiplies the weight by its change in its own dtype, ``"bfloat16"``
+            in that one: half the work where the hardware has it, wrong by a small share of each change.
 
     Attributes:
         initial: Energy of each weight at the start of the fit, by name.
@@ -64,16 +67,19 @@ class HypersphericalEnergy(WeightCallback):
         s: float = 2.0,
         modules: str | None = None,
         mode: Literal["exact", "incremental"] = "exact",
-        block_size: int = 1024,
+        block_size: int = 512,
         every_n_batches: int = 1,
         rank: int = 128,
         refresh_every: int = 50,
+        products: Literal["weight", "bfloat16"] = "weight",
     ) -> None:
         super().__init__(modules)
         if not s >= 0:
             raise ValueError(f"`HypersphericalEnergy(s={s})` must be at least 0.")
         if mode not in ("exact", "incremental"):
             raise ValueError(f"`HypersphericalEnergy(mode={mode!r})` must be 'exact' or 'incremental'.")
+        if products not in ("weight", "bfloat16"):
+            raise ValueError(f"`HypersphericalEnergy(products={products!r})` must be 'weight' or 'bfloat16'.")
         counts = {"block_size": block_size, "every_n_batches": every_n_batches}
         for name, value in (counts | {"rank": rank, "refresh_every": refresh_every}).items():
             if value < 1:
@@ -84,10 +90,11 @@ class HypersphericalEnergy(WeightCallback):
         self.every_n_batches = every_n_batches
         self.rank = rank
         self.refresh_every = refresh_every
+        self.products = torch.bfloat16 if products == "bfloat16" else None
         self.initial: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self._batches = 0
-        self._trackers: dict[str, EnergyTracker] = {}
+        self._trackers: dict[str, EnergyFollower] = {}
         self._warned: set[str] = set()
 
     @override
@@ -132,8 +139,12 @@ class HypersphericalEnergy(WeightCallback):
             return energy_statistics(weight.weight, self.s, block_size=self.block_size)
         tracker = self._trackers.get(weight.name)
         if tracker is None:
-            tracker = self._trackers[weight.name] = EnergyTracker(
-                weight.weight, self.s, refresh_every=self.refresh_every, block_size=self.block_size
+            tracker = self._trackers[weight.name] = EnergyFollower(
+                weight.weight,
+                self.s,
+                refresh_every=self.refresh_every,
+                products=self.products,
+                block_size=self.block_size,
             )
         else:
             tracker.follow(weight.weight, self.rank)

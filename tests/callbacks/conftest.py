@@ -217,6 +217,30 @@ def make_updates():
 
 
 @pytest.fixture
+def weights(make_weights):
+    return make_weights()
+
+
+@pytest.fixture
+def updates(make_updates, weights):
+    """What `run` adds to the weights; a test module that needs others has a fixture of this name."""
+    return make_updates(weights, batches=4)
+
+
+@pytest.fixture
+def run(make_trainer, edit_stream, weights, updates):
+    """A function that edits with the given callbacks and returns the module and the trainer."""
+
+    def edit(*callbacks, transposed=False, ckpt_path=None, **options):
+        module = EditingModule(weights, updates, transposed)
+        trainer = make_trainer(*callbacks, **options)
+        trainer.fit(module, edit_stream(len(updates)), ckpt_path=ckpt_path)
+        return module, trainer
+
+    return edit
+
+
+@pytest.fixture
 def make_editing():
     return EditingModule
 

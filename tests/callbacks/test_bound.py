@@ -6,11 +6,6 @@ from sphere_callbacks.functional import energy_constant, hyperspherical_energy
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def run(make_editing, make_trainer, make_updates, edit_stream, weights, recording_logger):
     def edit(*callbacks, transposed=False):
         module = make_editing(weights, make_updates(weights, batches=4), transposed)

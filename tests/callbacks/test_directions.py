@@ -10,28 +10,13 @@ from sphere_callbacks.functional import leading_directions, subspace_overlap
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def updates(make_updates, weights):
     return make_updates(weights, batches=4, scale=0.5)
 
 
-@pytest.fixture
-def run(make_editing, make_trainer, edit_stream, weights, updates):
-    def edit(*callbacks, transposed=False, ckpt_path=None, **options):
-        module = make_editing(weights, updates, transposed)
-        make_trainer(*callbacks, **options).fit(module, edit_stream(4), ckpt_path=ckpt_path)
-        return module
-
-    return edit
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_logs_describe_the_directions_after_each_batch(run, weights, recording_logger, transposed):
-    module = run(PrincipalDirections(0.5), logger=recording_logger, transposed=transposed)
+    module, _ = run(PrincipalDirections(0.5), logger=recording_logger, transposed=transposed)
     start = {name: leading_directions(weight, 0.5)[0] for name, weight in weights.items()}
     expected = {"rank": [], "top_share": [], "overlap": [], "overlap_chance": []}
     for seen in module.seen:
@@ -90,5 +75,5 @@ def test_bad_arguments_are_refused_as_they_were_written(arguments):
 
 
 def test_measuring_changes_nothing(run, weights):
-    plain, watched = run(), run(PrincipalDirections())
+    plain, watched = run()[0], run(PrincipalDirections())[0]
     assert all(torch.equal(plain.weights[name], watched.weights[name]) for name in weights)

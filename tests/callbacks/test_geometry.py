@@ -10,23 +10,6 @@ from sphere_callbacks.functional import row_cosines
 from sphere_callbacks.geometry import draw_geometry, embed, figure_to_array
 
 
-@pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
-def run(make_editing, make_trainer, make_updates, edit_stream, weights):
-    updates = make_updates(weights, batches=4)
-
-    def edit(*callbacks, ckpt_path=None, **options):
-        module = make_editing(weights, updates)
-        make_trainer(*callbacks, **options).fit(module, edit_stream(4), ckpt_path=ckpt_path)
-        return module
-
-    return edit
-
-
 def test_figures_go_to_loggers_and_to_the_folder(run, recording_logger, tmp_path):
     run(WeightGeometry(every_n_batches=2, rows=5, output_dir=str(tmp_path / "new")), logger=recording_logger)
     names = ["layers.0.down_proj", "layers.1.down_proj"]

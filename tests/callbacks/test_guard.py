@@ -11,11 +11,6 @@ BAD = 3  # the batch, counted from 1, whose update is destructive
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def updates(make_updates, weights):
     updates = make_updates(weights, batches=6, scale=0.01)
     updates[BAD - 1]["layers.1.down_proj"] *= 5000

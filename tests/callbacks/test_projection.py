@@ -28,26 +28,8 @@ def simulate(weights, updates, ratio=0.5, strength=0.5, basis="current", refresh
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def updates(make_updates, weights):
     return make_updates(weights, batches=5)
-
-
-@pytest.fixture
-def run(make_editing, make_trainer, edit_stream, weights, updates):
-    """A function that edits with the given callbacks and returns the module and the trainer."""
-
-    def edit(*callbacks, transposed=False, **options):
-        module = make_editing(weights, updates, transposed)
-        trainer = make_trainer(*callbacks, **options)
-        trainer.fit(module, edit_stream(len(updates)))
-        return module, trainer
-
-    return edit
 
 
 @pytest.mark.parametrize("when", ["layer", "step"])

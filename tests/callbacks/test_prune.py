@@ -7,11 +7,6 @@ from sphere_callbacks.functional import principal_directions, project_out, restr
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def updates(make_updates, weights):
     """Updates so large that the accumulated change soon exceeds the weight's own spectrum."""
     return make_updates(weights, batches=4, scale=4.0)

@@ -7,24 +7,8 @@ from sphere_callbacks.functional import principal_directions, project_out, relat
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def updates(make_updates, weights):
     return make_updates(weights)
-
-
-@pytest.fixture
-def run(make_editing, make_trainer, edit_stream, weights, updates):
-    def edit(*callbacks, transposed=False, **options):
-        module = make_editing(weights, updates, transposed)
-        trainer = make_trainer(*callbacks, **options)
-        trainer.fit(module, edit_stream(3))
-        return module, trainer
-
-    return edit
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -6,23 +6,8 @@ from sphere_callbacks.functional import principal_directions
 
 
 @pytest.fixture
-def weights(make_weights):
-    return make_weights()
-
-
-@pytest.fixture
 def updates(make_updates, weights):
     return make_updates(weights, batches=4, scale=0.5)
-
-
-@pytest.fixture
-def run(make_editing, make_trainer, edit_stream, weights, updates):
-    def edit(*callbacks, transposed=False, ckpt_path=None, **options):
-        module = make_editing(weights, updates, transposed)
-        make_trainer(*callbacks, **options).fit(module, edit_stream(4), ckpt_path=ckpt_path)
-        return module
-
-    return edit
 
 
 def share(update, weight, ratio):
@@ -32,7 +17,7 @@ def share(update, weight, ratio):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_every_update_is_measured_against_its_own_weight(run, weights, updates, recording_logger, transposed):
-    module = run(PrincipalShares([0.3, 0.6]), logger=recording_logger, transposed=transposed)
+    module, _ = run(PrincipalShares([0.3, 0.6]), logger=recording_logger, transposed=transposed)
     before = [weights, *module.seen[:-1]]
     for name in weights:
         for ratio in (0.3, 0.6):
@@ -46,7 +31,7 @@ def test_every_update_is_measured_against_its_own_weight(run, weights, updates, 
 
 
 def test_the_accumulated_change_is_measured_against_the_start(run, weights, recording_logger):
-    module = run(PrincipalShares([0.5]), logger=recording_logger)
+    module, _ = run(PrincipalShares([0.5]), logger=recording_logger)
     for name, start in weights.items():
         changes = [seen[name] - start for seen in module.seen]
         expected = [share(change, start, 0.5)[0] for change in changes]
@@ -71,7 +56,7 @@ def test_it_sees_what_stands_before_it_in_the_list(run, recording_logger):
 
 
 def test_watching_changes_no_bit(run):
-    plain, watched = run(), run(PrincipalShares())
+    plain, watched = run()[0], run(PrincipalShares())[0]
     for name in plain.weights:
         assert torch.equal(plain.weights[name], watched.weights[name])
 

@@ -56,8 +56,8 @@ def write_metrics(path, columns, validate_every=1):
             writer.writerow(common | {"edits": edits} | {name: columns[name][step] for name in training})
             if (step + 1) % validate_every == 0:
                 writer.writerow(common | {"edits": edits} | {name: columns[name][step] for name in validation})
-                # EnergyCorrelation logs under the trainer's global step, which has moved on by then.
-                writer.writerow({"step": step + 1} | dict.fromkeys(spearman, -0.5))
+                # EnergyCorrelation logs a row of its own, which says the step and not the edits.
+                writer.writerow({"step": step} | dict.fromkeys(spearman, -0.5))
 
 
 def results_of(columns, method="AlphaEdit + SPHERE", seed=1):
@@ -120,7 +120,7 @@ def make_run(tmp_path):
 
 @pytest.fixture
 def browser(tmp_path):
-    """Run headless Chromium on a page: `browser(path, "--dump-dom")` returns the finished process."""
+    """Run headless Chromium on a page, a path or an address: `browser(path, "--dump-dom")` returns the process."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if binary is None:
         pytest.skip("no Chromium is installed (apt-get install chromium)")
@@ -131,11 +131,12 @@ def browser(tmp_path):
             "--disable-component-update",
             "--disable-sync",
             "--hide-scrollbars",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         ]
         quiet += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", f"--window-size={width},{height}"]
         profile = f"--user-data-dir={tmp_path / 'browser'}"
-        command = [binary, *quiet, profile, *options, page.as_uri()]
+        address = page if isinstance(page, str) else page.as_uri()
+        command = [binary, *quiet, profile, *options, address]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
     return run

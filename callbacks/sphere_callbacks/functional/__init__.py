@@ -15,11 +15,14 @@ from sphere_callbacks.functional.energy import (
 )
 from sphere_callbacks.functional.geometry import row_cosines, subspace_overlap
 from sphere_callbacks.functional.incremental import (
+    EnergyFollower,
     EnergyTracker,
     LowRank,
     energy_of_gram,
     gram_matrix,
+    interpolated_factors,
     low_rank_factors,
+    row_products,
     updated_gram,
 )
 from sphere_callbacks.functional.projection import (
@@ -48,6 +51,7 @@ from sphere_callbacks.functional.updates import relative_mask, restrain_spectrum
 __all__ = [
     "DegenerateRows",
     "EnergyBound",
+    "EnergyFollower",
     "EnergyStatistics",
     "EnergyTracker",
     "LowRank",
@@ -60,6 +64,7 @@ __all__ = [
     "exact_products",
     "gram_matrix",
     "hyperspherical_energy",
+    "interpolated_factors",
     "leading_directions",
     "low_rank_factors",
     "output_perturbation",
@@ -73,6 +78,7 @@ __all__ = [
     "relative_mask",
     "restrain_spectrum",
     "row_cosines",
+    "row_products",
     "spearman",
     "spearman_test",
     "spectral_norm",

@@ -7,7 +7,7 @@ References:
     - Liu et al., "Learning towards Minimum Hyperspherical Energy", NeurIPS 2018 (arXiv 1805.09298).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -55,53 +55,100 @@ def unit_rows(weight: Tensor) -> Tensor:
         weight: Tensor of shape ``[n, d]``, floating.
 
     Returns:
-        Tensor of shape ``[n, d]``, float64 for a float64 weight and float32 otherwise.
+        Tensor of shape ``[n, d]`` without history, float64 for a float64 weight and float32 otherwise.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    rows = as_matrix(weight)
-    # The largest entry goes first: squares of entries below 1e-19 would vanish in float32.
-    largest = rows.abs().amax(dim=1, keepdim=True)
-    rows = rows / torch.where(largest == 0, 1.0, largest)
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / torch.where(lengths == 0, 1.0, lengths)
+    rows = as_matrix(weight.detach())
+    # The largest entry goes first: squares of entries below 1e-19 would vanish in float32. One new matrix serves all
+    # steps, since the system takes longer to hand out its memory than they take together.
+    unit = rows.abs()
+    largest = unit.amax(dim=1, keepdim=True)
+    torch.div(rows, torch.where(largest == 0, 1.0, largest), out=unit)
+    lengths = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+    return unit.div_(torch.where(lengths == 0, 1.0, lengths))
 
 
-def squared_distance_tiles(unit: Tensor, block_size: int) -> Iterator[tuple[Tensor, bool, int, int]]:
-    """Walk over the upper triangle of the matrix of squared distances between unit rows.
-
-    Args:
-        unit: Unit rows of shape ``[n, d]``.
-        block_size: Rows and columns of a tile.
-
-    Yields:
-        The tile ``2 (1 - cos)`` of shape ``[<= b, <= b]``, whether it lies on the diagonal, its first row and its first
-        column.
-    """
-    n = unit.shape[0]
-    for top in range(0, n, block_size):
-        rows = unit[top : top + block_size]
-        for left in range(top, n, block_size):
-            with exact_products():
-                cosines = rows @ unit[left : left + block_size].T  # [<= b, <= b]
-            yield cosines.mul_(-2.0).add_(2.0), top == left, top, left
-
-
-def riesz_kernel(squared_distances: Tensor, s: float) -> Tensor:
-    """Energy of each pair, ``t^-s`` or ``-log t`` for ``s = 0``, from squared distances ``t^2``.
+def upper_tiles(n: int, block_size: int) -> Iterator[tuple[slice, slice]]:
+    """Walk over the tiles of an ``n x n`` matrix on and above the diagonal.
 
     Example:
-        >>> riesz_kernel(torch.tensor([4.0]), s=2.0), riesz_kernel(torch.tensor([1.0]), s=0.0)
+        >>> [(i.start, j.start) for i, j in upper_tiles(5, 3)]
+        [(0, 0), (0, 3), (3, 3)]
+    """
+    for top in range(0, n, block_size):
+        for left in range(top, n, block_size):
+            yield slice(top, min(top + block_size, n)), slice(left, min(left + block_size, n))
+
+
+def tile_buffer(matrix: Tensor, block_size: int, dtype: torch.dtype | None = None) -> Callable[[slice, slice], Tensor]:
+    """Reserve one tile's memory, to be written again and again.
+
+    Args:
+        matrix: Of shape ``[n, ...]``; says the device and the dtype.
+        block_size: Side of a tile.
+        dtype: Another dtype.
+
+    Returns:
+        The function that views the memory as the tile of some rows and columns, overwriting what it held.
+    """
+    side = min(block_size, matrix.shape[0])
+    memory = matrix.new_empty(side * side, dtype=dtype)
+
+    def view(i: slice, j: slice) -> Tensor:
+        shape = i.stop - i.start, j.stop - j.start
+        return memory[: shape[0] * shape[1]].view(shape)
+
+    return view
+
+
+class PairSums:
+    """Sums over pairs of rows, from the tiles of their squared distances.
+
+    Args:
+        s: Order of the Riesz kernel.
+        eps: Smallest squared distance.
+        device: Where the tiles are.
+    """
+
+    def __init__(self, s: float, eps: float, device: torch.device) -> None:
+        self.s, self.eps = s, eps
+        self.energy = torch.zeros((), dtype=torch.float64, device=device)
+        self.duplicate_pairs = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, squared: Tensor, diagonal: bool) -> None:
+        """Add a tile.
+
+        Args:
+            squared: Squared distances of shape ``[<= b, <= b]``; overwritten.
+            diagonal: Whether the tile lies on the diagonal.
+        """
+        if diagonal:
+            squared.fill_diagonal_(2.0)  # any regular distance; the pair (i, i) is taken out below
+        pairs = (squared < self.eps).sum()
+        kernel = riesz_kernel_(squared.clamp_(min=self.eps), self.s)
+        if diagonal:
+            kernel.fill_diagonal_(0.0)
+        # A tile above the diagonal stands for its mirror image too; a diagonal tile already holds both orders.
+        self.energy += kernel.sum(dim=1).double().sum() * (1 if diagonal else 2)
+        self.duplicate_pairs += pairs // 2 if diagonal else pairs
+
+
+def riesz_kernel_(squared_distances: Tensor, s: float) -> Tensor:
+    """Energy of each pair, ``t^-s`` or ``-log t`` for ``s = 0``, from squared distances ``t^2``, in place.
+
+    Example:
+        >>> riesz_kernel_(torch.tensor([4.0]), s=2.0), riesz_kernel_(torch.tensor([1.0]), s=0.0)
         (tensor([0.2500]), tensor([-0.]))
     """
     if s == 0:
-        return squared_distances.log().mul_(-0.5)
+        return squared_distances.log_().mul_(-0.5)
     if s == 2:
-        return squared_distances.reciprocal()
-    return squared_distances.pow(-0.5 * s)
+        return squared_distances.reciprocal_()
+    return squared_distances.pow_(-0.5 * s)
 
 
 def _check_energy(s: float, block_size: int, eps: float) -> None:
@@ -115,13 +162,13 @@ def _check_energy(s: float, block_size: int, eps: float) -> None:
         raise ValueError(f"`eps` must be above 0, got {eps}. It bounds the energy of two rows with the same direction.")
 
 
-def energy_statistics(weight: Tensor, s: float = 2.0, *, block_size: int = 1024, eps: float = 1e-6) -> EnergyStatistics:
+def energy_statistics(weight: Tensor, s: float = 2.0, *, block_size: int = 512, eps: float = 1e-6) -> EnergyStatistics:
     """Compute the energy and count the rows that have no well defined place on the sphere, in one pass.
 
     Args:
         weight: Tensor of shape ``[n, d]``, floating.
         s: Order of the Riesz kernel, see :func:`hyperspherical_energy`.
-        block_size: Side of a tile; temporary memory is a few tiles of ``block_size ** 2`` numbers.
+        block_size: Side of a tile; temporary memory is a tile of ``block_size ** 2`` numbers.
         eps: Smallest squared distance, see :func:`hyperspherical_energy`.
 
     Returns:
@@ -138,30 +185,23 @@ def energy_statistics(weight: Tensor, s: float = 2.0, *, block_size: int = 1024,
     """
     _check_energy(s, block_size, eps)
     unit = unit_rows(weight.detach())
-    n = unit.shape[0]
-    energy = torch.zeros((), dtype=torch.float64, device=unit.device)
-    duplicates = torch.zeros((), dtype=torch.int64, device=unit.device)
-    for squared, diagonal, _, _ in squared_distance_tiles(unit, block_size):
-        if diagonal:
-            squared.fill_diagonal_(2.0)  # any regular distance; the pair (i, i) is taken out below
-        pairs = (squared < eps).sum()
-        kernel = riesz_kernel(squared.clamp_(min=eps), s)
-        if diagonal:
-            kernel.fill_diagonal_(0.0)
-        # A tile above the diagonal stands for its mirror image too; a diagonal tile already holds both orders.
-        energy += kernel.sum(dim=1).double().sum() * (1 if diagonal else 2)
-        duplicates += pairs // 2 if diagonal else pairs
+    n, lengths = unit.shape[0], torch.linalg.vector_norm(unit, dim=1)  # 1, or 0, or NaN
+    sums, tile = PairSums(s, eps, unit.device), tile_buffer(unit, block_size)
+    for i, j in upper_tiles(n, block_size):
+        with exact_products():
+            cosines = torch.mm(unit[i], unit[j].T, out=tile(i, j))
+        sums.add(cosines.mul_(-2.0).add_(2.0), diagonal=i == j)
     return EnergyStatistics(
-        energy=energy,
-        per_pair=energy / max(n * (n - 1), 1),
-        duplicate_pairs=duplicates,
-        zero_rows=(unit == 0).all(dim=1).sum(),
-        non_finite_rows=unit.isnan().any(dim=1).sum(),
+        energy=sums.energy,
+        per_pair=sums.energy / max(n * (n - 1), 1),
+        duplicate_pairs=sums.duplicate_pairs,
+        zero_rows=(lengths == 0).sum(),
+        non_finite_rows=lengths.isnan().sum(),
     )
 
 
 def hyperspherical_energy(
-    weight: Tensor, s: float = 2.0, *, block_size: int = 1024, per_pair: bool = False, eps: float = 1e-6
+    weight: Tensor, s: float = 2.0, *, block_size: int = 512, per_pair: bool = False, eps: float = 1e-6
 ) -> Tensor:
     r"""Compute the Riesz energy of the directions of the rows.
 
@@ -175,7 +215,7 @@ def hyperspherical_energy(
     Args:
         weight: Tensor of shape ``[n, d]``. Half precision is computed in float32.
         s: Order of the kernel, at least 0.
-        block_size: Side of a tile; temporary memory is a few tiles of ``block_size ** 2`` numbers.
+        block_size: Side of a tile; temporary memory is a tile of ``block_size ** 2`` numbers.
         per_pair: Divide by the number of ordered pairs, which makes weights of different height comparable.
         eps: Smallest squared distance. Rows with the same direction count as this far apart, so a pair of duplicates
             adds ``2 * eps ** (-s / 2)`` and not infinity.
@@ -198,7 +238,7 @@ def hyperspherical_energy(
     return found.per_pair if per_pair else found.energy
 
 
-def degenerate_rows(weight: Tensor, *, block_size: int = 1024, eps: float = 1e-6) -> DegenerateRows:
+def degenerate_rows(weight: Tensor, *, block_size: int = 512, eps: float = 1e-6) -> DegenerateRows:
     """Count the rows for which the energy needs a convention rather than a definition.
 
     Args:

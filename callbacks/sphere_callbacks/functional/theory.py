@@ -35,7 +35,7 @@ def energy_constant(
     s: float = 2.0,
     *,
     rows: Literal["raw", "unit"] = "raw",
-    block_size: int = 1024,
+    block_size: int = 512,
     eps: float = 1e-6,
 ) -> Tensor:
     r"""Compute the constant ``K`` that bounds how fast the energy changes with the weight.
@@ -104,7 +104,7 @@ def perturbation_bound(
     s: float = 2.0,
     *,
     rows: Literal["raw", "unit"] = "raw",
-    block_size: int = 1024,
+    block_size: int = 512,
 ) -> EnergyBound:
     r"""Compute what the theorem says an update must at least have been for the energy to change as it did.
 
