@@ -109,7 +109,7 @@ def main() -> None:
         arguments = [f"--data.limit={args.edits}", "--checkpoints.max_overhead=1", *more]
         if args.tiny:
             arguments = [*tiny_arguments(Path(scratch)), *arguments]
-        found = measure(args.kills, arguments, Path(scratch))
+        found = {"tiny": args.tiny, "settings": more, **measure(args.kills, arguments, Path(scratch))}
     print(json.dumps({**found, "kills": len(found["kills"])}, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
