@@ -47,6 +47,7 @@ class EditingCLI(LightningCLI):
 
     def _fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Run the fit; one that is interrupted says how to go on."""
+        self.model.check_strategy(self.trainer)  # here, before there are further processes, it is said once
         if self.trainer.local_rank:
             follow_parent()
         try:
