@@ -94,6 +94,8 @@ class LanguageModel(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        # In a tuple, which registers them no second time: they are asked for at every call.
+        self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in eval mode: editing differentiates through the model but never trains it (GPT-2 has dropout)."""
@@ -135,7 +137,7 @@ class LanguageModel(nn.Module):
 
     def block(self, layer: int) -> nn.Module:
         """The decoder block number `layer`."""
-        return cast(nn.Module, self.model.get_submodule(self.architecture.block.format(layer)))
+        return self._blocks[layer]
 
     def sites(self, layers: Sequence[int]) -> list[EditSite]:
         """The matrices to edit in `layers`; see `edit_sites`."""
@@ -321,7 +323,7 @@ def load_language_model(
         trust_remote_code: Whether code from the hub may run.
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
         device_map: How the layers are spread over the devices of this process: `auto`, evenly; how much of the model
-            each device may take, `{"0": "20GiB", "1": "70GiB"}`; or a device for each module,
+            each device may take, filled in this order, `{"0": "20GiB", "1": "70GiB"}`; or a device for each module,
             `{"model.embed_tokens": 0, "model.layers.0": 1, ...}`. All on the CPU if None.
 
     Raises:
@@ -354,12 +356,12 @@ def _placement(device_map: DeviceMap) -> dict[str, Any]:
 
     Example:
         >>> _placement({"0": "20GiB", "1": "70GiB"})
-        {'device_map': 'auto', 'max_memory': {0: '20GiB', 1: '70GiB'}}
+        {'device_map': 'sequential', 'max_memory': {0: '20GiB', 1: '70GiB'}}
     """
     if device_map is None:
         return {}
     if isinstance(device_map, dict) and device_map and all(str(name).isdigit() for name in device_map):
-        return {"device_map": "auto", "max_memory": {int(name): most for name, most in device_map.items()}}
+        return {"device_map": "sequential", "max_memory": {int(name): most for name, most in device_map.items()}}
     return {"device_map": device_map}
 
 
