@@ -22,6 +22,8 @@ from typing import Any
 from benchmarks.measure import device_name
 from benchmarks.tiny import tiny_arguments
 
+IN_SETUP = 0.25  # share of the kills that come before the first batch
+
 
 def start(folder: Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a fit in its own process group."""
@@ -42,6 +44,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
 
 
+def batches(folder: Path) -> int:
+    """How many batches a run had: the lines of its edit log behind the first."""
+    return len((folder / "edits.jsonl").read_text().splitlines()) - 1
+
+
 def undisturbed(folder: Path, arguments: Sequence[str]) -> tuple[float, float]:
     """Run to the end; returns the seconds before the first checkpoint and all."""
     began = time.monotonic()
@@ -53,25 +60,44 @@ def undisturbed(folder: Path, arguments: Sequence[str]) -> tuple[float, float]:
     return setup, time.monotonic() - began
 
 
-def disturbed(folder: Path, arguments: Sequence[str], kills: int, setup: float, total: float) -> list[dict[str, Any]]:
-    """Run to the end through the kills; returns when each came and what was on disk then."""
+def newest(folder: Path) -> str | None:
+    """Name of the newest checkpoint."""
+    return max((path.stem for path in folder.glob("checkpoints/batch-*")), default=None)
+
+
+def survives(process: subprocess.Popen[bytes], folder: Path, setup: float, editing: float) -> bool:
+    """Wait for a random moment, one time in four in the set-up, else while it edits; false if the run ends before."""
+    before = newest(folder)
+    in_setup = random.random() < IN_SETUP  # noqa: S311 (any moment will do)
+    while not in_setup and newest(folder) == before and process.poll() is None:
+        time.sleep(0.02)
+    try:
+        process.wait(random.uniform(0, setup if in_setup else editing))  # noqa: S311
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def disturbed(folder: Path, arguments: Sequence[str], kills: int, setup: float, editing: float) -> list[dict[str, Any]]:
+    """Run to the end through the kills; returns when each came and what was on disk then.
+
+    Args:
+        folder: Of the run.
+        arguments: Of the fit.
+        kills: How many at most: a run may be at its end before.
+        setup: Seconds until the first checkpoint.
+        editing: Seconds behind a checkpoint in which a kill may come.
+    """
     made: list[dict[str, Any]] = []
     while len(made) < kills:
-        process = start(folder, [*arguments, "--ckpt_path=last"])
-        # Set-up and a share of the editing, such that all kills together come to about the end of the run.
-        wait = random.uniform(0, setup + 1.2 * (total - setup) / kills)  # noqa: S311 (any moment will do)
-        try:
-            _, errors = process.communicate(timeout=wait)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            saved = sorted(path.stem for path in folder.glob("checkpoints/batch-*"))
-            made.append({"after_seconds": round(wait, 2), "newest_checkpoint": saved[-1] if saved else None})
-            print(f"kill {len(made)}: after {wait:.1f} s, {made[-1]['newest_checkpoint']}", flush=True)
-            continue
-        if process.returncode:
-            raise SystemExit(f"A run that went on ended with status {process.returncode}:\n{errors.decode()}")
-        return made  # it was faster than the kills
+        began, process = time.monotonic(), start(folder, [*arguments, "--ckpt_path=last"])
+        if not survives(process, folder, setup, editing):
+            finish(process)
+            return made
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        made.append({"after_seconds": round(time.monotonic() - began, 2), "newest_checkpoint": newest(folder)})
+        print(f"kill {len(made)}: after {made[-1]['after_seconds']} s, {made[-1]['newest_checkpoint']}", flush=True)
     finish(start(folder, [*arguments, "--ckpt_path=last"]))
     return made
 
@@ -80,9 +106,9 @@ def measure(kills: int, arguments: Sequence[str], scratch: Path) -> dict[str, An
     """Both runs, compared."""
     whole, killed = scratch / "whole", scratch / "killed"
     setup, total = undisturbed(whole, arguments)
-    made = disturbed(killed, arguments, kills, setup, total)
-    same = (whole / "edited.safetensors").read_bytes() == (killed / "edited.safetensors").read_bytes()
     results = json.loads((whole / "results.json").read_text())
+    made = disturbed(killed, arguments, kills, setup, editing=1.5 * (total - setup) / batches(whole))
+    same = (whole / "edited.safetensors").read_bytes() == (killed / "edited.safetensors").read_bytes()
     return {
         "device": device_name(),
         "edits": results["edits"],
@@ -109,7 +135,7 @@ def main() -> None:
         arguments = [f"--data.limit={args.edits}", "--checkpoints.max_overhead=1", *more]
         if args.tiny:
             arguments = [*tiny_arguments(Path(scratch)), *arguments]
-        found = measure(args.kills, arguments, Path(scratch))
+        found = {"tiny": args.tiny, "settings": more, **measure(args.kills, arguments, Path(scratch))}
     print(json.dumps({**found, "kills": len(found["kills"])}, indent=1))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

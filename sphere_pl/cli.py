@@ -4,6 +4,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.checkpoints import RunCheckpoints, checkpoint_paths
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.distributed import follow_parent
+from sphere_pl.distributed import follow_parent, is_first_process
 from sphere_pl.drift import Drift
 from sphere_pl.edit_log import EditLog
 from sphere_pl.editor import SequentialEditor
@@ -31,6 +32,7 @@ from sphere_pl.preflight import MemoryPreflight
 from sphere_pl.progress import EditProgress
 from sphere_pl.results import RunResults, method_name
 from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
+from sphere_pl.run_lock import RunLock
 from sphere_pl.runs.log import Kept
 from sphere_pl.target_table import TargetTable
 from sphere_pl.tracking import WandbPanels
@@ -40,7 +42,13 @@ class EditingCLI(LightningCLI):
     """Lightning's command line for `SequentialEditor` and `EditDataModule`."""
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run the fit, and then give its folder back."""
+        with self._held:
+            self._fit(model, **kwargs)
+
+    def _fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Run the fit; one that is interrupted says how to go on."""
+        self.model.check_strategy(self.trainer)  # here, before there are further processes, it is said once
         if self.trainer.local_rank:
             follow_parent()
         try:
@@ -113,7 +121,10 @@ class EditingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""
         try:
-            super().instantiate_classes()
+            with ExitStack() as held:
+                self._held = held
+                super().instantiate_classes()
+                self._held = held.pop_all()
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
         if isinstance(self.model.method, LikelihoodMethod):
@@ -140,6 +151,8 @@ class EditingCLI(LightningCLI):
         self.datamodule.setup("fit")
         abilities.load()
         resumed = self._get(self.config_init, "ckpt_path") is not None
+        if is_first_process():
+            self._held.enter_context(RunLock(run_dir))
         if not resumed:
             refuse_unfinished(Path(run_dir))
         self._dump_config()

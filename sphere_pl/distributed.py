@@ -65,6 +65,15 @@ def gather_shares(part: Tensor, n: int, processes: int, gather: Gather = exchang
     return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
 
 
+def is_first_process() -> bool:
+    """Whether this is the first process on the first machine of a run, told before there is a trainer.
+
+    Lightning, torchrun and SLURM say so in the environment; a process that nothing is said to is alone.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
+    return all(int(os.environ.get(name) or 0) == 0 for name in ranks)
+
+
 def follow_parent(every: float = 2.0) -> None:
     """End this process soon after the one that started it is gone, also in the middle of a computation."""
     parent = os.getppid()

@@ -84,7 +84,7 @@ def held_out(lm: LanguageModel, text: str, tokens: int, length: int) -> HeldOut:
 def predicting_states(lm: LanguageModel, text: HeldOut) -> Tensor:
     """Output of the last block where a token is predicted, shape `[positions, d]`."""
     hidden = last_hidden(lm, text.ids, text.mask)
-    return hidden[:, :-1][text.mask[:, 1:].bool()]
+    return hidden[:, :-1][text.mask[:, 1:].bool().to(hidden.device)]
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor
         rows = slice(start, start + _CHUNK)
         p = torch.log_softmax(lm.logits(current[rows]), -1)  # [rows, vocabulary]
         q = torch.log_softmax(lm.logits(unedited[rows]), -1)
-        likelihood += float(p.gather(1, labels[rows, None]).double().sum())
+        likelihood += float(p.gather(1, labels[rows, None].to(p.device)).double().sum())
         divergence += float(torch.linalg.vecdot(p.exp(), p - q).double().sum())
     mean = -likelihood / len(labels)
     return Reading(math.exp(min(mean, 700.0)) if math.isfinite(mean) else math.nan, divergence / len(labels))

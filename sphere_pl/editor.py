@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -22,7 +23,7 @@ from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.fingerprints import check_requests, request_hashes
 from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
-from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
+from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
@@ -63,6 +64,8 @@ class SequentialEditor(L.LightningModule):
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Whether code from the hub may run.
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
+        device_map: How the model's layers are spread over the devices of this process; the trainer's device has them
+            all if None. See `load_language_model`.
 
     Raises:
         UserError: If the model, a layer or an argument is not what editing needs.
@@ -83,6 +86,7 @@ class SequentialEditor(L.LightningModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
+        device_map: DeviceMap = None,
     ) -> None:
         super().__init__()
         if not isinstance(method, EditingMethod | LikelihoodMethod):
@@ -105,6 +109,7 @@ class SequentialEditor(L.LightningModule):
             "revision": revision,
             "trust_remote_code": trust_remote_code,
             "cache_dir": cache_dir,
+            "device_map": device_map,
         }
         self.lm: LanguageModel | None = None
         self.sites: list[EditSite] = []
@@ -132,7 +137,8 @@ class SequentialEditor(L.LightningModule):
     # ------------------------------------------------------------------ set-up
 
     def setup(self, stage: str) -> None:
-        """Refuse a method that cannot do what is asked of it, before anything is loaded."""
+        """Refuse a method or a strategy that cannot do what is asked of it, before anything is loaded."""
+        self.check_strategy(self.trainer)
         name, most = self.method.name, self.method.max_layers
         if most is not None and len(self.layers) > most:
             raise MisconfigurationException(
@@ -147,6 +153,27 @@ class SequentialEditor(L.LightningModule):
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, EditDataModule):
             self._check_batch_size(datamodule.batch_size)
+
+    def check_strategy(self, trainer: L.Trainer) -> None:
+        """Refuse to spread the model over devices under a strategy that would put it on others.
+
+        Raises:
+            MisconfigurationException: If it is.
+        """
+        if self._load["device_map"] is not None and not isinstance(trainer.strategy, SingleDeviceStrategy):
+            raise MisconfigurationException(
+                f"`device_map={self._load['device_map']!r}` spreads one model over the devices of one process, but the "
+                f"trainer's strategy is {type(trainer.strategy).__name__} in {trainer.world_size} processes, each with "
+                "a whole model. Set --trainer.devices=1 and leave out --trainer.strategy, or leave out "
+                "--model.device_map."
+            )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SequentialEditor":
+        """Leave everything where it is if the model is spread over devices: Lightning would move it to one of them.
+
+        The edited matrices lie beside the model's own, and what scores them counts on the CPU.
+        """
+        return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def _check_batch_size(self, size: int) -> None:
         most = self.method.max_batch_size
@@ -291,7 +318,7 @@ class SequentialEditor(L.LightningModule):
             site, weight = self.sites[index], self.weights[index]
             keys = self._together(stream.keys(site), batch)  # [n, d_in], from the weights as they are now
             missing = targets.values - self._together(stream.values(self.layers[-1]), batch)  # [n, d_out]
-            residuals = spread_residual(missing, len(self.sites) - index)
+            residuals = spread_residual(missing, len(self.sites) - index).to(weight.device)
 
             def solve(strength: float) -> Tensor:
                 asked = Solved(keys, residuals)  # as they lie in memory: a copy could be rounded in another way

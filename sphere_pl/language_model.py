@@ -17,6 +17,7 @@ from sphere_pl.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = dict[int | str, int | str] | str | None
 
 
 class BlockCalls(NamedTuple):
@@ -26,17 +27,42 @@ class BlockCalls(NamedTuple):
         hidden: The residual stream that enters block 0, shape `[rows, columns, d]`.
         args: Positional arguments of each block after the hidden state.
         kwargs: Keyword arguments of each block: masks, position embeddings, cache.
+        devices: Where each block lives, and so do the tensors among its arguments.
     """
 
     hidden: Tensor
     args: list[tuple[Any, ...]]
     kwargs: list[dict[str, Any]]
+    devices: list[torch.device]
 
     def replace(self, old: Any, new: Any) -> "BlockCalls":
         """Put `new` wherever the very object `old` is passed (the cache, in practice)."""
         args = [tuple(new if value is old else value for value in call) for call in self.args]
         kwargs = [{key: new if value is old else value for key, value in call.items()} for call in self.kwargs]
-        return BlockCalls(self.hidden, args, kwargs)
+        return self._replace(args=args, kwargs=kwargs)
+
+    def placed(self, devices: list[torch.device]) -> "BlockCalls":
+        """Put the arguments of each block where it lives; blocks of one device share them."""
+        if all(device == self.hidden.device for device in devices):
+            return self._replace(devices=devices)
+        moved: dict[tuple[int, torch.device], Tensor] = {}
+        args = [_moved(call, device, moved) for call, device in zip(self.args, devices, strict=True)]
+        kwargs = [_moved(call, device, moved) for call, device in zip(self.kwargs, devices, strict=True)]
+        return BlockCalls(self.hidden, args, kwargs, devices)
+
+
+def _moved(value: Any, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Any:
+    """Move all tensors inside tuples, lists and dictionaries; `moved` holds those that have been, by identity."""
+    if isinstance(value, Tensor):
+        key = (id(value), device)
+        if key not in moved:
+            moved[key] = value.to(device)
+        return moved[key]
+    if type(value) in (tuple, list):
+        return type(value)(_moved(each, device, moved) for each in value)
+    if type(value) is dict:
+        return {name: _moved(each, device, moved) for name, each in value.items()}
+    return value  # a cache, whose layers lie where their blocks do
 
 
 class LanguageModel(nn.Module):
@@ -44,6 +70,10 @@ class LanguageModel(nn.Module):
 
     The blocks are called one by one through `run`, with the arguments that the model itself would pass
     (`block_calls`), so masks, rotary embeddings and per-layer attention types of every family are the model's own.
+
+    The blocks may live on several devices (accelerate's device map). Tokens enter on `device`; `block_calls`, `run` and
+    `logits` take tensors from anywhere, and what they return lies where it was computed: the output of a block on that
+    block's device, logits on `output_device`.
 
     Args:
         model: A Hugging Face causal language model.
@@ -64,6 +94,8 @@ class LanguageModel(nn.Module):
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        # In a tuple, which registers them no second time: they are asked for at every call.
+        self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in eval mode: editing differentiates through the model but never trains it (GPT-2 has dropout)."""
@@ -73,6 +105,20 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         """Where the embeddings live."""
         return cast(Tensor, self.model.get_input_embeddings().weight).device
+
+    @property
+    def output_device(self) -> torch.device:
+        """Where logits are computed."""
+        return _device_of(self.model.get_output_embeddings())
+
+    @property
+    def spread(self) -> bool:
+        """Whether the model lies on more than one device."""
+        return len({parameter.device for parameter in self.model.parameters()}) > 1
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LanguageModel":
+        """Leave a model that is spread over devices where it is: no single device need have room for it."""
+        return self if self.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,7 +137,7 @@ class LanguageModel(nn.Module):
 
     def block(self, layer: int) -> nn.Module:
         """The decoder block number `layer`."""
-        return cast(nn.Module, self.model.get_submodule(self.architecture.block.format(layer)))
+        return self._blocks[layer]
 
     def sites(self, layers: Sequence[int]) -> list[EditSite]:
         """The matrices to edit in `layers`; see `edit_sites`."""
@@ -114,7 +160,10 @@ class LanguageModel(nn.Module):
             position_ids: Position of each token, shape `[rows, columns]`.
             cache: A Hugging Face cache that holds the columns before these, or takes these in.
         """
-        calls = BlockCalls(input_ids, [], [])
+        input_ids, attention_mask, position_ids = (
+            each.to(self.device) for each in (input_ids, attention_mask, position_ids)
+        )
+        calls = BlockCalls(input_ids, [], [], [])
         entering: list[Tensor] = []
         with _recording(self, calls, entering):
             self.model.base_model(
@@ -124,12 +173,13 @@ class LanguageModel(nn.Module):
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        return calls._replace(hidden=entering[0])
+        devices = [_device_of(self.block(layer)) for layer in range(self.n_layers)]
+        return calls._replace(hidden=entering[0]).placed(devices)
 
     def run(self, hidden: Tensor, calls: BlockCalls, start: int, stop: int) -> Tensor:
         """Run blocks `start` to `stop - 1` on `hidden` of shape `[rows, columns, d]`."""
         for layer in range(start, stop):
-            output = self.block(layer)(hidden, *calls.args[layer], **calls.kwargs[layer])
+            output = self.block(layer)(hidden.to(calls.devices[layer]), *calls.args[layer], **calls.kwargs[layer])
             hidden = output[0] if self.architecture.returns_tuple else output
         return hidden
 
@@ -143,11 +193,16 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits `[..., vocabulary]` in float32 from the last block's output `[..., d]`."""
-        normed = self.model.get_submodule(self.architecture.final_norm)(hidden)
+        norm = self.model.get_submodule(self.architecture.final_norm)
         head = cast(nn.Module, self.model.get_output_embeddings())
-        logits = head(normed).float()
+        logits = head(norm(hidden.to(_device_of(norm))).to(_device_of(head))).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
         return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a module that lives on one device lives."""
+    return next(module.parameters()).device
 
 
 @contextmanager
@@ -163,13 +218,16 @@ def _recording(lm: LanguageModel, calls: BlockCalls, entering: list[Tensor]) -> 
         calls.kwargs.append(kwargs)
         return (hidden,) if lm.architecture.returns_tuple else hidden
 
+    own = [vars(block).get("forward") for block in blocks]  # accelerate wraps the class's in one of the block's own
     for block in blocks:
         block.forward = recorder
     try:
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 class FrozenPrefix:
@@ -196,7 +254,8 @@ class FrozenPrefix:
     def select(self, rows: Tensor) -> "FrozenPrefix":
         """Keep only some rows."""
         return FrozenPrefix(
-            [k.index_select(0, rows) for k in self.keys], [v.index_select(0, rows) for v in self.values]
+            [k.index_select(0, rows.to(k.device)) for k in self.keys],
+            [v.index_select(0, rows.to(v.device)) for v in self.values],
         )
 
     def expand(self, rows: int) -> "FrozenPrefix":
@@ -253,6 +312,7 @@ def load_language_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
+    device_map: DeviceMap = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
@@ -262,9 +322,12 @@ def load_language_model(
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Whether code from the hub may run.
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
+        device_map: How the layers are spread over the devices of this process: `auto`, evenly; how much of the model
+            each device may take, filled in this order, `{"0": "20GiB", "1": "70GiB"}`; or a device for each module,
+            `{"model.embed_tokens": 0, "model.layers.0": 1, ...}`. All on the CPU if None.
 
     Raises:
-        UserError: If the model is neither a folder nor to be had from the hub.
+        UserError: If the model is neither a folder nor to be had from the hub, or does not fit the devices.
     """
     source: str | Path = embedded_model(cache_dir) if name == EMBEDDED_MODEL else name
     bars = transformers_logging.is_progress_bar_enabled()
@@ -273,21 +336,61 @@ def load_language_model(
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         architecture_of(config.model_type)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+            source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **_placement(device_map)
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except UserError:
         raise
     except (OSError, KeyError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(_not_loaded(name, error)) from error
+        raise UserError(_not_loaded(name, error, device_map)) from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    return LanguageModel(model, tokenizer)
+    lm = LanguageModel(model, tokenizer)
+    _check_placement(lm)
+    return lm
 
 
-def _not_loaded(name: str, error: Exception) -> str:
+def _placement(device_map: DeviceMap) -> dict[str, Any]:
+    """What transformers is asked for.
+
+    Example:
+        >>> _placement({"0": "20GiB", "1": "70GiB"})
+        {'device_map': 'sequential', 'max_memory': {0: '20GiB', 1: '70GiB'}}
+    """
+    if device_map is None:
+        return {}
+    if isinstance(device_map, dict) and device_map and all(str(name).isdigit() for name in device_map):
+        return {"device_map": "sequential", "max_memory": {int(name): most for name, most in device_map.items()}}
+    return {"device_map": device_map}
+
+
+def _check_placement(lm: LanguageModel) -> None:
+    """Refuse blocks that are cut in pieces, and weights that come and go."""
+    for layer in range(lm.n_layers):
+        devices = {str(parameter.device) for parameter in lm.block(layer).parameters()}
+        if len(devices) > 1:
+            raise UserError(
+                f"The device map puts block {layer} on several devices ({', '.join(sorted(devices))}). Keep each block "
+                "whole: name it in --model.device_map, not its parts."
+            )
+    away = sum(parameter.is_meta for parameter in lm.model.parameters())
+    if away:
+        raise UserError(
+            f"The devices have no room for {away} of the model's tensors, so they would be fetched from main memory or "
+            "disk at every call; the gradients through them need them all at once. Use more devices, let "
+            "--model.device_map take more of each, or choose a smaller --model.dtype."
+        )
+
+
+def _not_loaded(name: str, error: Exception, device_map: DeviceMap) -> str:
     reason = str(error).strip().split("\n")[0]
+    if device_map is not None:
+        return (
+            f"The model {name!r} could not be loaded under --model.device_map={device_map}: {reason} Give `auto`, how "
+            'much each device may take ({"0": "20GiB", "1": "70GiB"}), or a device for every module; does it load '
+            "without --model.device_map?"
+        )
     return (
         f"The model {name!r} could not be loaded: {reason} "
         "Give --model.name a hub id that you can reach, or a local folder with config.json, the weights as safetensors "

@@ -96,7 +96,7 @@ class TargetLikelihood:
             with torch.enable_grad(), gradient_attention(self.lm):
                 losses = self._losses(self._edited_block(leaf, group), group, self._layer + 1, len(rows))
                 gradient += torch.autograd.grad(losses.sum() / len(places), leaf)[0]
-            self.losses[requests] = losses.detach()
+            self.losses[requests] = losses.detach().to(self.losses.device)
         self.evaluations += 1
         return self.losses[places], gradient
 
@@ -148,7 +148,7 @@ class TargetLikelihood:
         output = functional_call(
             self.lm.block(self._layer),
             {f"{self.lm.architecture.projection}.weight": stored},
-            (group.hidden, *group.calls.args[self._layer]),
+            (group.hidden.to(stored.device), *group.calls.args[self._layer]),
             group.calls.kwargs[self._layer],
         )
         hidden: Tensor = output[0] if self.lm.architecture.returns_tuple else output
@@ -157,8 +157,9 @@ class TargetLikelihood:
     def _losses(self, hidden: Tensor, group: _Group, layer: int, n: int) -> Tensor:
         """Loss of each request of a group, `[n]`, from the residual stream that enters block `layer`."""
         hidden = self.lm.run(hidden, group.calls, layer, self.lm.n_layers)
-        logits = self.lm.logits(hidden[group.row, group.column])
-        chosen = torch.log_softmax(logits, dim=-1).gather(1, group.labels[:, None]).squeeze(1)
+        logits = self.lm.logits(hidden[group.row.to(hidden.device), group.column.to(hidden.device)])
+        labels = group.labels.to(logits.device)[:, None]
+        chosen = torch.log_softmax(logits, dim=-1).gather(1, labels).squeeze(1).to(group.row.device)
         return torch.zeros(n, device=chosen.device).index_add(0, group.row, -chosen * group.weights)
 
     def _measure_features(self) -> list[tuple[Tensor, Tensor]]:
@@ -172,9 +173,10 @@ class TargetLikelihood:
                 probes = [stack.enter_context(_probing(site.module)) for site in self.sites]
                 losses = self._losses(group.hidden, group, self.sites[0].layer, len(rows))
                 gradients = torch.autograd.grad(losses.sum(), [probe["output"] for probe in probes])
-            self.losses[rows] = losses.detach()
+            self.losses[rows] = losses.detach().to(self.losses.device)
             for place, (probe, gradient) in enumerate(zip(probes, gradients, strict=True)):
-                measured[place].append((probe["input"].detach()[real].float(), gradient[real].float()))
+                kept = real.to(gradient.device)
+                measured[place].append((probe["input"].detach()[kept].float(), gradient[kept].float()))
         self.evaluations += 1
         return [
             (torch.cat([keys for keys, _ in each]), torch.cat([gradients for _, gradients in each]))

@@ -71,7 +71,7 @@ def sample_texts(lm: LanguageModel, openers: Sequence[str], new_tokens: int, *, 
     Returns:
         Openers with their continuations, special tokens removed.
     """
-    generator = torch.Generator(lm.device).manual_seed(seed)
+    generator = torch.Generator(lm.output_device).manual_seed(seed)
     tokens = continue_texts(lm, openers, new_tokens, sampler(generator, top_k))
     decoded = lm.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [opener + text for opener, text in zip(openers, decoded, strict=True)]

@@ -107,7 +107,7 @@ def compute_second_moments(
     """
     budget = _budget(sites, settings)
     sequences = _sequences(lm, settings, budget, track)
-    sums = {site.name: torch.zeros((), dtype=torch.float64, device=lm.device) for site in sites}
+    sums = {site.name: torch.zeros((), dtype=torch.float64, device=site.stored.device) for site in sites}
     count = 0
     starts = range(0, len(sequences), settings.batch_size)
     for start in track(starts, "second moments", len(starts)):
@@ -127,7 +127,7 @@ def _keys_of(lm: LanguageModel, sites: Sequence[EditSite], ids: Tensor, mask: Te
         hidden = lm.run(hidden, calls, layer, site.layer)
         with capture_input(site.module) as inputs:
             hidden = lm.run(hidden, calls, site.layer, site.layer + 1)
-        keys[site.name] = inputs[0][mask.bool()].float()
+        keys[site.name] = inputs[0][mask.bool().to(inputs[0].device)].float()
         layer = site.layer + 1
     return keys
 

@@ -96,6 +96,8 @@ class Targets(NamedTuple):
 class _Rows(NamedTuple):
     """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
 
+    All tensors but those of `prefix` and `calls` lie where the target block does.
+
     Attributes:
         owner: Request of each row, `[rows]`.
         plain: Whether the row's context is the empty one, `[rows]`.
@@ -210,13 +212,14 @@ class _Objective:
         divergence = shift.new_zeros(len(shift))
         gradient = torch.zeros_like(shift)
         for rows in self.groups:
-            chosen = self._log_probabilities(rows, shift).gather(1, rows.labels[:, None]).squeeze(1)
+            predicted = self._log_probabilities(rows, shift)
+            chosen = predicted.gather(1, rows.labels.to(predicted.device)[:, None]).squeeze(1).to(shift.device)
             part = torch.zeros_like(nll).index_add(0, rows.owner[rows.where[0]], -chosen * rows.weights)
             gradient += _gradient(part, shift)
             nll += part.detach()
         for rows, reference in zip(self.essences, self.references, strict=True):
             current = self._log_probabilities(rows, shift)
-            each = (current.exp() * (current - reference)).sum(1)  # KL(current || unshifted)
+            each = (current.exp() * (current - reference)).sum(1).to(shift.device)  # KL(current || unshifted)
             part = torch.zeros_like(nll).index_add(0, rows.owner, each) * self.settings.kl_weight
             gradient += _gradient(part, shift)
             divergence += part.detach()
@@ -231,12 +234,15 @@ class _Objective:
         hidden = torch.cat([subject[:, None].to(rows.hidden.dtype), rows.hidden[:, 1:]], dim=1)
         with gradient_attention(self.lm):
             hidden = self.lm.run(hidden, rows.calls, self.layer + 1, self.lm.n_layers)
-        return torch.log_softmax(self.lm.logits(hidden[rows.where[0], rows.where[1]]), dim=-1)
+        row, column = rows.where.to(hidden.device)
+        return torch.log_softmax(self.lm.logits(hidden[row, column]), dim=-1)
 
     def keep(self, active: Tensor) -> None:
         """Drop the rows of requests that have left the batch."""
         kept = [active[rows.owner[rows.where[0]]] for rows in self.essences]
-        self.references = [ref[mask] for ref, mask in zip(self.references, kept, strict=True) if mask.any()]
+        self.references = [
+            ref[mask.to(ref.device)] for ref, mask in zip(self.references, kept, strict=True) if mask.any()
+        ]
         self.groups = [_select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
         self.essences = [
             _select(self.lm, rows, active[rows.owner]) for rows in self.essences if active[rows.owner].any()
@@ -290,13 +296,14 @@ def _build(
         for k in range(len(entry.target))
     ]
     labels = [label for entry in tokens for label in entry.target]
+    device = hidden.device
     weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
     return _Rows(
         torch.tensor([request for request, _ in origin], device=device),
         torch.tensor([context == 0 for _, context in origin], device=device),
-        ids,
-        mask,
-        positions,
+        ids.to(device),
+        mask.to(device),
+        positions.to(device),
         prefix,
         hidden,
         calls,

@@ -13,7 +13,8 @@ LAYERS = [
     {"files", "architectures", "configs", "data.builtin", "embedded", "data.request", "methods.functional",
      "methods.memory", "metrics.functional", "metrics.records", "evaluation.settings", "evaluation.sample",
      "evaluation.forest", "tracing", "tracing.functional"},
-    {"checkpoint_file", "distributed", "fingerprints", "guard", "interrupts", "randomness"},
+    {"checkpoint_file", "distributed", "fingerprints", "guard", "interrupts", "randomness",
+     "run_lock"},
     {"checkpoints", "data.records", "data.review", "language_model", "methods.base", "metrics.accuracy",
      "metrics.probability", "metrics.texts"},
     {"data.formats", *(f"data.formats.{name}" for name in

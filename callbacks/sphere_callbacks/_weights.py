@@ -1,9 +1,10 @@
 """Finding the weights that an optimizer changes, and seeing them all as ``[d_out, d_in]``."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -139,3 +140,14 @@ def require_weights(
             "keeps parameters whole, such as ddp."
         )
     return found
+
+
+def stack(measured: Sequence[Tensor]) -> Tensor:
+    """Stack what was measured of several weights, each of which may lie on a device of its own.
+
+    Example:
+        >>> stack([torch.ones(2), torch.zeros(2)])
+        tensor([[1., 1.],
+                [0., 0.]])
+    """
+    return torch.stack([each.to(measured[0].device) for each in measured])

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
-from sphere_callbacks._weights import EditedWeight
+from sphere_callbacks._weights import EditedWeight, stack
 from sphere_callbacks.functional import hyperspherical_energy, output_perturbation, perturbation_bound
 
 
@@ -81,7 +81,7 @@ class PerturbationBound(WeightCallback):
         """Measure the change and log both sides."""
         self._batches += 1
         if self._batches % self.every_n_batches == 0:
-            measured = torch.stack([self._compare(weight) for weight in self._weights]).mean(dim=0)
+            measured = stack([self._compare(weight) for weight in self._weights]).mean(dim=0)
             names = ("bound/perturbation", "bound/lower", "bound/tightness")
             log_values(trainer, pl_module, dict(zip(names, measured, strict=True)))
 

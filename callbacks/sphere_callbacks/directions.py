@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_callbacks._base import StartCallback, log_values
-from sphere_callbacks._weights import EditedWeight
+from sphere_callbacks._weights import EditedWeight, stack
 from sphere_callbacks.functional import leading_directions, subspace_overlap
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class PrincipalDirections(StartCallback):
     def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any) -> None:
         """Measure and log."""
         if self._due():
-            means = torch.stack([self._measure(weight) for weight in self._weights]).mean(dim=0)
+            means = stack([self._measure(weight) for weight in self._weights]).mean(dim=0)
             names = ("principal/rank", "principal/top_share", "principal/overlap", "principal/overlap_chance")
             log_values(trainer, pl_module, dict(zip(names, means, strict=True)))
 

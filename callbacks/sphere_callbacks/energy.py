@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
-from sphere_callbacks._weights import EditedWeight
+from sphere_callbacks._weights import EditedWeight, stack
 from sphere_callbacks.functional import EnergyFollower, EnergyStatistics, energy_statistics
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class HypersphericalEnergy(WeightCallback):
 
     def _measure(self, weights: list[EditedWeight]) -> tuple[dict[str, float], Tensor]:
         """Return the energies by name, and their mean per ordered pair."""
-        found = torch.stack([torch.stack([value.double() for value in self._statistics(w)]) for w in weights])
+        found = stack([torch.stack([value.double() for value in self._statistics(w)]) for w in weights])
         rows = found.tolist()  # one wait for the device
         for weight, (_, _, *degenerate) in zip(weights, rows, strict=True):
             self._warn(weight.name, degenerate)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values, require_record
-from sphere_callbacks._weights import EditedWeight, edited_weights
+from sphere_callbacks._weights import EditedWeight, edited_weights, stack
 from sphere_callbacks.functional import principal_directions, principal_share, project_out, project_out_both
 
 
@@ -118,7 +118,7 @@ class SparseProjection(WeightCallback):
         """Log what the projection did to the batch."""
         if self._measured:
             names = ("projection/removed", "projection/in_principal", "projection/chance", "projection/rank")
-            means = torch.stack(self._measured).mean(dim=0)
+            means = stack(self._measured).mean(dim=0)
             log_values(trainer, pl_module, dict(zip(names, means, strict=True)))
         self._measured = []
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, require_record
-from sphere_callbacks._weights import EditedWeight
+from sphere_callbacks._weights import EditedWeight, stack
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
 from sphere_callbacks.loop import Loop
 
@@ -240,7 +240,7 @@ class SpectrumRestraint(WeightCallback):
     def _enter(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         removed = self._swap_in(pl_module)
         if removed:
-            values = {"prune/removed": torch.stack(removed).mean()}
+            values = {"prune/removed": stack(removed).mean()}
             if isinstance(trainer, Loop):
                 trainer.log_dict(values)
             else:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
+from sphere_callbacks._weights import stack
 from sphere_callbacks.functional import relative_mask
 from sphere_callbacks.projection import SparseProjection
 
@@ -77,6 +78,6 @@ class RelativeMask(WeightCallback):
     def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any) -> None:
         """Log what was kept of the batch."""
         if self._measured:
-            kept, density = torch.stack(self._measured).mean(dim=0)
+            kept, density = stack(self._measured).mean(dim=0)
             log_values(trainer, pl_module, {"rect/kept": kept, "rect/density": density})
         self._measured = []

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
+from sphere_callbacks._weights import stack
 from sphere_callbacks.functional import principal_share
 from sphere_callbacks.functional.projection import count_directions, leading_directions
 
@@ -146,4 +147,4 @@ class PrincipalShares(WeightCallback):
         for name, value in self._measured.items():
             kind = "/".join(name.split("/")[:2])
             groups.setdefault(kind, []).append(value.float())
-        return {kind: torch.stack(values).mean() for kind, values in groups.items()}
+        return {kind: stack(values).mean() for kind, values in groups.items()}

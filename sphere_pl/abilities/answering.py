@@ -175,7 +175,7 @@ def _continue(lm: LanguageModel, rows: list[list[int]], new_tokens: int, stop: S
         if not going:
             break
         if len(going) < len(active):
-            keep = torch.tensor(going, device=ids.device)
+            keep = torch.tensor(going)  # on the CPU it serves every layer's cache, wherever that is
             active = [active[place] for place in going]
             tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
             cache.batch_select_indices(keep)

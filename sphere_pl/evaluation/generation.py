@@ -46,7 +46,7 @@ def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int
     Returns:
         The texts, each with its beginning.
     """
-    generator = torch.Generator(lm.device).manual_seed(seed)
+    generator = torch.Generator(lm.output_device).manual_seed(seed)
     lengths = [len(row) for row in lm.tokenizer(list(prompts))["input_ids"]] if prompts else []
     order = sorted(range(len(prompts)), key=lambda index: lengths[index])
     texts = dict.fromkeys(range(len(prompts)), "")

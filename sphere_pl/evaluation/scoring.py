@@ -97,8 +97,9 @@ def _predict(lm: LanguageModel, hidden: Tensor, owners: list[int], labels: list[
     Returns:
         The likeliest token of each state, and the log-probability of each label.
     """
-    owner, label = (torch.tensor(values, device=hidden.device) for values in (owners, labels))
-    chosen = torch.empty(len(labels), device=hidden.device)
+    device = lm.output_device
+    owner, label = (torch.tensor(values, device=device) for values in (owners, labels))
+    chosen = torch.empty(len(labels), device=device)
     best = []
     for start in range(0, len(hidden), HEAD_ROWS):
         logits = lm.logits(hidden[start : start + HEAD_ROWS])
@@ -136,7 +137,7 @@ def perplexity(lm: LanguageModel, text: str, max_tokens: int = 4096, length: int
             if len(piece) < 2:
                 continue
             logp = torch.log_softmax(lm.logits(hidden[row, : len(piece) - 1]), -1)
-            total -= float(logp.gather(1, rows[row, 1 : len(piece), None]).sum())
+            total -= float(logp.gather(1, rows[row, 1 : len(piece), None].to(logp.device)).sum())
             count += len(piece) - 1
     if count == 0:
         raise UserError("The text to measure perplexity on is empty. Give another --model.evaluation.text.")

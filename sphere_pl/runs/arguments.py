@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import yaml
+
 from sphere_pl.errors import UserError
 from sphere_pl.runs.saved import LoadOptions
 
@@ -19,11 +21,14 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cache_dir", help="where the embedded model is kept")
     group.add_argument("--trust_remote_code", action="store_true", help="let code from the hub run")
     group.add_argument("--device", help="where to compute; an accelerator if there is one")
+    group.add_argument(
+        "--device_map", type=yaml.safe_load, help="how to spread it over devices, as fit's --model.device_map"
+    )
 
 
 def load_options(given: argparse.Namespace) -> LoadOptions:
     """What `add_load_arguments` found."""
-    return LoadOptions(given.model, given.cache_dir, given.trust_remote_code, given.device)
+    return LoadOptions(given.model, given.cache_dir, given.trust_remote_code, given.device, given.device_map)
 
 
 def run_folder(given: argparse.Namespace) -> Path:

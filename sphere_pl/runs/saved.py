@@ -15,7 +15,7 @@ from torch import Tensor
 from sphere_pl.architectures import EditSite
 from sphere_pl.checkpoint_file import read_checkpoint as read_run_checkpoint
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
+from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
 from sphere_pl.runs.log import EditHistory, read_log
 from sphere_pl.runs.rebuild import rebuild, restrained
 from sphere_pl.statistics import fingerprint
@@ -53,12 +53,14 @@ class LoadOptions:
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
         trust_remote_code: Whether code from the hub may run. Never taken from the run folder.
         device: Where to put it; an accelerator if there is one.
+        device_map: How to spread it over several devices; see `load_language_model`.
     """
 
     model: str | None = None
     cache_dir: str | None = None
     trust_remote_code: bool = False
     device: str | None = None
+    device_map: DeviceMap = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class SavedRun:
             revision=None if options.model else header.revision,
             trust_remote_code=options.trust_remote_code,
             cache_dir=options.cache_dir,
+            device_map=options.device_map,
         )
         if fingerprint(lm) != header.fingerprint:
             raise UserError(

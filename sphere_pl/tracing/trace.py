@@ -160,14 +160,14 @@ class _Runs(NamedTuple):
     """One clean run and `S` corrupted ones over the same tokens, `columns` of them.
 
     Attributes:
-        clean: Output of each kind of module in each layer of the clean run, `[L, K, columns, d]`.
-        entering: What enters each block in the corrupted runs, `[L, S, columns, d]`.
+        clean: Output of each kind of module of the clean run, `[K, columns, d]` for each of the L layers.
+        entering: What enters each block in the corrupted runs, `[S, columns, d]` for each layer.
         cache: Keys and values of the corrupted runs, `[S, heads, columns, head_dim]` for each layer.
         probabilities: Probability of the answer in all runs, the clean one first, `[1 + S]`.
     """
 
-    clean: Tensor
-    entering: Tensor
+    clean: list[Tensor]
+    entering: list[Tensor]
     cache: FrozenPrefix
     probabilities: Tensor
 
@@ -186,12 +186,12 @@ def _run(lm: LanguageModel, tokens: Tokens, noise: Tensor) -> _Runs:
             hidden = lm.run(hidden, calls, layer, layer + 1)
         clean.append(torch.stack([output[0] for output in outputs]))
     kept = FrozenPrefix([entry.keys[1:] for entry in cache.layers], [entry.values[1:] for entry in cache.layers])
-    return _Runs(torch.stack(clean), torch.stack(entering), kept, _probability(lm, hidden, tokens))
+    return _Runs(clean, entering, kept, _probability(lm, hidden, tokens))
 
 
 def _restore(lm: LanguageModel, tokens: Tokens, runs: _Runs, settings: TraceSettings) -> Tensor:
     """Probability of the answer for every restoration, `[K, T, L, S]`, on the CPU."""
-    layers, samples = runs.entering.shape[:2]
+    layers, samples = lm.n_layers, len(runs.entering[0])
     kinds, layer, sample = torch.cartesian_prod(
         torch.arange(len(KINDS)), torch.arange(layers), torch.arange(samples)
     ).unbind(1)
@@ -232,33 +232,40 @@ class _Rows(NamedTuple):
 def _restored(lm: LanguageModel, tokens: Tokens, runs: _Runs, rows: _Rows, column: int) -> Tensor:
     """Probability of the answer with states of the clean run put back at one column, `[rows]`."""
     entered = [int((rows.start <= layer).sum()) for layer in range(lm.n_layers)]
-    sample = rows.sample.to(lm.device)
+    sample = rows.sample
     prefix = FrozenPrefix(
-        [k[:, :, :column].index_select(0, sample[:n]) for k, n in zip(runs.cache.keys, entered, strict=True)],
-        [v[:, :, :column].index_select(0, sample[:n]) for v, n in zip(runs.cache.values, entered, strict=True)],
+        [_chosen(k[:, :, :column], sample[:n]) for k, n in zip(runs.cache.keys, entered, strict=True)],
+        [_chosen(v[:, :, :column], sample[:n]) for v, n in zip(runs.cache.values, entered, strict=True)],
     )
     # All rows hold the same tokens, so what the model passes to its blocks for one row serves any number.
     ids = torch.tensor([tokens.ids[:-1]], device=lm.device)
     positions = torch.arange(column, ids.shape[1], device=ids.device)[None]
     empty = FrozenPrefix([], [])
     calls = (prefix if column else empty).calls(lm, ids[:, column:], torch.ones_like(ids), positions)
-    hidden = runs.entering.new_empty(0, ids.shape[1] - column, runs.entering.shape[-1])
+    hidden = runs.entering[0].new_empty(0, ids.shape[1] - column, runs.entering[0].shape[-1])
     for layer in range(int(rows.start[0]), lm.n_layers):
         new = sample[len(hidden) : entered[layer]]
-        hidden = torch.cat([hidden, runs.entering[layer, :, column:].index_select(0, new)])
+        joining = _chosen(runs.entering[layer][:, column:], new)
+        hidden = torch.cat([hidden.to(joining.device), joining])
         active = (rows.start <= layer) & (layer < rows.stop)
         with ExitStack() as stack:
             for kind, module in enumerate(_modules(lm, layer)):
                 chosen = (active & (rows.kind == kind)).nonzero().squeeze(1)
-                stack.enter_context(_replacing(module, chosen.to(lm.device), runs.clean[layer, kind, column]))
+                stack.enter_context(_replacing(module, chosen, runs.clean[layer][kind, column]))
             hidden = lm.run(hidden, calls, layer, layer + 1)
     return _probability(lm, hidden, tokens)
 
 
+def _chosen(states: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, in any order and number."""
+    return states.index_select(0, rows.to(states.device))
+
+
 def _probability(lm: LanguageModel, hidden: Tensor, tokens: Tokens) -> Tensor:
     """Probability of the whole answer, `[rows]`, from the last block's output at the last columns."""
-    target = torch.tensor(tokens.target, device=hidden.device)
-    logits = lm.logits(hidden[:, -len(target) :].flatten(0, 1)).unflatten(0, (len(hidden), -1))
+    count = len(tokens.target)
+    logits = lm.logits(hidden[:, -count:].flatten(0, 1)).unflatten(0, (len(hidden), -1))
+    target = torch.tensor(tokens.target, device=logits.device)
     chosen = torch.log_softmax(logits, -1).gather(2, target[None, :, None].expand(len(hidden), -1, 1))
     probability: Tensor = chosen.sum((1, 2)).exp()
     return probability
@@ -313,7 +320,8 @@ def _replacing(module: nn.Module, rows: Tensor, value: Tensor) -> Iterator[None]
     """Put `value` `[d]` into the first column of some rows of a module's output."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        _tensor(output)[rows, 0] = value  # in place: the output is the module's own, fresh tensor
+        output = _tensor(output)
+        output[rows.to(output.device), 0] = value  # in place: the output is the module's own, fresh tensor
 
     handle = module.register_forward_hook(hook)
     try:

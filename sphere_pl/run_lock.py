@@ -1,0 +1,41 @@
+"""One process at a time writes in a run folder."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sphere_pl.errors import UserError
+
+
+class RunLock:
+    """Holds a run folder for this process inside a `with`.
+
+    The operating system gives the lock back when the process ends, however it ends: a killed run leaves none behind.
+    The file itself stays, empty; whether it is there says nothing.
+
+    Args:
+        run_dir: The run folder; it is made if need be.
+    """
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.path = Path(run_dir) / ".lock"
+        self._lock = FileLock(self.path, timeout=0)
+
+    def __enter__(self) -> None:
+        """Take the folder.
+
+        Raises:
+            UserError: If another process holds it.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"Another process is editing in {self.path.parent} at this moment. Wait until it has ended, or name "
+                "another --run_dir."
+            ) from error
+
+    def __exit__(self, *_: object) -> None:
+        """Give the folder back."""
+        self._lock.release()
