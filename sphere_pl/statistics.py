@@ -25,11 +25,12 @@ from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import Track
-from sphere_pl.prompts import pad
+from sphere_pl.prompts import micro_batches, pad
 from sphere_pl.representations import capture_input
 from sphere_pl.sampling import sample_texts
 
 log = logging.getLogger(__name__)
+_PADDING = 0.05  # share of padding, above which rows are sorted by length
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class StatisticsSettings:
             sampled from the model itself.
         tokens: How many tokens to use; ten times d_in if None.
         length: Tokens of one sequence.
-        batch_size: Sequences in one forward pass.
+        batch_size: Sequences of full length in one forward pass; shorter ones are put together by length.
         seed: Seed of the sampling.
         cache_dir: Where results are kept; the user's cache folder if None.
     """
@@ -109,13 +110,28 @@ def compute_second_moments(
     sequences = _sequences(lm, settings, budget, track)
     sums = {site.name: torch.zeros((), dtype=torch.float64, device=site.stored.device) for site in sites}
     count = 0
-    starts = range(0, len(sequences), settings.batch_size)
-    for start in track(starts, "second moments", len(starts)):
-        ids, mask = pad(sequences[start : start + settings.batch_size], lm.pad_id, lm.device)
+    batches = _batches([len(sequence) for sequence in sequences], settings.batch_size)
+    for rows in track(batches, "second moments", len(batches)):
+        ids, mask = pad([sequences[row] for row in rows], lm.pad_id, lm.device)
         for name, keys in _keys_of(lm, sites, ids, mask).items():
             sums[name] = sums[name] + (keys.T @ keys).double()
         count += int(mask.sum())
     return {name: (total / count).float() for name, total in sums.items()}
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Rows of one forward pass each: as the text has them, or sorted by length where padding would be felt.
+
+    Rows of one length need no padding, no mask and no positions of their own, so this is right for every family.
+    Documents packed into one row would need a mask that sliding windows and flash attention do not take, and the
+    attention between documents, all of it masked, would be computed all the same.
+    """
+    rows = list(range(len(lengths)))
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    if padded <= (1 + _PADDING) * sum(lengths):
+        return batches
+    return micro_batches(lengths, batch_size * max(lengths))
 
 
 def _keys_of(lm: LanguageModel, sites: Sequence[EditSite], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -40,6 +40,42 @@ def test_second_moments_are_those_of_one_sequence_at_a_time(tiny_lm, family, set
         torch.testing.assert_close(found[site.name].double(), total / count, rtol=1e-4, atol=1e-4)
 
 
+MIXED = "\n\n".join(
+    [TEXT, "Oslo.", "The river runs to the sea. " * 9, "Rome.", "Mount Fuji stands in Japan.", "I am. " * 7]
+)
+
+
+def test_documents_of_all_lengths_give_the_moment_of_one_document_at_a_time(tiny_lm, family, tmp_path):
+    corpus = tmp_path / "mixed.txt"
+    corpus.write_text(MIXED)
+    lm = tiny_lm(family)
+    (site,) = lm.sites([2])
+    found = compute_second_moments(
+        lm, [site], StatisticsSettings(corpus=str(corpus), tokens=10**6, length=40, batch_size=4), track
+    )
+    total, count = torch.zeros(48, 48, dtype=torch.float64), 0
+    for document in MIXED.split("\n\n"):
+        ids = lm.tokenizer(document.strip())["input_ids"]
+        for start in range(0, len(ids), 40):
+            with capture_input(site.module) as inputs, torch.no_grad():
+                lm.model(input_ids=torch.tensor([ids[start : start + 40]]))
+            total, count = total + (inputs[0][0].T @ inputs[0][0]).double(), count + len(inputs[0][0])
+    torch.testing.assert_close(found[site.name].double(), total / count, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_many_lengths_are_padded_by_next_to_nothing_and_each_runs_once():
+    lengths = [1 + 37 * row % 100 for row in range(400)]
+    batches = statistics._batches(lengths, 16)
+    assert sorted(row for batch in batches for row in batch) == list(range(400))
+    padded = [len(batch) * max(lengths[row] for row in batch) for batch in batches]
+    assert sum(padded) < 1.05 * sum(lengths)
+    assert max(padded) <= 16 * 100
+
+
+def test_rows_of_nearly_one_length_stay_in_the_order_of_the_text():
+    assert statistics._batches([100, 98, 100, 97, 99], 2) == [[0, 1], [2, 3], [4]]
+
+
 def test_a_second_call_reads_what_the_first_kept(tiny_lm, settings, monkeypatch):
     lm = tiny_lm()
     first = second_moments(lm, lm.sites([1]), settings, track)
