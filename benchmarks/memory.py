@@ -69,7 +69,7 @@ def measured() -> tuple[int, int]:
     estimated = estimate(editor, data.train_dataloader()).peak
     lm = editor.language_model
     moments = second_moments(lm, editor.sites, StatisticsSettings(), untracked)
-    states = [method.initial_state(site.read(), moments[site.name]) for site in editor.sites]
+    states = [method.initial_state(site.read(), moments[site.name].matrix) for site in editor.sites]
     optimize_targets(lm, data.requests, ["", "It is said. ", "We saw that. "], 6, settings)
     keys = SubjectStream(lm, data.requests, [""], 2).all_keys(editor.sites)
     states = [method.remember(each, state) for each, state in zip(keys, states, strict=True)]

@@ -33,7 +33,7 @@ from sphere_pl.prompts import check_length
 from sphere_pl.randomness import random_states, restore_random_states
 from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
-from sphere_pl.statistics import StatisticsSettings, fingerprint, second_moments
+from sphere_pl.statistics import SecondMoment, StatisticsSettings, fingerprint, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.trainers import is_last_step
 
@@ -246,17 +246,15 @@ class SequentialEditor(L.LightningModule):
 
     def _prepare_method(self) -> None:
         """Find out what the method knows of each matrix, and report what is odd about it."""
-        moments: dict[str, Tensor] = {}
+        moments: dict[str, SecondMoment] = {}
         if self.method.needs_second_moment:
             moments = second_moments(self.language_model, self.sites, self.statistics, track(self.trainer))
-        self.states = [
-            self.method.initial_state(site.read(), moments[site.name].to(site.stored.device) if moments else None)
-            for site in self.sites
-        ]
-        self.diagnosis = {
-            site.name: diagnose(state, moments.get(site.name))
-            for site, state in zip(self.sites, self.states, strict=True)
-        }
+        self.states, self.diagnosis = [], {}
+        for site in self.sites:
+            moment, half = moments.get(site.name, (None, None))
+            state = self.method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
+            self.diagnosis[site.name] = diagnose(state, moment, half, self.method.null_space_threshold)
+            self.states.append(state)
         report_statistics(self.diagnosis)
 
     def _choose_contexts(self) -> list[str]:

@@ -27,7 +27,7 @@ class AlphaEdit(EditingMethod):
         if null_space_threshold <= 0:
             raise UserError(f"`AlphaEdit(null_space_threshold={null_space_threshold})` must be above 0.")
         self.ridge = ridge
-        self.null_space_threshold = null_space_threshold
+        self.null_space_threshold: float = null_space_threshold
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """The null-space basis, and no past keys."""

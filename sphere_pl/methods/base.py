@@ -16,12 +16,15 @@ class Method(ABC):
 
     Attributes:
         needs_second_moment: Whether `initial_state` needs `E[k kᵀ]` of the unedited model.
+        null_space_threshold: Eigenvalues of the second moment below it span the null space that the method edits in;
+            None if it knows none.
         saved: Names of the state's tensors that change while editing and belong in a checkpoint.
         max_layers: How many matrices it can edit; any number if None. More are refused before the run starts.
         max_batch_size: How many edits it can make at once; any number if None. More are refused as well.
     """
 
     needs_second_moment: bool = True
+    null_space_threshold: float | None = None
     saved: frozenset[str] = frozenset()
     max_layers: ClassVar[int | None] = None
     max_batch_size: ClassVar[int | None] = None
