@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -24,6 +25,7 @@ from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.fingerprints import check_requests, request_hashes
 from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
 from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
+from sphere_pl.lending import Lender
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
@@ -66,6 +68,8 @@ class SequentialEditor(L.LightningModule):
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
         device_map: How the model's layers are spread over the devices of this process; the trainer's device has them
             all if None. See `load_language_model`.
+        statistics_device: Where second moments are summed and where null-space bases and the memory of earlier keys are
+            held, `cpu` as a rule; a matrix's own device if None. Solves take place on the matrix's device all the same.
 
     Raises:
         UserError: If the model, a layer or an argument is not what editing needs.
@@ -87,6 +91,7 @@ class SequentialEditor(L.LightningModule):
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
         device_map: DeviceMap = None,
+        statistics_device: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(method, EditingMethod | LikelihoodMethod):
@@ -97,6 +102,7 @@ class SequentialEditor(L.LightningModule):
             raise UserError(
                 f"`contexts={contexts}` must be at least 0 and `context_length={context_length}` at least 2."
             )
+        self.lender = Lender(_device(statistics_device))
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method: EditingMethod | LikelihoodMethod = method
@@ -248,13 +254,15 @@ class SequentialEditor(L.LightningModule):
         """Find out what the method knows of each matrix, and report what is odd about it."""
         moments: dict[str, SecondMoment] = {}
         if self.method.needs_second_moment:
-            moments = second_moments(self.language_model, self.sites, self.statistics, track(self.trainer))
+            moments = second_moments(
+                self.language_model, self.sites, self.statistics, track(self.trainer), self.lender.home
+            )
         self.states, self.diagnosis = [], {}
         for site in self.sites:
             moment, half = moments.get(site.name, (None, None))
             state = self.method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
             self.diagnosis[site.name] = diagnose(state, moment, half, self.method.null_space_threshold)
-            self.states.append(state)
+            self.states.append(self.lender.keep(state))
         report_statistics(self.diagnosis)
 
     def _choose_contexts(self) -> list[str]:
@@ -323,9 +331,10 @@ class SequentialEditor(L.LightningModule):
                 if strength != 1:
                     asked = Solved(keys / strength**0.5, residuals / strength**0.5)
                 self.solved[index:] = [asked]
-                return method.update(asked.keys, asked.residuals, self.states[index])
+                return method.update(asked.keys, asked.residuals, state)
 
-            weight.grad = -self._solve(index, solve)
+            with self.lender.lend(self.states, index, weight.device) as state:
+                weight.grad = -self._solve(index, solve)
 
         if self._edit(batch, solve_layer):
             self.remember_keys(stream, batch, method)
@@ -340,14 +349,15 @@ class SequentialEditor(L.LightningModule):
 
         def solve_layer() -> None:
             index = optimizer.active_group
-            weight, state = self.weights[index], self.states[index]
+            weight = self.weights[index]
             likelihood.advance(index)
-            weight.grad = -self._solve(index, lambda _: method.update(likelihood, weight.detach(), state))
+            with self.lender.lend(self.states, index, weight.device) as state:
+                weight.grad = -self._solve(index, lambda _: method.update(likelihood, weight.detach(), state))
 
         if self._edit(batch, solve_layer):
-            for index, state in enumerate(self.states):
+            for index in range(len(self.sites)):
                 likelihood.advance(index)
-                self.states[index] = method.remember(likelihood, state)
+                self._remember(index, partial(method.remember, likelihood))
         self._finish(batch, likelihood)
 
     def _solve(self, index: int, solve: Callable[[float], Tensor]) -> Tensor:
@@ -390,7 +400,8 @@ class SequentialEditor(L.LightningModule):
                 "collapsed or the system is too ill-conditioned. Use a stronger regulariser (for example a larger "
                 "ridge), a smaller targets.clamp, or --model.dtype=float32."
             ) from refused
-        log.warning("Batch from edit %d is skipped: %s.", batch.start, refused)
+        # As text: the exception holds the frames that it came through, and they hold matrices.
+        log.warning("Batch from edit %d is skipped: %s.", batch.start, str(refused))
 
     def find_targets(self, batch: EditBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
@@ -426,11 +437,19 @@ class SequentialEditor(L.LightningModule):
         """Hand the batch's keys, measured on the edited model, to the method."""
         keys = stream.all_keys(self.sites)
         with exact_products():
-            for index, (part, state) in enumerate(zip(keys, self.states, strict=True)):
+            for index, part in enumerate(keys):
                 each = self._together(part, batch)
-                self.states[index] = method.remember(each, state)
-                if self.states[index] is not state:
+                if self._remember(index, partial(method.remember, each)):
                     self.solved[index] = self.solved[index]._replace(remembered=each)
+
+    def _remember(self, index: int, remember: Callable[[State], State]) -> bool:
+        """Let the method take a batch into the state of one matrix; says whether it did."""
+        with self.lender.lend(self.states, index, self.weights[index].device) as state:
+            changed = remember(state)
+            if changed is state:
+                return False
+            self.states[index] = self.lender.take_back(changed, state, self.states[index])
+            return True
 
     def _refresh(self, index: int) -> None:
         self.sites[index].write(self.weights[index])
@@ -547,13 +566,20 @@ class SequentialEditor(L.LightningModule):
             for site, weight in zip(self.sites, self.weights, strict=True):
                 weight.copy_(resumed["weights"][site.name])
         self.states = [
-            {**state, **{name: tensor.to(weight.device) for name, tensor in saved.items()}}
+            {**state, **self.lender.keep({name: tensor.to(weight.device) for name, tensor in saved.items()})}
             for state, saved, weight in zip(self.states, resumed["states"], self.weights, strict=True)
         ]
         for name in _KEPT:
             setattr(self, name, resumed[name])
         restore_random_states(resumed["random"])
         self.refresh_model()
+
+
+def _device(name: str | None) -> torch.device | None:
+    try:
+        return None if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"`statistics_device={name!r}` is no device. Give cpu, or leave it out.") from error
 
 
 class _Edited(IterableDataset[ScoringBatch]):

@@ -79,7 +79,11 @@ class SecondMoment(NamedTuple):
 
 
 def second_moments(
-    lm: LanguageModel, sites: Sequence[EditSite], settings: StatisticsSettings, track: Track
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    settings: StatisticsSettings,
+    track: Track,
+    home: torch.device | None = None,
 ) -> dict[str, SecondMoment]:
     """Second moments of every site, from the cache where it has them.
 
@@ -88,9 +92,10 @@ def second_moments(
         sites: The edited matrices.
         settings: The text and its amount.
         track: Shows progress: called with an iterable, a description and its length.
+        home: Where sums are held; the model's device if None.
 
     Returns:
-        The moment for each site's name.
+        The moment, in main memory, for each site's name.
     """
     model, corpus = fingerprint(lm), _corpus_identity(settings)
     identities = {site.name: _identity(model, corpus, site, settings) for site in sites}
@@ -107,14 +112,18 @@ def second_moments(
         with FileLock(folder / "lock"):
             missing = [site for site in sites if not paths[site.name].exists()]
             if missing:
-                for name, moment in compute_second_moments(lm, missing, settings, track).items():
+                for name, moment in compute_second_moments(lm, missing, settings, track, home).items():
                     _save(moment, identities[name], paths[name])
     return {name: _load(path) for name, path in paths.items()}
 
 
 @torch.no_grad()
 def compute_second_moments(
-    lm: LanguageModel, sites: Sequence[EditSite], settings: StatisticsSettings, track: Track
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    settings: StatisticsSettings,
+    track: Track,
+    home: torch.device | None = None,
 ) -> dict[str, SecondMoment]:
     """Compute second moments in one pass.
 
@@ -123,17 +132,24 @@ def compute_second_moments(
     """
     sequences = _sequences(lm, settings, _budget(sites, settings), track)
     first, second = _halves([len(sequence) for sequence in sequences], settings.batch_size)
-    sums = {site.name: torch.zeros((), dtype=torch.float64, device=site.stored.device) for site in sites}
+    sums: dict[str, Tensor] = {}
     spectra: dict[str, Tensor] = {}
     count = 0
     for number, rows in enumerate(track(first + second, "second moments", len(first + second)), start=1):
         ids, mask = pad([sequences[row] for row in rows], lm.pad_id, lm.device)
         for name, keys in _keys_of(lm, sites, ids, mask).items():
-            sums[name] = sums[name] + (keys.T @ keys).double()
+            product = (keys.T @ keys).to(home or lm.device)
+            sums[name] = sums[name].add_(product) if name in sums else product.double()
         count += int(mask.sum())
         if number == len(first) and second:
-            spectra = {name: torch.linalg.eigvalsh((total / count).float()) for name, total in sums.items()}
+            spectra = {name: _spectrum(total, count, lm.device) for name, total in sums.items()}
     return {name: SecondMoment((total / count).float(), spectra.get(name)) for name, total in sums.items()}
+
+
+def _spectrum(total: Tensor, count: int, device: torch.device) -> Tensor:
+    """Eigenvalues of the moment so far, found on `device`."""
+    eigenvalues: Tensor = torch.linalg.eigvalsh((total / count).float().to(device))
+    return eigenvalues.cpu()
 
 
 def _halves(lengths: Sequence[int], batch_size: int) -> tuple[list[list[int]], list[list[int]]]:
