@@ -1,7 +1,8 @@
 """Sequential knowledge editing as a LightningModule: one edit batch, one step."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from sphere_pl.lending import Lender
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
+from sphere_pl.needs import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.optim import LayerwiseEdit
 from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
@@ -42,8 +44,8 @@ from sphere_pl.trainers import is_last_step
 log = logging.getLogger(__name__)
 ANCHOR_RECORDS = 20  # whose target norms are measured together
 # Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
-_KEPT = ("model_hash", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers", "unedited_cases",
-         "before", "after", "failed", "cases", "retried", "skipped", "_skipped_in_a_row")  # fmt: skip
+_KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers",
+         "unedited_cases", "before", "after", "failed", "cases", "retried", "skipped", "_skipped_in_a_row")  # fmt: skip
 
 
 class SequentialEditor(L.LightningModule):
@@ -102,6 +104,7 @@ class SequentialEditor(L.LightningModule):
             raise UserError(
                 f"`contexts={contexts}` must be at least 0 and `context_length={context_length}` at least 2."
             )
+        self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
         self.lender = Lender(_device(statistics_device))
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
@@ -239,6 +242,7 @@ class SequentialEditor(L.LightningModule):
         self.requests = self._planned_requests()
         if self._resumed:
             check_requests(self._resumed["requests"], self.requests)
+        self.max_tokens = self._settle_tokens()
         self._prepare_method()
         self.contexts = self._choose_contexts()
         if self.target_settings.anchor:
@@ -257,13 +261,42 @@ class SequentialEditor(L.LightningModule):
             moments = second_moments(
                 self.language_model, self.sites, self.statistics, track(self.trainer), self.lender.home
             )
-        self.states, self.diagnosis = [], {}
-        for site in self.sites:
-            moment, half = moments.get(site.name, (None, None))
-            state = self.method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
-            self.diagnosis[site.name] = diagnose(state, moment, half, self.method.null_space_threshold)
-            self.states.append(self.lender.keep(state))
+        self.diagnosis = {}
+        self.states = [self._initial_state(site, moments.pop(site.name, None)) for site in self.sites]
         report_statistics(self.diagnosis)
+
+    def _initial_state(self, site: EditSite, known: SecondMoment | None) -> State:
+        """What the method knows of one matrix, as it is held."""
+        moment, half = known or (None, None)
+        state = self.method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
+        self.diagnosis[site.name] = diagnose(state, moment, half, self.method.null_space_threshold)
+        return self.lender.keep(state)
+
+    def _settle_tokens(self) -> int:
+        """Tokens in one forward pass, the same in all processes and in a resumed run."""
+        loader = cast(EditLoader, self.trainer.train_dataloader)
+        found = self._resumed.get("max_tokens") or self.tokens_at_once(loader.requests[: loader.batch_size])
+        settled: int = self.trainer.strategy.broadcast(found)
+        if self._resumed:
+            self._resumed["max_tokens"] = settled
+        return settled
+
+    def tokens_at_once(self, batch: Sequence[EditRequest]) -> int:
+        """Tokens in one forward pass: as set, or as many as memory allows for such a batch."""
+        device = self.language_model.device
+        return self.target_settings.max_tokens or fitting_tokens(
+            capacity(device), lambda tokens: self.memory_need(batch, tokens)
+        )
+
+    def memory_need(self, batch: Sequence[EditRequest], max_tokens: int) -> Need:
+        """What a run over such batches will need."""
+        lm, home = self.language_model, self.lender.home
+        return need(
+            shapes_of(lm.model, self.sites),
+            batch_of(lm, batch, self.n_contexts + 1, self.context_length, max_tokens),
+            self.method,
+            home is not None and home.type != lm.device.type,
+        )
 
     def _choose_contexts(self) -> list[str]:
         """The context templates, the same in all processes; every request must have room behind the longest."""
@@ -298,7 +331,7 @@ class SequentialEditor(L.LightningModule):
         starts = range(len(known), len(self.requests), size)
         for start in track(self.trainer)(starts, "target norms", len(starts)):
             chosen = self.requests[start : start + size]
-            stream = SubjectStream(self.language_model, chosen, [""], self.layers[0], self.target_settings.max_tokens)
+            stream = SubjectStream(self.language_model, chosen, [""], self.layers[0], self.max_tokens)
             norms.append(stream.values(self.layers[-1]).norm(dim=1).cpu())
         return torch.cat(norms)
 
@@ -343,7 +376,7 @@ class SequentialEditor(L.LightningModule):
     def raise_likelihood(self, batch: EditBatch, method: LikelihoodMethod) -> None:
         """Edit one batch without targets: layer by layer an update found from the likelihood itself."""
         likelihood = TargetLikelihood(
-            self.language_model, batch.requests, self.sites, self.target_settings.max_tokens, method.end_of_text
+            self.language_model, batch.requests, self.sites, self.max_tokens, method.end_of_text
         )
         optimizer = cast(LayerwiseEdit, self.optimizers())
 
@@ -406,7 +439,11 @@ class SequentialEditor(L.LightningModule):
     def find_targets(self, batch: EditBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
         found = optimize_targets(
-            self.language_model, self._share(batch), self.contexts, self.layers[-1], self.target_settings
+            self.language_model,
+            self._share(batch),
+            self.contexts,
+            self.layers[-1],
+            replace(self.target_settings, max_tokens=self.max_tokens),
         )
         targets = Targets(*(self._together(part, batch) for part in found))
         if not self.target_settings.anchor:
@@ -429,7 +466,7 @@ class SequentialEditor(L.LightningModule):
             self._share(batch),
             self.contexts,
             self.layers[0],
-            self.target_settings.max_tokens,
+            self.max_tokens,
             method.plain_share,
         )
 

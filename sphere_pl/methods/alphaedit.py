@@ -47,6 +47,10 @@ class AlphaEdit(EditingMethod):
         """Basis and memory, should every direction lie in the null space."""
         return 4 * (d_in**2 + KeyMemory.most_numbers(d_in))
 
+    def preparation_bytes(self, d_in: int) -> int:
+        """The moment, its eigenvectors, and the room that finding them takes (LAPACK's syevd: two matrices more)."""
+        return 16 * d_in**2
+
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `alphaedit_update`."""
         return alphaedit_update(keys, residuals, state["basis"], _memory(state))

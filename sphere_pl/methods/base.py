@@ -47,6 +47,10 @@ class Method(ABC):
         """How much memory the state of one matrix takes at most: a float64 `[d_in, d_in]`, or all but nothing."""
         return 8 * d_in**2 if self.needs_second_moment else 16 * (d_in + d_out)
 
+    def preparation_bytes(self, d_in: int) -> int:
+        """How much memory `initial_state` takes while it runs: a float32 moment, and three float64 `[d_in, d_in]`."""
+        return 28 * d_in**2 if self.needs_second_moment else 0
+
 
 class EditingMethod(Method):
     """A closed-form method that locates keys and solves for the target values found for them.
