@@ -265,6 +265,11 @@ class SequentialEditor(L.LightningModule):
         self.states = [self._initial_state(site, moments.pop(site.name, None)) for site in self.sites]
         report_statistics(self.diagnosis)
 
+    @property
+    def _places(self) -> list[torch.device]:
+        """Where each matrix is."""
+        return [weight.device for weight in self.weights]
+
     def _initial_state(self, site: EditSite, known: SecondMoment | None) -> State:
         """What the method knows of one matrix, as it is held."""
         moment, half = known or (None, None)
@@ -283,9 +288,10 @@ class SequentialEditor(L.LightningModule):
 
     def tokens_at_once(self, batch: Sequence[EditRequest]) -> int:
         """Tokens in one forward pass: as set, or as many as memory allows for such a batch."""
-        device = self.language_model.device
+        devices = {parameter.device for parameter in self.language_model.model.parameters()}
+        available = sum(map(capacity, devices))
         return self.target_settings.max_tokens or fitting_tokens(
-            capacity(device), lambda tokens: self.memory_need(batch, tokens)
+            available, lambda tokens: self.memory_need(batch, tokens)
         )
 
     def memory_need(self, batch: Sequence[EditRequest], max_tokens: int) -> Need:
@@ -366,7 +372,7 @@ class SequentialEditor(L.LightningModule):
                 self.solved[index:] = [asked]
                 return method.update(asked.keys, asked.residuals, state)
 
-            with self.lender.lend(self.states, index, weight.device) as state:
+            with self.lender.lend(self.states, index, self._places) as state:
                 weight.grad = -self._solve(index, solve)
 
         if self._edit(batch, solve_layer):
@@ -384,7 +390,7 @@ class SequentialEditor(L.LightningModule):
             index = optimizer.active_group
             weight = self.weights[index]
             likelihood.advance(index)
-            with self.lender.lend(self.states, index, weight.device) as state:
+            with self.lender.lend(self.states, index, self._places) as state:
                 weight.grad = -self._solve(index, lambda _: method.update(likelihood, weight.detach(), state))
 
         if self._edit(batch, solve_layer):
@@ -481,7 +487,7 @@ class SequentialEditor(L.LightningModule):
 
     def _remember(self, index: int, remember: Callable[[State], State]) -> bool:
         """Let the method take a batch into the state of one matrix; says whether it did."""
-        with self.lender.lend(self.states, index, self.weights[index].device) as state:
+        with self.lender.lend(self.states, index, self._places) as state:
             changed = remember(state)
             if changed is state:
                 return False

@@ -33,7 +33,7 @@ class Lender:
     def __init__(self, home: torch.device | None) -> None:
         self.home = home
         self._next: _Coming | None = None
-        self._stream: torch.Stream | None = None
+        self._streams: dict[torch.device, torch.Stream] = {}
 
     def keep(self, state: State) -> State:
         """The state as it is held."""
@@ -47,41 +47,47 @@ class Lender:
         }
 
     @contextmanager
-    def lend(self, states: Sequence[State], index: int, device: torch.device) -> Iterator[State]:
-        """The state number `index` on `device`; the one after it sets out meanwhile."""
+    def lend(self, states: Sequence[State], index: int, devices: Sequence[torch.device]) -> Iterator[State]:
+        """The state number `index` on its device, one of `devices`; the one after it sets out meanwhile."""
         if self.home is None:
             yield states[index]
             return
         coming, self._next = self._next, None
         if coming is None or coming.held is not states[index]:
-            coming = self._send(states[index], device)
-        lent = self._receive(coming, device)
+            coming = self._send(states[index], devices[index])
+        lent = self._receive(coming, devices[index])
         if index + 1 < len(states):
-            self._next = self._send(states[index + 1], device)
+            self._next = self._send(states[index + 1], devices[index + 1])
         try:
             yield lent
         except BaseException:  # the matrices after this one will not be asked for now
             if self._next is not None:
-                self._receive(self._next, device)
+                self._receive(self._next, devices[index + 1])
             self._next = None
             raise
 
     def _send(self, state: State, device: torch.device) -> _Coming:
-        if device.type == self.home.type:  # type: ignore[union-attr]
+        if not _overlaps(self.home, device):
             return _Coming(state, {name: move(tensor, device) for name, tensor in state.items()}, None)
         # Memory comes from the stream that will read it; the copy waits until that stream is done with its last use.
         lent = {name: torch.empty_like(tensor, device=device) for name, tensor in state.items()}
-        self._stream = self._stream or torch.Stream(device=device)
-        self._stream.wait_stream(torch.accelerator.current_stream(device))
-        with self._stream:
+        stream = self._streams.setdefault(device, torch.Stream(device=device))
+        stream.wait_stream(torch.accelerator.current_stream(device))
+        with stream:
             for name, tensor in state.items():
                 lent[name].copy_(tensor, non_blocking=True)
-        return _Coming(state, lent, self._stream.record_event())
+        return _Coming(state, lent, stream.record_event())
 
     def _receive(self, coming: _Coming, device: torch.device) -> State:
         if coming.arrived is not None:
             torch.accelerator.current_stream(device).wait_event(coming.arrived)
         return coming.lent
+
+
+def _overlaps(home: torch.device | None, device: torch.device) -> bool:
+    """Whether a device can fetch from main memory beside its work."""
+    accelerator = torch.accelerator.current_accelerator()
+    return home is not None and home.type == "cpu" and accelerator is not None and device.type == accelerator.type
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

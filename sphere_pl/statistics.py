@@ -92,7 +92,7 @@ def second_moments(
         sites: The edited matrices.
         settings: The text and its amount.
         track: Shows progress: called with an iterable, a description and its length.
-        home: Where sums are held; the model's device if None.
+        home: Where sums are held; each on its matrix's device if None.
 
     Returns:
         The moment, in main memory, for each site's name.
@@ -138,11 +138,11 @@ def compute_second_moments(
     for number, rows in enumerate(track(first + second, "second moments", len(first + second)), start=1):
         ids, mask = pad([sequences[row] for row in rows], lm.pad_id, lm.device)
         for name, keys in _keys_of(lm, sites, ids, mask).items():
-            product = (keys.T @ keys).to(home or lm.device)
+            product = (keys.T @ keys).to(home or keys.device)
             sums[name] = sums[name].add_(product) if name in sums else product.double()
         count += int(mask.sum())
         if number == len(first) and second:
-            spectra = {name: _spectrum(total, count, lm.device) for name, total in sums.items()}
+            spectra = {site.name: _spectrum(sums[site.name], count, site.stored.device) for site in sites}
     return {name: SecondMoment((total / count).float(), spectra.get(name)) for name, total in sums.items()}
 
 

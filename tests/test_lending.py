@@ -138,7 +138,7 @@ def test_a_resumed_run_with_states_held_elsewhere_is_the_uninterrupted_one(edit,
 
 def test_what_a_method_left_alone_is_not_copied_back(sent):
     lender, held = Lender(CPU), {"basis": torch.ones(2), "seen": torch.zeros(1)}
-    with lender.lend([held], 0, CPU) as lent:
+    with lender.lend([held], 0, [CPU]) as lent:
         kept = lender.take_back({**lent, "seen": lent["seen"] + 1}, lent, held)
     assert kept["basis"] is held["basis"]
     assert kept["seen"] == 1
@@ -146,16 +146,16 @@ def test_what_a_method_left_alone_is_not_copied_back(sent):
 
 def test_the_matrix_after_sets_out_while_one_is_lent_and_a_state_changed_since_is_sent_again(sent):
     lender, states = Lender(CPU), [{"a": torch.zeros(1)}, {"a": torch.ones(1)}]
-    with lender.lend(states, 0, CPU):
+    with lender.lend(states, 0, [CPU, CPU]):
         assert len(sent) == 2
         states[1] = {"a": torch.full((1,), 7.0)}
-    with lender.lend(states, 1, CPU) as lent:
+    with lender.lend(states, 1, [CPU, CPU]) as lent:
         assert lent["a"] == 7
 
 
 def test_without_a_device_of_their_own_states_are_lent_as_they_are():
     states = [{"a": torch.zeros(1)}]
-    with Lender(None).lend(states, 0, CPU) as lent:
+    with Lender(None).lend(states, 0, [CPU]) as lent:
         assert lent is states[0]
 
 
