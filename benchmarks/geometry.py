@@ -79,7 +79,8 @@ def measure(layers: list[int], threshold: float, ratio: float) -> list[dict[str,
     sites = lm.sites(layers)
     moments = second_moments(lm, sites, StatisticsSettings(), silent)
     return [
-        {"layer": site.layer, **overlap(site.read(), moments[site.name], threshold, ratio)._asdict()} for site in sites
+        {"layer": site.layer, **overlap(site.read(), moments[site.name].matrix, threshold, ratio)._asdict()}
+        for site in sites
     ]
 
 

@@ -14,7 +14,8 @@ from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit
 from sphere_pl.methods.base import Method
-from sphere_pl.preflight import Batch, Shapes, estimate, need, shapes_of
+from sphere_pl.needs import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
+from sphere_pl.preflight import estimate
 from sphere_pl.progress import untracked
 from sphere_pl.representations import SubjectStream
 from sphere_pl.statistics import StatisticsSettings, second_moments
@@ -30,6 +31,8 @@ QWEN2_5_7B = {
 }  # fmt: skip
 MODELS = {"LLaMA3-8B": LLAMA3_8B, "Qwen2.5-7B": QWEN2_5_7B}
 LAYERS = [4, 5, 6, 7, 8]
+CONTEXT = 600_000_000  # bytes of a card that the driver and the libraries' kernels take
+PLACES = ((80, False), (48, False), (24, True))  # GiB of a card, and whether statistics are held in main memory
 
 
 def shapes(sizes: dict[str, object]) -> Shapes:
@@ -45,17 +48,30 @@ def table() -> str:
     """Batches of 100, six contexts, prompts of 20 tokens to the subject's last and 8 behind it, targets of 2."""
     methods: dict[str, Method] = {"AlphaEdit": AlphaEdit(), "MEMIT": MEMIT()}
     lines = [
-        "| GB | targets.max_tokens | model | edited | second moments | method | targets | peak |",
-        "|---|---|---|---|---|---|---|---|",
+        "| GB | card | statistics_device | tokens in a pass | model | edited | second moments | method | one matrix "
+        "| targets | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, sizes in MODELS.items():
         found = shapes(sizes)
         for label, method in methods.items():
-            for tokens in (4096, 1024):
-                estimated = need(found, Batch(100, 6, 20, 8, 2, tokens), method)
-                parts = " | ".join(f"{part / 1e9:.1f}" for part in (*estimated, estimated.peak))
-                lines.append(f"| {name}, {label} | {tokens} | {parts} |")
+            lines += [f"| {name}, {label} | {_row(found, method, *place)} |" for place in PLACES]
     return "\n".join(lines)
+
+
+def _row(found: Shapes, method: Method, card: int, elsewhere: bool) -> str:
+    """What a run needs with the micro-batches that it will choose on a card of `card` GiB."""
+
+    def need_of(tokens: int) -> Need:
+        lengths = [8] * 600
+        return need(found, Batch(100, 6, 20, 8, 2, largest_pass(lengths, tokens)), method, elsewhere)
+
+    available = card * 2**30 - CONTEXT
+    tokens = fitting_tokens(available, need_of)
+    estimated = need_of(tokens)
+    parts = " | ".join(f"{part / 1e9:.1f}" for part in (*estimated, estimated.peak))
+    short = "" if estimated.peak <= available else " (does not fit)"
+    return f"{card} GiB | {'cpu' if elsewhere else 'null'} | {tokens} | {parts}{short}"
 
 
 def measured() -> tuple[int, int]:
@@ -69,7 +85,7 @@ def measured() -> tuple[int, int]:
     estimated = estimate(editor, data.train_dataloader()).peak
     lm = editor.language_model
     moments = second_moments(lm, editor.sites, StatisticsSettings(), untracked)
-    states = [method.initial_state(site.read(), moments[site.name]) for site in editor.sites]
+    states = [method.initial_state(site.read(), moments[site.name].matrix) for site in editor.sites]
     optimize_targets(lm, data.requests, ["", "It is said. ", "We saw that. "], 6, settings)
     keys = SubjectStream(lm, data.requests, [""], 2).all_keys(editor.sites)
     states = [method.remember(each, state) for each, state in zip(keys, states, strict=True)]

@@ -56,7 +56,8 @@ def _moments(settings: StatisticsSettings, repeats: int) -> Measurement:
 
 
 def _ours(lm: LanguageModel, settings: StatisticsSettings) -> dict[str, Tensor]:
-    return compute_second_moments(lm, lm.sites(LAYERS), settings, untracked)
+    found = compute_second_moments(lm, lm.sites(LAYERS), settings, untracked)
+    return {name: moment.matrix for name, moment in found.items()}
 
 
 def _sequences(lm: LanguageModel, settings: StatisticsSettings) -> list[list[int]]:

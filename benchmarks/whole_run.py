@@ -72,7 +72,7 @@ def _problem(dtype: str, edits: int, batch: int) -> _Problem:
         [data.requests[start : start + batch] for start in range(0, edits, batch)],
         sample_contexts(lm, count=2, length=10, seed=0),
         [site.read() for site in sites],
-        [found[site.name].to(device()) for site in sites],
+        [found[site.name].matrix.to(device()) for site in sites],
     )
 
 

@@ -1,7 +1,9 @@
 """Sequential knowledge editing as a LightningModule: one edit batch, one step."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -24,24 +26,26 @@ from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.fingerprints import check_requests, request_hashes
 from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
 from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
+from sphere_pl.lending import Lender
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
+from sphere_pl.needs import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.optim import LayerwiseEdit
 from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
 from sphere_pl.randomness import random_states, restore_random_states
 from sphere_pl.representations import SubjectStream
 from sphere_pl.sampling import sample_contexts
-from sphere_pl.statistics import StatisticsSettings, fingerprint, second_moments
+from sphere_pl.statistics import SecondMoment, StatisticsSettings, fingerprint, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.trainers import is_last_step
 
 log = logging.getLogger(__name__)
 ANCHOR_RECORDS = 20  # whose target norms are measured together
 # Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
-_KEPT = ("model_hash", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers", "unedited_cases",
-         "before", "after", "failed", "cases", "retried", "skipped", "_skipped_in_a_row")  # fmt: skip
+_KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers",
+         "unedited_cases", "before", "after", "failed", "cases", "retried", "skipped", "_skipped_in_a_row")  # fmt: skip
 
 
 class SequentialEditor(L.LightningModule):
@@ -66,6 +70,8 @@ class SequentialEditor(L.LightningModule):
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
         device_map: How the model's layers are spread over the devices of this process; the trainer's device has them
             all if None. See `load_language_model`.
+        statistics_device: Where second moments are summed and where null-space bases and the memory of earlier keys are
+            held, `cpu` as a rule; a matrix's own device if None. Solves take place on the matrix's device all the same.
 
     Raises:
         UserError: If the model, a layer or an argument is not what editing needs.
@@ -87,6 +93,7 @@ class SequentialEditor(L.LightningModule):
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
         device_map: DeviceMap = None,
+        statistics_device: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(method, EditingMethod | LikelihoodMethod):
@@ -97,6 +104,8 @@ class SequentialEditor(L.LightningModule):
             raise UserError(
                 f"`contexts={contexts}` must be at least 0 and `context_length={context_length}` at least 2."
             )
+        self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
+        self.lender = Lender(_device(statistics_device))
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method: EditingMethod | LikelihoodMethod = method
@@ -233,6 +242,7 @@ class SequentialEditor(L.LightningModule):
         self.requests = self._planned_requests()
         if self._resumed:
             check_requests(self._resumed["requests"], self.requests)
+        self.max_tokens = self._settle_tokens()
         self._prepare_method()
         self.contexts = self._choose_contexts()
         if self.target_settings.anchor:
@@ -246,18 +256,53 @@ class SequentialEditor(L.LightningModule):
 
     def _prepare_method(self) -> None:
         """Find out what the method knows of each matrix, and report what is odd about it."""
-        moments: dict[str, Tensor] = {}
+        moments: dict[str, SecondMoment] = {}
         if self.method.needs_second_moment:
-            moments = second_moments(self.language_model, self.sites, self.statistics, track(self.trainer))
-        self.states = [
-            self.method.initial_state(site.read(), moments[site.name].to(site.stored.device) if moments else None)
-            for site in self.sites
-        ]
-        self.diagnosis = {
-            site.name: diagnose(state, moments.get(site.name))
-            for site, state in zip(self.sites, self.states, strict=True)
-        }
+            moments = second_moments(
+                self.language_model, self.sites, self.statistics, track(self.trainer), self.lender.home
+            )
+        self.diagnosis = {}
+        self.states = [self._initial_state(site, moments.pop(site.name, None)) for site in self.sites]
         report_statistics(self.diagnosis)
+
+    @property
+    def _places(self) -> list[torch.device]:
+        """Where each matrix is."""
+        return [weight.device for weight in self.weights]
+
+    def _initial_state(self, site: EditSite, known: SecondMoment | None) -> State:
+        """What the method knows of one matrix, as it is held."""
+        moment, half = known or (None, None)
+        state = self.method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
+        self.diagnosis[site.name] = diagnose(state, moment, half, self.method.null_space_threshold)
+        return self.lender.keep(state)
+
+    def _settle_tokens(self) -> int:
+        """Tokens in one forward pass, the same in all processes and in a resumed run."""
+        loader = cast(EditLoader, self.trainer.train_dataloader)
+        found = self._resumed.get("max_tokens") or self.tokens_at_once(loader.requests[: loader.batch_size])
+        settled: int = self.trainer.strategy.broadcast(found)
+        if self._resumed:
+            self._resumed["max_tokens"] = settled
+        return settled
+
+    def tokens_at_once(self, batch: Sequence[EditRequest]) -> int:
+        """Tokens in one forward pass: as set, or as many as memory allows for such a batch."""
+        devices = {parameter.device for parameter in self.language_model.model.parameters()}
+        available = sum(map(capacity, devices))
+        return self.target_settings.max_tokens or fitting_tokens(
+            available, lambda tokens: self.memory_need(batch, tokens)
+        )
+
+    def memory_need(self, batch: Sequence[EditRequest], max_tokens: int) -> Need:
+        """What a run over such batches will need."""
+        lm, home = self.language_model, self.lender.home
+        return need(
+            shapes_of(lm.model, self.sites),
+            batch_of(lm, batch, self.n_contexts + 1, self.context_length, max_tokens),
+            self.method,
+            home is not None and home.type != lm.device.type,
+        )
 
     def _choose_contexts(self) -> list[str]:
         """The context templates, the same in all processes; every request must have room behind the longest."""
@@ -292,7 +337,7 @@ class SequentialEditor(L.LightningModule):
         starts = range(len(known), len(self.requests), size)
         for start in track(self.trainer)(starts, "target norms", len(starts)):
             chosen = self.requests[start : start + size]
-            stream = SubjectStream(self.language_model, chosen, [""], self.layers[0], self.target_settings.max_tokens)
+            stream = SubjectStream(self.language_model, chosen, [""], self.layers[0], self.max_tokens)
             norms.append(stream.values(self.layers[-1]).norm(dim=1).cpu())
         return torch.cat(norms)
 
@@ -325,9 +370,10 @@ class SequentialEditor(L.LightningModule):
                 if strength != 1:
                     asked = Solved(keys / strength**0.5, residuals / strength**0.5)
                 self.solved[index:] = [asked]
-                return method.update(asked.keys, asked.residuals, self.states[index])
+                return method.update(asked.keys, asked.residuals, state)
 
-            weight.grad = -self._solve(index, solve)
+            with self.lender.lend(self.states, index, self._places) as state:
+                weight.grad = -self._solve(index, solve)
 
         if self._edit(batch, solve_layer):
             self.remember_keys(stream, batch, method)
@@ -336,20 +382,21 @@ class SequentialEditor(L.LightningModule):
     def raise_likelihood(self, batch: EditBatch, method: LikelihoodMethod) -> None:
         """Edit one batch without targets: layer by layer an update found from the likelihood itself."""
         likelihood = TargetLikelihood(
-            self.language_model, batch.requests, self.sites, self.target_settings.max_tokens, method.end_of_text
+            self.language_model, batch.requests, self.sites, self.max_tokens, method.end_of_text
         )
         optimizer = cast(LayerwiseEdit, self.optimizers())
 
         def solve_layer() -> None:
             index = optimizer.active_group
-            weight, state = self.weights[index], self.states[index]
+            weight = self.weights[index]
             likelihood.advance(index)
-            weight.grad = -self._solve(index, lambda _: method.update(likelihood, weight.detach(), state))
+            with self.lender.lend(self.states, index, self._places) as state:
+                weight.grad = -self._solve(index, lambda _: method.update(likelihood, weight.detach(), state))
 
         if self._edit(batch, solve_layer):
-            for index, state in enumerate(self.states):
+            for index in range(len(self.sites)):
                 likelihood.advance(index)
-                self.states[index] = method.remember(likelihood, state)
+                self._remember(index, partial(method.remember, likelihood))
         self._finish(batch, likelihood)
 
     def _solve(self, index: int, solve: Callable[[float], Tensor]) -> Tensor:
@@ -392,12 +439,17 @@ class SequentialEditor(L.LightningModule):
                 "collapsed or the system is too ill-conditioned. Use a stronger regulariser (for example a larger "
                 "ridge), a smaller targets.clamp, or --model.dtype=float32."
             ) from refused
-        log.warning("Batch from edit %d is skipped: %s.", batch.start, refused)
+        # As text: the exception holds the frames that it came through, and they hold matrices.
+        log.warning("Batch from edit %d is skipped: %s.", batch.start, str(refused))
 
     def find_targets(self, batch: EditBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
         found = optimize_targets(
-            self.language_model, self._share(batch), self.contexts, self.layers[-1], self.target_settings
+            self.language_model,
+            self._share(batch),
+            self.contexts,
+            self.layers[-1],
+            replace(self.target_settings, max_tokens=self.max_tokens),
         )
         targets = Targets(*(self._together(part, batch) for part in found))
         if not self.target_settings.anchor:
@@ -420,7 +472,7 @@ class SequentialEditor(L.LightningModule):
             self._share(batch),
             self.contexts,
             self.layers[0],
-            self.target_settings.max_tokens,
+            self.max_tokens,
             method.plain_share,
         )
 
@@ -428,11 +480,19 @@ class SequentialEditor(L.LightningModule):
         """Hand the batch's keys, measured on the edited model, to the method."""
         keys = stream.all_keys(self.sites)
         with exact_products():
-            for index, (part, state) in enumerate(zip(keys, self.states, strict=True)):
+            for index, part in enumerate(keys):
                 each = self._together(part, batch)
-                self.states[index] = method.remember(each, state)
-                if self.states[index] is not state:
+                if self._remember(index, partial(method.remember, each)):
                     self.solved[index] = self.solved[index]._replace(remembered=each)
+
+    def _remember(self, index: int, remember: Callable[[State], State]) -> bool:
+        """Let the method take a batch into the state of one matrix; says whether it did."""
+        with self.lender.lend(self.states, index, self._places) as state:
+            changed = remember(state)
+            if changed is state:
+                return False
+            self.states[index] = self.lender.take_back(changed, state, self.states[index])
+            return True
 
     def _refresh(self, index: int) -> None:
         self.sites[index].write(self.weights[index])
@@ -549,13 +609,20 @@ class SequentialEditor(L.LightningModule):
             for site, weight in zip(self.sites, self.weights, strict=True):
                 weight.copy_(resumed["weights"][site.name])
         self.states = [
-            {**state, **{name: tensor.to(weight.device) for name, tensor in saved.items()}}
+            {**state, **self.lender.keep({name: tensor.to(weight.device) for name, tensor in saved.items()})}
             for state, saved, weight in zip(self.states, resumed["states"], self.weights, strict=True)
         ]
         for name in _KEPT:
             setattr(self, name, resumed[name])
         restore_random_states(resumed["random"])
         self.refresh_model()
+
+
+def _device(name: str | None) -> torch.device | None:
+    try:
+        return None if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"`statistics_device={name!r}` is no device. Give cpu, or leave it out.") from error
 
 
 class _Edited(IterableDataset[ScoringBatch]):

@@ -13,6 +13,7 @@ from sphere_callbacks.functional import exact_products
 from sphere_pl.errors import UserError
 
 log = logging.getLogger(__name__)
+_STABLE = 0.05  # of key space: a null space that twice the text changes by more is not settled
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,31 @@ def condition_estimate(second_moment: Tensor) -> float:
     return float((diagonal.max() / diagonal.min()) ** 2)
 
 
-def diagnose(state: Mapping[str, Tensor], second_moment: Tensor | None) -> dict[str, float]:
+def diagnose(
+    state: Mapping[str, Tensor],
+    second_moment: Tensor | None,
+    half_spectrum: Tensor | None = None,
+    threshold: float | None = None,
+) -> dict[str, float]:
     """What can be said about a matrix's statistics before the first edit.
 
+    Args:
+        state: What the method keeps of the matrix.
+        second_moment: `E[k kᵀ]`, shape `[d_in, d_in]`.
+        half_spectrum: Eigenvalues of the moment of half the text, shape `[d_in]`.
+        threshold: Eigenvalues below it span the method's null space.
+
     Returns:
-        `null_space_share`, the share of key space that a null-space method may edit in, or `condition`, a lower bound
-        of the second moment's condition number for the others; nothing without statistics.
+        `null_space_share`, the share of key space that a null-space method may edit in, with `null_space_share_half`,
+        what it would be with half the text; or `condition`, a lower bound of the second moment's condition number for
+        the others; nothing without statistics.
     """
     if "basis" in state:
         d_in, directions = state["basis"].shape
-        return {"null_space_share": directions / d_in}
+        found = {"null_space_share": directions / d_in}
+        if half_spectrum is not None and threshold is not None:
+            found["null_space_share_half"] = int((half_spectrum < threshold).sum()) / d_in
+        return found
     return {} if second_moment is None else {"condition": condition_estimate(second_moment)}
 
 
@@ -143,6 +159,12 @@ def report_statistics(found: Mapping[str, Mapping[str, float]]) -> None:
                 "Edits have next to no room: raise null_space_threshold." if share < 0.5 else
                 "Next to nothing of the model's knowledge is protected: lower null_space_threshold, or use more text "
                 "(statistics.tokens).",
+            )  # fmt: skip
+        before = numbers.get("null_space_share_half", share)
+        if abs(share - before) > _STABLE:
+            log.warning(
+                "%s: twice the text moved the null space from %.1f %% of key space to %.1f %%: it still depends on how "
+                "much text there is. Use more: --model.statistics.tokens.", matrix, 100 * before, 100 * share,
             )  # fmt: skip
         if condition > 1e12:
             log.warning(

@@ -14,6 +14,7 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 
+MOST_TOKENS = 4096  # in one forward pass, if nothing else is said
 CONTEXT_OPENERS = ("The", "Therefore", "Because", "I", "You")
 
 

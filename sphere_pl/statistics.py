@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock
@@ -25,11 +26,12 @@ from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import Track
-from sphere_pl.prompts import pad
+from sphere_pl.prompts import micro_batches, pad
 from sphere_pl.representations import capture_input
 from sphere_pl.sampling import sample_texts
 
 log = logging.getLogger(__name__)
+_PADDING = 0.05  # share of padding, above which rows are sorted by length
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class StatisticsSettings:
             sampled from the model itself.
         tokens: How many tokens to use; ten times d_in if None.
         length: Tokens of one sequence.
-        batch_size: Sequences in one forward pass.
+        batch_size: Sequences of full length in one forward pass; shorter ones are put together by length.
         seed: Seed of the sampling.
         cache_dir: Where results are kept; the user's cache folder if None.
     """
@@ -62,9 +64,27 @@ class StatisticsSettings:
             raise UserError(f"`statistics.tokens={self.tokens}` must be at least 1.")
 
 
+class SecondMoment(NamedTuple):
+    """What is known of the keys at one matrix.
+
+    Attributes:
+        matrix: `E[k kᵀ]`, float32 `[d_in, d_in]`.
+        half_spectrum: Eigenvalues of the moment of the first half of the text, ascending, float32 `[d_in]`: whoever
+            cuts the spectrum at a threshold sees in it whether twice the text made a difference. None if there was too
+            little text for two halves, or if the moment was kept before halves were looked at.
+    """
+
+    matrix: Tensor
+    half_spectrum: Tensor | None = None
+
+
 def second_moments(
-    lm: LanguageModel, sites: Sequence[EditSite], settings: StatisticsSettings, track: Track
-) -> dict[str, Tensor]:
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    settings: StatisticsSettings,
+    track: Track,
+    home: torch.device | None = None,
+) -> dict[str, SecondMoment]:
     """Second moments of every site, from the cache where it has them.
 
     Args:
@@ -72,9 +92,10 @@ def second_moments(
         sites: The edited matrices.
         settings: The text and its amount.
         track: Shows progress: called with an iterable, a description and its length.
+        home: Where sums are held; each on its matrix's device if None.
 
     Returns:
-        Float32 `[d_in, d_in]` for each site's name.
+        The moment, in main memory, for each site's name.
     """
     model, corpus = fingerprint(lm), _corpus_identity(settings)
     identities = {site.name: _identity(model, corpus, site, settings) for site in sites}
@@ -91,31 +112,68 @@ def second_moments(
         with FileLock(folder / "lock"):
             missing = [site for site in sites if not paths[site.name].exists()]
             if missing:
-                for name, moment in compute_second_moments(lm, missing, settings, track).items():
+                for name, moment in compute_second_moments(lm, missing, settings, track, home).items():
                     _save(moment, identities[name], paths[name])
     return {name: _load(path) for name, path in paths.items()}
 
 
 @torch.no_grad()
 def compute_second_moments(
-    lm: LanguageModel, sites: Sequence[EditSite], settings: StatisticsSettings, track: Track
-) -> dict[str, Tensor]:
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    settings: StatisticsSettings,
+    track: Track,
+    home: torch.device | None = None,
+) -> dict[str, SecondMoment]:
     """Compute second moments in one pass.
 
     Sums are kept in float64: single precision over 10⁷ tokens would blur the small eigenvalues that the null-space
     threshold looks at.
     """
-    budget = _budget(sites, settings)
-    sequences = _sequences(lm, settings, budget, track)
-    sums = {site.name: torch.zeros((), dtype=torch.float64, device=site.stored.device) for site in sites}
+    sequences = _sequences(lm, settings, _budget(sites, settings), track)
+    first, second = _halves([len(sequence) for sequence in sequences], settings.batch_size)
+    sums: dict[str, Tensor] = {}
+    spectra: dict[str, Tensor] = {}
     count = 0
-    starts = range(0, len(sequences), settings.batch_size)
-    for start in track(starts, "second moments", len(starts)):
-        ids, mask = pad(sequences[start : start + settings.batch_size], lm.pad_id, lm.device)
+    for number, rows in enumerate(track(first + second, "second moments", len(first + second)), start=1):
+        ids, mask = pad([sequences[row] for row in rows], lm.pad_id, lm.device)
         for name, keys in _keys_of(lm, sites, ids, mask).items():
-            sums[name] = sums[name] + (keys.T @ keys).double()
+            product = (keys.T @ keys).to(home or keys.device)
+            sums[name] = sums[name].add_(product) if name in sums else product.double()
         count += int(mask.sum())
-    return {name: (total / count).float() for name, total in sums.items()}
+        if number == len(first) and second:
+            spectra = {site.name: _spectrum(sums[site.name], count, site.stored.device) for site in sites}
+    return {name: SecondMoment((total / count).float(), spectra.get(name)) for name, total in sums.items()}
+
+
+def _spectrum(total: Tensor, count: int, device: torch.device) -> Tensor:
+    """Eigenvalues of the moment so far, found on `device`."""
+    eigenvalues: Tensor = torch.linalg.eigvalsh((total / count).float().to(device))
+    return eigenvalues.cpu()
+
+
+def _halves(lengths: Sequence[int], batch_size: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Batches of the first half of the tokens, to a whole batch in the text's order, and of the rest."""
+    steps = range(0, len(lengths), batch_size)
+    half = sum(lengths) / 2
+    middle = min(steps, key=lambda step: abs(sum(lengths[:step]) - half))
+    rest = [[row + middle for row in rows] for rows in _batches(lengths[middle:], batch_size)]
+    return (_batches(lengths[:middle], batch_size), rest) if middle else (rest, [])
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Rows of one forward pass each: as the text has them, or sorted by length where padding would be felt.
+
+    Rows of one length need no padding, no mask and no positions of their own, so this is right for every family.
+    Documents packed into one row would need a mask that sliding windows and flash attention do not take, and the
+    attention between documents, all of it masked, would be computed all the same.
+    """
+    rows = range(len(lengths))
+    batches = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+    padded = sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+    if padded <= (1 + _PADDING) * sum(lengths):
+        return batches
+    return micro_batches(lengths, batch_size * max(lengths))
 
 
 def _keys_of(lm: LanguageModel, sites: Sequence[EditSite], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -245,24 +303,36 @@ def _path(identity: dict[str, str], settings: StatisticsSettings) -> Path:
     return cache_folder(settings.cache_dir) / "second_moments" / f"{name}.safetensors"
 
 
-def _save(moment: Tensor, identity: dict[str, str], path: Path) -> None:
-    tensors = {"second_moment": moment.cpu().contiguous()}
-    metadata = {**identity, "sha256": tensor_digest(tensors["second_moment"])}
+def _save(moment: SecondMoment, identity: dict[str, str], path: Path) -> None:
+    tensors = {"second_moment": moment.matrix.cpu().contiguous()}
+    if moment.half_spectrum is not None:
+        tensors["half_spectrum"] = moment.half_spectrum.cpu()
+    # One entry: safetensors writes several in an order that changes from process to process.
+    about = {**identity, "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()}}
+    metadata = {"about": json.dumps(about)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _load(path: Path) -> Tensor:
+def _load(path: Path) -> SecondMoment:
     try:
         with safe_open(path, framework="pt") as file:
-            moment: Tensor = file.get_tensor("second_moment")
-            expected = (file.metadata() or {}).get("sha256")
-        if expected is not None and tensor_digest(moment) != expected:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            sums = _checksums(file.metadata() or {})
+        moment: Tensor = tensors["second_moment"]
+        if any(tensor_digest(tensors[name]) != expected for name, expected in sums.items()):
             raise OSError("its numbers do not have the checksum that was written")
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"The kept second moment {path} is damaged ({error}). Delete that file and run the command again: it is "
             "computed anew."
         ) from error
     if not torch.isfinite(moment).all():
         raise UserError(f"The kept second moment {path} holds values that are not finite. Delete it and run again.")
-    return moment
+    return SecondMoment(moment, tensors.get("half_spectrum"))
+
+
+def _checksums(metadata: dict[str, str]) -> dict[str, str]:
+    """The checksum of each tensor; files of earlier versions have one of the moment, or none."""
+    if "about" in metadata:
+        return dict(json.loads(metadata["about"])["sha256"])
+    return {"second_moment": metadata["sha256"]} if "sha256" in metadata else {}

@@ -23,7 +23,7 @@ from sphere_pl.attention import gradient_attention
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
-from sphere_pl.prompts import Tokens, essence, in_context, micro_batches, pad, tokenize
+from sphere_pl.prompts import MOST_TOKENS, Tokens, essence, in_context, micro_batches, pad, tokenize
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TargetSettings:
         weight_decay: Weight of `||shift|| / ||state||²`.
         kl_weight: Weight of the divergence on "{subject} is a".
         stop_loss: A request whose loss is below this has converged.
-        max_tokens: Tokens in one forward pass.
+        max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
     """
@@ -48,13 +48,13 @@ class TargetSettings:
     weight_decay: float = 0.5
     kl_weight: float = 0.0625
     stop_loss: float = 0.05
-    max_tokens: int = 4096
+    max_tokens: int | None = None
     anchor: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("steps", "learning_rate", "clamp", "max_tokens"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f"`targets.{name}={getattr(self, name)}` must be above 0.")
         for name in ("weight_decay", "kl_weight", "stop_loss"):
             if getattr(self, name) < 0:
@@ -141,9 +141,9 @@ def optimize_targets(
         layer: The target block: the deepest edited layer.
         settings: Optimisation settings.
     """
-    n = len(requests)
-    groups = _rewrite_rows(lm, requests, contexts, layer, settings.max_tokens)
-    essences = _essence_rows(lm, requests, layer, settings.max_tokens) if settings.kl_weight else []
+    n, most = len(requests), settings.max_tokens or MOST_TOKENS
+    groups = _rewrite_rows(lm, requests, contexts, layer, most)
+    essences = _essence_rows(lm, requests, layer, most) if settings.kl_weight else []
     base = _subject_states(groups, n)  # [n, d]
     objective = _Objective(lm, layer, groups, essences, base.norm(dim=1), settings)
     return _minimize(objective, base, settings)

@@ -174,6 +174,19 @@ def test_statistics_that_editing_cannot_rest_on_are_reported(caplog):
     assert [record.args[0] for record in caplog.records] == ["wide", "narrow", "singular"]
 
 
+def test_a_null_space_that_twice_the_text_moves_is_reported_and_a_settled_one_is_not(caplog):
+    spectrum = torch.linspace(0, 1, 101)[:100]
+    settled, moved = (diagnose({"basis": torch.zeros(100, m)}, None, spectrum, 0.5) for m in (45, 44))
+    assert settled == {"null_space_share": 0.45, "null_space_share_half": 0.5}
+    report_statistics({"settled": settled})
+    assert not caplog.records
+    report_statistics({"moved": moved})
+    assert caplog.messages == [
+        "moved: twice the text moved the null space from 50.0 % of key space to 44.0 %: it still depends on how much "
+        "text there is. Use more: --model.statistics.tokens."
+    ]
+
+
 def test_the_estimate_bounds_the_condition_number_from_below():
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]

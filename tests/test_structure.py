@@ -21,10 +21,10 @@ LAYERS = [
        ("counterfact", "easyedit", "jsonl", "knowedit", "known", "mquake", "wikibigedit", "zsre")),
      "methods.alphaedit", "methods.memit", "metrics", "prompts", "optim", "abilities", "abilities.task",
      "abilities.metrics", "attention"},
-    {"methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit"},
+    {"lending", "methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit"},
     {"methods.ft", "methods.locft_bf"},
     {"methods", "representations", "sampling", "data.datamodule", "progress", "evaluation"},
-    {"statistics", "targets", "evaluation.scoring", "abilities.sources",
+    {"statistics", "targets", "needs", "evaluation.scoring", "abilities.sources",
      "abilities.answering", *(f"abilities.tasks.{name}" for name in
         ("boolq", "cola", "gsm8k", "mmlu", "mrpc", "natural_questions", "rte", "sst2"))},
     {"evaluation.editing", "evaluation.generation", "abilities.tasks"},

@@ -27,7 +27,7 @@ class AlphaEdit(EditingMethod):
         if null_space_threshold <= 0:
             raise UserError(f"`AlphaEdit(null_space_threshold={null_space_threshold})` must be above 0.")
         self.ridge = ridge
-        self.null_space_threshold = null_space_threshold
+        self.null_space_threshold: float = null_space_threshold
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """The null-space basis, and no past keys."""
@@ -46,6 +46,10 @@ class AlphaEdit(EditingMethod):
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """Basis and memory, should every direction lie in the null space."""
         return 4 * (d_in**2 + KeyMemory.most_numbers(d_in))
+
+    def preparation_bytes(self, d_in: int) -> int:
+        """The moment, its eigenvectors, and the room that finding them takes (LAPACK's syevd: two matrices more)."""
+        return 16 * d_in**2
 
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `alphaedit_update`."""

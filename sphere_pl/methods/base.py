@@ -16,12 +16,15 @@ class Method(ABC):
 
     Attributes:
         needs_second_moment: Whether `initial_state` needs `E[k kᵀ]` of the unedited model.
+        null_space_threshold: Eigenvalues of the second moment below it span the null space that the method edits in;
+            None if it knows none.
         saved: Names of the state's tensors that change while editing and belong in a checkpoint.
         max_layers: How many matrices it can edit; any number if None. More are refused before the run starts.
         max_batch_size: How many edits it can make at once; any number if None. More are refused as well.
     """
 
     needs_second_moment: bool = True
+    null_space_threshold: float | None = None
     saved: frozenset[str] = frozenset()
     max_layers: ClassVar[int | None] = None
     max_batch_size: ClassVar[int | None] = None
@@ -43,6 +46,10 @@ class Method(ABC):
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """How much memory the state of one matrix takes at most: a float64 `[d_in, d_in]`, or all but nothing."""
         return 8 * d_in**2 if self.needs_second_moment else 16 * (d_in + d_out)
+
+    def preparation_bytes(self, d_in: int) -> int:
+        """How much memory `initial_state` takes while it runs: a float32 moment, and three float64 `[d_in, d_in]`."""
+        return 28 * d_in**2 if self.needs_second_moment else 0
 
 
 class EditingMethod(Method):

@@ -27,7 +27,7 @@ from sphere_pl.progress import untracked
 from sphere_pl.runs.log import EditHistory, Entry
 from sphere_pl.runs.rebuild import rebuild
 from sphere_pl.runs.saved import BaseModel, SavedRun
-from sphere_pl.statistics import StatisticsSettings, second_moments
+from sphere_pl.statistics import SecondMoment, StatisticsSettings, second_moments
 
 _TOLERANCE = 1e-2  # of the accumulated change's norm; another method or projection misses by far more
 
@@ -134,12 +134,12 @@ def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], las
 
 def _states(method: EditingMethod, base: BaseModel, statistics: StatisticsSettings) -> dict[str, State]:
     """What the method knows of each matrix before the first batch, in CPU memory."""
-    moments: dict[str, Tensor] = {}
+    moments: dict[str, SecondMoment] = {}
     if method.needs_second_moment:
         moments = second_moments(base.lm, base.sites, statistics, untracked)
     states = {}
     for name, weight in base.weights.items():
-        state = method.initial_state(weight, moments[name].cpu() if moments else None)
+        state = method.initial_state(weight, moments[name].matrix.cpu() if moments else None)
         states[name] = {part: tensor.cpu() for part, tensor in state.items()}
     return states
 

@@ -1,0 +1,98 @@
+"""What a method keeps of each matrix, held on one device and lent to another a matrix at a time.
+
+Basis and memory of earlier keys have d_in x d_in numbers for each edited matrix, and one matrix is worked on at a time.
+Held in main memory, they leave the accelerator to the model: while one matrix is solved, the next one's state is on its
+way, on a stream of its own and out of pinned memory, so that the copy takes no time from the solve.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sphere_pl.methods.base import State
+
+
+class _Coming(NamedTuple):
+    """A state on its way: where it is held, where it is wanted, and what says that it has arrived."""
+
+    held: State
+    lent: State
+    arrived: torch.Event | None
+
+
+class Lender:
+    """Lends the states of matrices to the device that solves for them.
+
+    Args:
+        home: Where states are held; they stay where they are made if None.
+    """
+
+    def __init__(self, home: torch.device | None) -> None:
+        self.home = home
+        self._next: _Coming | None = None
+        self._streams: dict[torch.device, torch.Stream] = {}
+
+    def keep(self, state: State) -> State:
+        """The state as it is held."""
+        return state if self.home is None else {name: move(tensor, self.home) for name, tensor in state.items()}
+
+    def take_back(self, changed: State, lent: State, held: State) -> State:
+        """The state as it is held, from what a method has made of the lent one; what it left alone is not copied."""
+        return {
+            name: held[name] if tensor is lent.get(name) else self.keep({name: tensor})[name]
+            for name, tensor in changed.items()
+        }
+
+    @contextmanager
+    def lend(self, states: Sequence[State], index: int, devices: Sequence[torch.device]) -> Iterator[State]:
+        """The state number `index` on its device, one of `devices`; the one after it sets out meanwhile."""
+        if self.home is None:
+            yield states[index]
+            return
+        coming, self._next = self._next, None
+        if coming is None or coming.held is not states[index]:
+            coming = self._send(states[index], devices[index])
+        lent = self._receive(coming, devices[index])
+        if index + 1 < len(states):
+            self._next = self._send(states[index + 1], devices[index + 1])
+        try:
+            yield lent
+        except BaseException:  # the matrices after this one will not be asked for now
+            if self._next is not None:
+                self._receive(self._next, devices[index + 1])
+            self._next = None
+            raise
+
+    def _send(self, state: State, device: torch.device) -> _Coming:
+        if not _overlaps(self.home, device):
+            return _Coming(state, {name: move(tensor, device) for name, tensor in state.items()}, None)
+        # Memory comes from the stream that will read it; the copy waits until that stream is done with its last use.
+        lent = {name: torch.empty_like(tensor, device=device) for name, tensor in state.items()}
+        stream = self._streams.setdefault(device, torch.Stream(device=device))
+        stream.wait_stream(torch.accelerator.current_stream(device))
+        with stream:
+            for name, tensor in state.items():
+                lent[name].copy_(tensor, non_blocking=True)
+        return _Coming(state, lent, stream.record_event())
+
+    def _receive(self, coming: _Coming, device: torch.device) -> State:
+        if coming.arrived is not None:
+            torch.accelerator.current_stream(device).wait_event(coming.arrived)
+        return coming.lent
+
+
+def _overlaps(home: torch.device | None, device: torch.device) -> bool:
+    """Whether a device can fetch from main memory beside its work."""
+    accelerator = torch.accelerator.current_accelerator()
+    return home is not None and home.type == "cpu" and accelerator is not None and device.type == accelerator.type
+
+
+def move(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; pinned if it leaves an accelerator, which can then fetch it beside its work."""
+    if tensor.device.type == device.type:
+        return tensor.to(device)
+    # As it lies in memory: a product with a matrix that lies otherwise is rounded in another way.
+    return torch.empty_like(tensor, device=device, pin_memory=tensor.is_cuda).copy_(tensor)
