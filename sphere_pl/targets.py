@@ -12,18 +12,24 @@ predicts the new object behind every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). 
 The targets are those of the literal procedure, request by request, up to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sphere_pl.attention import gradient_attention
+from sphere_pl.attention import gradient_attention, packs
+from sphere_pl.compiling import CompiledBlocks
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.packing import Suffixes, pack_calls
 from sphere_pl.prompts import MOST_TOKENS, Tokens, essence, in_context, micro_batches, pad, tokenize
+
+_LOGITS = 3 * 2**21  # logits at a time: 24 MiB, as larger blocks of memory are new to the process each time
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class TargetSettings:
         max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
+        compile: Whether the blocks are compiled (`torch.compile`); see docs/speed.md for when it pays.
     """
 
     steps: int = 25
@@ -50,6 +57,12 @@ class TargetSettings:
     stop_loss: float = 0.05
     max_tokens: int | None = None
     anchor: bool = False
+    compile: bool = False
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens in one forward pass; the most that a run takes where nothing has settled it."""
+        return self.max_tokens or MOST_TOKENS
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -96,7 +109,7 @@ class Targets(NamedTuple):
 class _Rows(NamedTuple):
     """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
 
-    All tensors but those of `prefix` and `calls` lie where the target block does.
+    All tensors but those of `prefix` and `calls`, and `reference`, lie where the target block does.
 
     Attributes:
         owner: Request of each row, `[rows]`.
@@ -110,6 +123,8 @@ class _Rows(NamedTuple):
         where: Row and column of each predicted token, `[2, t]`.
         labels: The tokens to predict, `[t]`.
         weights: Weight of each in its request's loss, `[t]`.
+        reference: Log-probabilities at these places without the shift, `[t, vocabulary]`, where the divergence from
+            them is the loss; None where it is the likelihood of the labels.
     """
 
     owner: Tensor
@@ -123,6 +138,33 @@ class _Rows(NamedTuple):
     where: Tensor
     labels: Tensor
     weights: Tensor
+    reference: Tensor | None = None
+
+
+class _Pass(NamedTuple):
+    """Groups of rows that go through the model in one forward pass, `tokens` in all, `t` of them predicted from.
+
+    Attributes:
+        calls: How the blocks are called.
+        hidden: Output of the target block without the shift, `[1, tokens, d]` if packed, else that of the only group.
+        subjects: Place of each row's first token among the tokens, `[rows]`.
+        owner: Request of each row, `[rows]`.
+        where: Place of the tokens predicted from, `[t]`, group after group.
+        predicted: Request of each of these, `[t]`.
+        labels: The tokens to predict at the first `t'` of them, `[t']`.
+        weights: Weight of each, `[t']`.
+        reference: Log-probabilities without the shift at the others, `[t - t', vocabulary]`.
+    """
+
+    calls: BlockCalls
+    hidden: Tensor
+    subjects: Tensor
+    owner: Tensor
+    where: Tensor
+    predicted: Tensor
+    labels: Tensor
+    weights: Tensor
+    reference: Tensor
 
 
 def optimize_targets(
@@ -141,7 +183,7 @@ def optimize_targets(
         layer: The target block: the deepest edited layer.
         settings: Optimisation settings.
     """
-    n, most = len(requests), settings.max_tokens or MOST_TOKENS
+    n, most = len(requests), settings.tokens_at_once
     groups = _rewrite_rows(lm, requests, contexts, layer, most)
     essences = _essence_rows(lm, requests, layer, most) if settings.kl_weight else []
     base = _subject_states(groups, n)  # [n, d]
@@ -178,11 +220,6 @@ def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -
     return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped)
 
 
-def _gradient(each: Tensor, shift: Tensor) -> Tensor:
-    """Gradient of the sum of `each` `[n]`; zero where none was recorded."""
-    return torch.autograd.grad(each.sum(), shift)[0] if each.requires_grad else torch.zeros_like(shift)
-
-
 class _Objective:
     """Loss and gradient of every request that is still active."""
 
@@ -195,11 +232,18 @@ class _Objective:
         base_norm: Tensor,
         settings: TargetSettings,
     ) -> None:
-        self.lm, self.layer, self.groups, self.essences = lm, layer, groups, essences
+        self.lm, self.layer = lm, layer
+        self.run = CompiledBlocks(lm).run if settings.compile else lm.run
         self.base_norm, self.settings = base_norm, settings
-        with torch.no_grad():
-            zero = torch.zeros(len(base_norm), lm.config.hidden_size, device=base_norm.device)
-            self.references = [self._log_probabilities(rows, zero) for rows in essences]
+        self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in essences]
+        self.passes = _passes(lm, self.groups, settings.tokens_at_once)
+
+    @torch.no_grad()
+    def _reference(self, rows: _Rows) -> Tensor:
+        """Log-probabilities at the predicted places without the shift, `[t, vocabulary]`."""
+        only = _pass(self.lm, [rows])
+        states = self._states(only, only.hidden.new_zeros(int(rows.owner.max()) + 1, only.hidden.shape[-1]))
+        return torch.log_softmax(self.lm.logits(states), dim=-1)
 
     def __call__(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate all active requests.
@@ -208,45 +252,104 @@ class _Objective:
             Loss `[n]`, its likelihood part `[n]`, and the gradient of their sum `[n, d]`. Entries of requests that
             have left are meaningless (losses) or zero (gradient of the likelihood).
         """
-        nll = shift.new_zeros(len(shift))
-        divergence = shift.new_zeros(len(shift))
-        gradient = torch.zeros_like(shift)
-        for rows in self.groups:
-            predicted = self._log_probabilities(rows, shift)
-            chosen = predicted.gather(1, rows.labels.to(predicted.device)[:, None]).squeeze(1).to(shift.device)
-            part = torch.zeros_like(nll).index_add(0, rows.owner[rows.where[0]], -chosen * rows.weights)
-            gradient += _gradient(part, shift)
-            nll += part.detach()
-        for rows, reference in zip(self.essences, self.references, strict=True):
-            current = self._log_probabilities(rows, shift)
-            each = (current.exp() * (current - reference)).sum(1).to(shift.device)  # KL(current || unshifted)
-            part = torch.zeros_like(nll).index_add(0, rows.owner, each) * self.settings.kl_weight
-            gradient += _gradient(part, shift)
-            divergence += part.detach()
         # The norm is not squared in MEMIT's code; its gradient at zero is taken as zero, as torch does.
         decay = self.settings.weight_decay * shift.norm(dim=1) / self.base_norm**2
-        gradient += _gradient(decay, shift)
+        recorded = decay.requires_grad
+        gradient = torch.autograd.grad(decay.sum(), shift)[0] if recorded else torch.zeros_like(shift)
+        nll, divergence = shift.new_zeros(len(shift)), shift.new_zeros(len(shift))
+        for each in self.passes:
+            states = self._states(each, shift)
+            cut = len(each.labels)
+            losses, pull = self._by_parts(states[:cut], partial(_negative_log_likelihood, each))
+            nll.index_add_(0, each.predicted[:cut], losses.to(nll.device))
+            losses, drag = self._by_parts(states[cut:], partial(_divergence, each))
+            divergence.index_add_(0, each.predicted[cut:], losses.to(nll.device) * self.settings.kl_weight)
+            if recorded:
+                pull = torch.cat([pull, drag * self.settings.kl_weight])
+                gradient += torch.autograd.grad(states, shift, pull)[0]
         return nll + divergence + decay.detach(), nll, gradient
 
-    def _log_probabilities(self, rows: _Rows, shift: Tensor) -> Tensor:
-        """Log-probabilities `[t, vocabulary]` at the predicted positions, the shift added at the subject."""
-        subject = rows.hidden[:, 0] + shift[rows.owner]  # float32 until it enters the model
-        hidden = torch.cat([subject[:, None].to(rows.hidden.dtype), rows.hidden[:, 1:]], dim=1)
+    def _states(self, each: _Pass, shift: Tensor) -> Tensor:
+        """Output of the last block at the predicted places `[t, d]`, the shift added at the subjects."""
+        tokens = each.hidden.flatten(0, 1)
+        shifted = tokens[each.subjects] + shift.index_select(0, each.owner)  # float32 until it enters the model
+        hidden = tokens.index_copy(0, each.subjects, shifted.to(tokens.dtype)).view_as(each.hidden)
         with gradient_attention(self.lm):
-            hidden = self.lm.run(hidden, rows.calls, self.layer + 1, self.lm.n_layers)
-        row, column = rows.where.to(hidden.device)
-        return torch.log_softmax(self.lm.logits(hidden[row, column]), dim=-1)
+            hidden = self.run(hidden, each.calls, self.layer + 1, self.lm.n_layers)
+        return hidden.flatten(0, 1).index_select(0, each.where.to(hidden.device))
+
+    def _by_parts(self, states: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss of each predicted place `[t]`, and the gradient of their sum at the states `[t, d]`.
+
+        Logits are large: few rows of them exist at a time, and their part of the gradient is taken at once.
+        """
+        losses = states.new_zeros(len(states), dtype=torch.float32)
+        pull = torch.zeros_like(states)
+        size = max(1, _LOGITS // self.lm.config.vocab_size)
+        for start in range(0, len(states), size):
+            some = slice(start, start + size)
+            leaf = states[some].detach().requires_grad_(states.requires_grad)
+            each = loss(torch.log_softmax(self.lm.logits(leaf), dim=-1), some)
+            losses[some] = each.detach().to(losses.device)
+            if each.requires_grad:
+                pull[some] = torch.autograd.grad(each.sum(), leaf)[0]
+        return losses, pull
 
     def keep(self, active: Tensor) -> None:
         """Drop the rows of requests that have left the batch."""
-        kept = [active[rows.owner[rows.where[0]]] for rows in self.essences]
-        self.references = [
-            ref[mask.to(ref.device)] for ref, mask in zip(self.references, kept, strict=True) if mask.any()
-        ]
         self.groups = [_select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
-        self.essences = [
-            _select(self.lm, rows, active[rows.owner]) for rows in self.essences if active[rows.owner].any()
-        ]
+        self.passes = _passes(self.lm, self.groups, self.settings.tokens_at_once)
+
+
+def _negative_log_likelihood(each: _Pass, logp: Tensor, some: slice) -> Tensor:
+    labels, weights = each.labels[some].to(logp.device), each.weights[some].to(logp.device)
+    return -logp.gather(1, labels[:, None]).squeeze(1) * weights
+
+
+def _divergence(each: _Pass, logp: Tensor, some: slice) -> Tensor:
+    """KL(shifted || unshifted)."""
+    return (logp.exp() * (logp - each.reference[some])).sum(1)
+
+
+def _passes(lm: LanguageModel, groups: list[_Rows], max_tokens: int) -> list[_Pass]:
+    """Fill forward passes with groups; a model that does not take packed rows has a pass for each group."""
+    filled: list[list[_Rows]] = []
+    room = 0
+    for rows in groups:
+        size = rows.ids.numel()
+        if not filled or size > room or not packs(lm):
+            filled.append([])
+            room = max_tokens
+        filled[-1].append(rows)
+        room -= size
+    return [_pass(lm, each) for each in filled]
+
+
+def _pass(lm: LanguageModel, groups: list[_Rows]) -> _Pass:
+    """One forward pass through some groups, those compared with a reference last."""
+    starts = [0, *accumulate(rows.ids.numel() for rows in groups)]
+    subjects, where = [], []
+    for start, rows in zip(starts, groups, strict=False):
+        columns = rows.ids.shape[1]
+        subjects.append(start + columns * torch.arange(len(rows.ids), device=rows.ids.device))
+        where.append(start + columns * rows.where[0] + rows.where[1])
+    hidden, calls = groups[0].hidden, groups[0].calls
+    if packs(lm):
+        hidden = torch.cat([rows.hidden.flatten(0, 1) for rows in groups])[None]
+        calls = pack_calls(lm, [Suffixes(rows.ids, rows.positions, rows.prefix, rows.calls) for rows in groups])
+    told = [rows for rows in groups if rows.reference is None]
+    references = [rows.reference for rows in groups if rows.reference is not None]
+    return _Pass(
+        calls,
+        hidden,
+        torch.cat(subjects),
+        torch.cat([rows.owner for rows in groups]),
+        torch.cat(where),
+        torch.cat([rows.owner[rows.where[0]] for rows in groups]),
+        torch.cat([rows.labels for rows in told]) if told else groups[0].labels[:0],
+        torch.cat([rows.weights for rows in told]) if told else groups[0].weights[:0],
+        torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
+    )
 
 
 def _rewrite_rows(
@@ -332,6 +435,7 @@ def _select(lm: LanguageModel, rows: _Rows, keep: Tensor) -> _Rows:
         torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
         rows.labels[kept],
         rows.weights[kept],
+        None if rows.reference is None else rows.reference[kept.to(rows.reference.device)],
     )
 
 

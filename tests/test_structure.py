@@ -21,7 +21,7 @@ LAYERS = [
        ("counterfact", "easyedit", "jsonl", "knowedit", "known", "mquake", "wikibigedit", "zsre")),
      "methods.alphaedit", "methods.memit", "metrics", "prompts", "optim", "abilities", "abilities.task",
      "abilities.metrics", "attention"},
-    {"lending", "methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit"},
+    {"compiling", "lending", "methods.descent", "methods.emmet", "methods.rome", "methods.ultraedit", "packing"},
     {"methods.ft", "methods.locft_bf"},
     {"methods", "representations", "sampling", "data.datamodule", "progress", "evaluation"},
     {"statistics", "targets", "needs", "evaluation.scoring", "abilities.sources",

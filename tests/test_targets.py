@@ -88,6 +88,31 @@ def test_micro_batches_do_not_change_targets(tiny_lm, requests):
     torch.testing.assert_close(whole.values, small.values, rtol=1e-3, atol=1e-3)
 
 
+def test_rows_of_all_lengths_and_the_divergence_are_one_pass_and_one_row(tiny_lm, requests, monkeypatch):
+    lm, entered = tiny_lm(), []
+    run = lm.run
+
+    def noting(hidden, calls, start, stop):
+        if start == 2:
+            entered.append(tuple(hidden.shape[:2]))
+        return run(hidden, calls, start, stop)
+
+    monkeypatch.setattr(lm, "run", noting)
+    optimize_targets(lm, requests, CONTEXTS, 1, replace(SETTINGS, steps=1))
+    assert entered[0] == (1, len(requests))  # the reference of the divergence
+    (packed,) = entered[1:]
+    assert packed[0] == 1
+    assert packed[1] > len(requests) * (len(CONTEXTS) + 1)
+
+
+def test_the_gradient_is_the_same_however_few_logits_exist_at_a_time(tiny_lm, requests, monkeypatch):
+    lm = tiny_lm()
+    whole = optimize_targets(lm, requests, CONTEXTS, 1, SETTINGS)
+    monkeypatch.setattr("sphere_pl.targets._LOGITS", 3 * lm.config.vocab_size)
+    parts = optimize_targets(lm, requests, CONTEXTS, 1, SETTINGS)
+    torch.testing.assert_close(whole.values, parts.values, rtol=1e-4, atol=1e-4)
+
+
 def test_the_shift_never_leaves_the_norm_bound(tiny_lm, requests):
     settings = TargetSettings(steps=6, learning_rate=5.0, clamp=0.25, stop_loss=0.0)
     lm = tiny_lm()
