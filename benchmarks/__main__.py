@@ -1,17 +1,21 @@
-"""Measure the costs of editing: `python -m benchmarks`, one of them with `--only NAME`, JSON with `--json FILE`."""
+"""Measure the costs of editing: `python -m benchmarks`, one of them with `--only NAME`, JSON with `--json FILE`.
+
+A file that exists keeps its rows of other names, so costs can be measured one by one.
+"""
 
 import argparse
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks import algebra, energy, evaluation, moments, representations, startup, targets, whole_run
 from benchmarks.measure import Measurement
 
-BENCHMARKS: dict[str, Callable[[], Measurement]] = {
+BENCHMARKS: dict[str, Callable[..., Measurement]] = {
     "alphaedit": algebra.alphaedit,
     "memit": algebra.memit,
     "growth": algebra.growth,
@@ -32,10 +36,8 @@ SCALED: dict[str, Callable[..., Measurement]] = {  # by --scale
     "drift": energy.drift,
     "drift-bfloat16": energy.drift_half,
 }
-BATCHED: dict[str, Callable[..., Measurement]] = {  # by --batch
-    "z": targets.targets,
-    "keys": representations.keys_and_values,
-}
+BATCHED = {"z", "keys"}  # by --batch
+REPEATED = {"z", "z-default", "keys", "whole"}  # by --repeats
 
 
 def markdown(measurements: list[Measurement]) -> str:
@@ -49,10 +51,21 @@ def markdown(measurements: list[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def _run(name: str, scale: float, batch: int | None) -> Measurement:
+def merged(path: Path, measurements: list[Measurement]) -> list[dict[str, Any]]:
+    """What a file holds, with what was measured now in place of the rows of the same name; new rows come last."""
+    rows = {row["name"]: row for row in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])}
+    return list((rows | {m.name: m._asdict() for m in measurements}).values())
+
+
+def _run(name: str, args: argparse.Namespace) -> Measurement:
     if name in SCALED:
-        return SCALED[name](scale=scale)
-    return BATCHED[name](batch=batch) if batch and name in BATCHED else BENCHMARKS[name]()
+        return SCALED[name](scale=args.scale)
+    chosen: dict[str, int] = {}
+    if args.batch and name in BATCHED:
+        chosen["batch"] = args.batch
+    if args.repeats and name in REPEATED:
+        chosen["repeats"] = args.repeats
+    return BENCHMARKS[name](**chosen)
 
 
 def main() -> None:
@@ -62,13 +75,14 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="sides of the matrix of the energy benchmarks, times")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--batch", type=int, help="edits in a batch for `z` and `keys`, where 100 is the papers'")
+    parser.add_argument("--repeats", type=int, help="turns that `z`, `z-default`, `keys` and `whole` take")
     args = parser.parse_args()
     torch.manual_seed(0)
     chosen = args.only or [*BENCHMARKS, *SCALED]
-    measurements = [_run(name, args.scale, args.batch) for name in chosen]
+    measurements = [_run(name, args) for name in chosen]
     print(markdown(measurements))
     if args.json:
-        args.json.write_text(json.dumps([m._asdict() for m in measurements], indent=1))
+        args.json.write_text(json.dumps(merged(args.json, measurements), indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
