@@ -2,14 +2,13 @@
 
 Runs `python -m sphere_pl fit` in this process with a stopwatch around the hooks of every callback, and prints the time
 inside the hooks of the batches as a share of what else the batches do, and that inside the others as a share of the
-run. Other arguments go to `fit`, for example `--data.limit=20`.
+run; processor time where `OMP_NUM_THREADS=1`. Other arguments go to `fit`, for example `--data.limit=20`.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import device_name
+from benchmarks.measure import clock, device_name, seconds
 from sphere_pl.cli import run
 
 BATCH_HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
@@ -48,13 +47,16 @@ class Stopwatch(L.Callback):
 
     def __init__(self) -> None:
         self.batch: dict[str, float] = {}
+        self.within: dict[str, float] = {}  # that part of it which is spent inside the module's step
         self.other: dict[str, float] = {}
+        self.step: dict[str, float] = {}
         Stopwatch.found = self
 
     def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """Time each hook that a callback has of its own."""
+        """Time the module's step and each hook that a callback has of its own."""
+        pl_module.training_step = timed(pl_module.training_step, self.step, "step")  # type: ignore[method-assign]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for hooks, times in ((BATCH_HOOKS, self.batch), (OTHER_HOOKS, self.other)):
+            for hooks, times in ((BATCH_HOOKS, self.batch), (BATCH_HOOKS[1:2], self.within), (OTHER_HOOKS, self.other)):
                 for hook in hooks:
                     if getattr(type(callback), hook) is not getattr(L.Callback, hook):
                         setattr(callback, hook, timed(getattr(callback, hook), times, type(callback).__name__))
@@ -62,13 +64,14 @@ class Stopwatch(L.Callback):
 
 def timed(hook: Callable[..., Any], times: dict[str, float], name: str) -> Callable[..., Any]:
     """The hook, with its time added to `times[name]`."""
+    now = clock()
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
+        began = now()
         try:
             return hook(*args, **kwargs)
         finally:
-            times[name] = times.get(name, 0.0) + time.perf_counter() - began
+            times[name] = times.get(name, 0.0) + now() - began
 
     return call
 
@@ -78,12 +81,10 @@ def measure(arguments: list[str]) -> Costs:
     with tempfile.TemporaryDirectory() as scratch:
         watch = "--trainer.callbacks+=benchmarks.callbacks.Stopwatch"
         command, sys.argv[1:] = ["fit", f"--run_dir={scratch}/run", watch, *arguments], []
-        began = time.perf_counter()
-        run(command)
-        whole = time.perf_counter() - began
-        results = json.loads((Path(scratch) / "run" / "results.json").read_text(encoding="utf-8"))
+        whole = seconds(lambda: run(command))
     found = sys.modules["benchmarks.callbacks"].Stopwatch.found  # imported by name, also when this is __main__
-    return Costs(found.batch, found.other, results["seconds_per_edit"] * results["edits"], whole)
+    around = sum(found.batch.values()) - sum(found.within.values())
+    return Costs(found.batch, found.other, found.step["step"] + around, whole)
 
 
 def show(costs: Costs) -> None:

@@ -44,19 +44,20 @@ def device_name() -> str:
     return str(torch.cuda.get_device_name())
 
 
-def seconds(program: Callable[[], Any], clock: Callable[[], float] | None = None) -> float:
-    """Time of one call, the device's work included.
-
-    On one thread of a CPU the time is the processor's, which other programs on the machine disturb least; otherwise,
-    and for a program that starts others, it is the wall's.
-    """
+def clock() -> Callable[[], float]:
+    """The processor's clock on one thread of a CPU, since other programs disturb it least; the wall's otherwise."""
     alone = device().type == "cpu" and torch.get_num_threads() == 1
-    clock = clock or (time.process_time if alone else time.perf_counter)
+    return time.process_time if alone else time.perf_counter
+
+
+def seconds(program: Callable[[], Any], now: Callable[[], float] | None = None) -> float:
+    """Time of one call, the device's work included; a program that starts others needs `now=time.perf_counter`."""
+    now = now or clock()
     _wait()
-    began = clock()
+    began = now()
     program()
     _wait()
-    return clock() - began
+    return now() - began
 
 
 def _wait() -> None:

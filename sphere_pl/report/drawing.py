@@ -64,6 +64,8 @@ class Drawing:
 
     def to_json(self) -> str:
         """The figure as JSON; numbers that are none are null, which plotly leaves out."""
+        if len({x for trace in self.data for x in trace["x"]} - {None}) == 1:
+            self.axis("x", rangemode="tozero")  # plotly would centre a single place between made-up ones
         return json.dumps(finite({"data": self.data, "layout": self.layout}), separators=(",", ":"))
 
 

@@ -99,7 +99,7 @@ def lines_figure(run: RunData, lines: Iterable[Line], height: int = 300) -> Draw
     if shares:
         figure.axis("y", tickformat=".0%", range=[-0.03, 1.04])
     else:
-        figure.axis("y", type=axis_type(values))
+        figure.axis("y", type=axis_type(values), exponentformat="power")
     return figure
 
 

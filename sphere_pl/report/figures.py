@@ -236,7 +236,7 @@ def projection_figure(run: RunData) -> Drawing | None:
     figure = Drawing(330, run.progress)
     for name, words, color, dash, symbol in shown:
         figure.add(curve(run.series(f"projection/{name}"), words, color, "%{y:.2%}", dash=dash, symbol=symbol, size=5))
-    figure.axis("y", "share of ‖Δ‖²", tickformat=".0%", rangemode="tozero")
+    figure.axis("y", "share of ‖Δ‖²", tickformat=".2~%", rangemode="tozero")
     return figure
 
 

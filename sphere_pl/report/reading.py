@@ -176,10 +176,11 @@ def correlations(run: RunData) -> dict[str, Correlation]:
     """
     recorded = run.results.get("spearman") or {}
     if recorded:
-        return {
+        found = {
             name.removeprefix("val/"): Correlation(_recorded(each.get("levels")), _recorded(each.get("differences")))
             for name, each in recorded.items()
         }
+        return {name: each for name, each in found.items() if math.isfinite(each.levels.rho) or each.levels.n >= 4}
     pairs = {metric: paired(run.series("energy/mean"), run.series(f"val/{metric}")) for metric in METRICS}
     return {metric: _correlate(x, y) for metric, (_, x, y) in pairs.items() if len(x) >= 4}
 

@@ -1,10 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 from plotly.graph_objects import Figure
 
 from sphere_pl.report import families, figures
+from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.fits import confidence_ellipse, regression_line
-from sphere_pl.report.reading import correlations, read_run
+from sphere_pl.report.reading import Series, correlations, read_run
 
 EDITS = np.arange(100, 1600, 100.0)
 
@@ -157,3 +160,12 @@ def test_an_ordinary_run_has_no_empty_families(make_run):
     run = read_run(make_run())
     assert families.protocol_figures(run) == families.retention_figures(run) == families.drift_figures(run) == {}
     assert families.ability_figure(run) is None
+
+
+def test_a_single_place_stands_on_an_axis_that_begins_at_zero():
+    lone, long = Drawing(300, "edits so far"), Drawing(300, "edits so far")
+    for height in (0.9, 0.8):
+        lone.add(figures.curve(Series((100.0,), (height,)), "ages", "#000000"))
+    long.add(figures.curve(Series((100.0, 200.0), (0.9, 0.8)), "early", "#000000"))
+    assert json.loads(lone.to_json())["layout"]["xaxis"]["rangemode"] == "tozero"
+    assert "rangemode" not in json.loads(long.to_json())["layout"]["xaxis"]

@@ -112,11 +112,17 @@ def test_recorded_correlations_are_taken_over(make_run):
 
 
 def test_names_and_nulls_of_a_real_results_file_are_understood(make_run):
-    levels = {"rho": None, "p_value": 0.5, "low": None, "high": None, "n": 3}
+    levels = {"rho": None, "p_value": 0.5, "low": None, "high": None, "n": 12}  # a series that never changes
     spearman = {"val/efficacy": {"levels": levels, "differences": levels, "partial": None}}
     found = correlations(read_run(make_run(changes={"spearman": spearman})))
     assert math.isnan(found["efficacy"].levels.rho)
     assert found["efficacy"].levels.p == 0.5
+
+
+def test_correlations_of_fewer_points_than_they_need_are_left_out(make_run):
+    levels = {"rho": None, "p_value": None, "low": None, "high": None, "n": 1}
+    spearman = {"val/efficacy": {"levels": levels, "differences": levels | {"n": 0}, "partial": None}}
+    assert correlations(read_run(make_run(changes={"spearman": spearman}))) == {}
 
 
 def test_correlations_of_an_unfinished_run_are_computed(make_run, curves):

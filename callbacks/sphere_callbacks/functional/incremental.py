@@ -3,6 +3,7 @@
 Shapes: n = d_out rows (neurons), d = d_in, k = rank of an update, b = block size.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -213,34 +214,6 @@ def row_products(weight: Tensor, right: Tensor, dtype: torch.dtype, block_size: 
     return found.T
 
 
-def add_symmetric_(gram: Tensor, half: Tensor, left: Tensor, block_size: int = 512) -> Tensor:
-    r"""Add :math:`Q A^\top + A Q^\top` to a symmetric matrix, in place, on and above the diagonal.
-
-    The products are formed in the dtype of the factors: they are small beside the matrix, so what rounding does to
-    them is smaller still.
-
-    Args:
-        gram: Tensor of shape ``[n, n]``; changed in the tiles that touch the upper triangle, and in no other.
-        half: ``Q`` of shape ``[n, k]``.
-        left: ``A`` of shape ``[n, k]``.
-        block_size: Side of a tile.
-
-    Returns:
-        ``gram``.
-
-    Example:
-        >>> add_symmetric_(torch.zeros(2, 2), torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [0.0]]), 1)
-        tensor([[2., 2.],
-                [0., 0.]])
-    """
-    rows, columns = torch.cat([half, left], dim=1), torch.cat([left, half], dim=1)  # [n, 2 k]
-    tile = tile_buffer(rows, block_size)
-    for i, j in upper_tiles(gram.shape[0], block_size):
-        with exact_products():
-            gram[i, j].add_(torch.mm(rows[i], columns[j].T, out=tile(i, j)))  # `+=` would copy the tile onto itself
-    return gram
-
-
 def energy_of_gram(gram: Tensor, s: float = 2.0, *, block_size: int = 512, eps: float = 1e-6) -> EnergyStatistics:
     """Compute the energy of rows from their Gram matrix.
 
@@ -257,11 +230,58 @@ def energy_of_gram(gram: Tensor, s: float = 2.0, *, block_size: int = 512, eps: 
         >>> energy_of_gram(torch.diag(torch.tensor([1.0, 4.0, 9.0]))).per_pair
         tensor(0.5000, dtype=torch.float64)
     """
+    return _pass_over(gram, lambda i, j: gram[i, j], s, block_size, eps)
+
+
+def energy_of_changed_gram_(
+    gram: Tensor, half: Tensor, left: Tensor, s: float = 2.0, *, block_size: int = 512, eps: float = 1e-6
+) -> EnergyStatistics:
+    r"""Add :math:`Q A^\top + A Q^\top` to a Gram matrix, in place, and compute the energy in the same pass.
+
+    The products are formed in the dtype of the factors: they are small beside the matrix, so what rounding does to
+    them is smaller still.
+
+    Args:
+        gram: Tensor of shape ``[n, n]``; changed in the tiles that touch the upper triangle, and in no other.
+        half: ``Q`` of shape ``[n, k]``.
+        left: ``A`` of shape ``[n, k]``.
+        s: Order of the energy.
+        block_size: Side of a tile.
+        eps: Smallest squared distance.
+
+    Returns:
+        The :class:`EnergyStatistics` of the rows after the change.
+
+    Example:
+        >>> gram = torch.eye(2)
+        >>> energy_of_changed_gram_(gram, torch.tensor([[0.5], [0.0]]), torch.tensor([[0.0], [1.0]])).per_pair
+        tensor(1., dtype=torch.float64)
+        >>> gram
+        tensor([[1.0000, 0.5000],
+                [0.5000, 1.0000]])
+    """
+    rows, columns = torch.cat([half, left], dim=1), torch.cat([left, half], dim=1)  # [n, 2 k]
+    change = tile_buffer(rows, block_size)
+
+    def added(i: slice, j: slice) -> Tensor:
+        with exact_products():
+            return gram[i, j].add_(torch.mm(rows[i], columns[j].T, out=change(i, j)))
+
+    return _pass_over(gram, added, s, block_size, eps)
+
+
+def _pass_over(
+    gram: Tensor, tile_of: Callable[[slice, slice], Tensor], s: float, block_size: int, eps: float
+) -> EnergyStatistics:
+    """Visit each tile once: those on the diagonal first, since they hold the lengths of the rows."""
+    tiles = list(upper_tiles(gram.shape[0], block_size))
+    diagonal = {i.start: tile_of(i, j) for i, j in tiles if i == j}
     n, lengths = gram.shape[0], gram.diagonal().clamp(min=0).sqrt()
     inverse = 1 / torch.where(lengths == 0, 1.0, lengths)
-    sums, tile = PairSums(s, eps, gram.device), tile_buffer(gram, block_size)
-    for i, j in upper_tiles(n, block_size):
-        cosines = torch.mul(gram[i, j], (-2 * inverse[i]).unsqueeze(1), out=tile(i, j)).mul_(inverse[j])
+    sums, buffer = PairSums(s, eps, gram.device), tile_buffer(gram, block_size)
+    for i, j in tiles:
+        products = diagonal[i.start] if i == j else tile_of(i, j)
+        cosines = torch.mul(products, (-2 * inverse[i]).unsqueeze(1), out=buffer(i, j)).mul_(inverse[j])
         sums.add(cosines.add_(2.0), diagonal=i == j)
     return EnergyStatistics(
         energy=sums.energy,
@@ -284,9 +304,9 @@ class EnergyTracker:
         s: Order of the energy.
         refresh_every: Updates between exact computations.
         dtype: dtype of the Gram matrix.
-        products: dtype in which the weight is multiplied by the update; that of the weight if left out. Half precision
-            is twice as fast where the hardware has it. What it gets wrong is a share of the *change* of the energy,
-            not of the energy, so the drift stays small.
+        products: dtype in which products with the update are formed; that of the weight if left out. Half precision is
+            up to twice as fast where the hardware has it. What it gets wrong is a share of the *change* of the Gram
+            matrix, not of the matrix, so the drift stays small.
         block_size: Side of a tile.
         eps: Smallest squared distance.
 
@@ -328,10 +348,11 @@ class EnergyTracker:
         self.drift = float("nan")
         self.exact = 1
         self._updates = 0
+        self._statistics = energy_of_gram(self.gram, s, block_size=block_size, eps=eps)
 
     def statistics(self) -> EnergyStatistics:
         """Return the energy as it stands."""
-        return energy_of_gram(self.gram, self.s, block_size=self.block_size, eps=self.eps)
+        return self._statistics
 
     def update(self, left: Tensor, right: Tensor, weight: Tensor) -> None:
         """Follow to a weight that has changed by ``left @ right``.
@@ -342,16 +363,19 @@ class EnergyTracker:
             weight: Tensor of shape ``[n, d]``, the weight *after* the update.
         """
         weight = as_matrix(weight.detach())
-        known = row_products(weight, right, self.products or weight.dtype, self.block_size)
+        products = self.products or weight.dtype
+        known = row_products(weight, right, products, self.block_size)
         with exact_products():
             # Q of `updated_gram`, told from the weight after the update.
             half = known - left @ (right @ right.T) / 2  # [n, k]
-        add_symmetric_(self.gram, half, left, self.block_size)
+        self._statistics = energy_of_changed_gram_(
+            self.gram, half.to(products), left.to(products), self.s, block_size=self.block_size, eps=self.eps
+        )
         self._updates += 1
         if self._updates % self.refresh_every == 0:
-            followed = self.statistics().energy
+            followed = self._statistics.energy
             self.refresh(weight)
-            exact = self.statistics().energy
+            exact = self._statistics.energy
             self.drift = float((followed - exact).abs() / exact.abs())
 
     def refresh(self, weight: Tensor) -> None:
@@ -361,6 +385,7 @@ class EnergyTracker:
             weight: Tensor of shape ``[n, d]``, the weight now.
         """
         self.gram = gram_matrix(as_matrix(weight.detach()), self.gram.dtype, self.block_size)
+        self._statistics = energy_of_gram(self.gram, self.s, block_size=self.block_size, eps=self.eps)
         self.exact += 1
 
 
