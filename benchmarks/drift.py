@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.measure import device_name
 from sphere_pl.cli import run
-from sphere_pl.drift import Drift
 from sphere_pl.editor import SequentialEditor
+from sphere_pl.monitors.drift import Drift
 
 SUMMARY = Path(__file__).with_name("drift.json")
 

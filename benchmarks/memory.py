@@ -10,12 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sphere_pl.architectures import edit_sites
+from sphere_pl.budget.needs import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit
 from sphere_pl.methods.base import Method
-from sphere_pl.needs import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
-from sphere_pl.preflight import estimate
+from sphere_pl.monitors.preflight import estimate
 from sphere_pl.progress import untracked
 from sphere_pl.representations import SubjectStream
 from sphere_pl.statistics import StatisticsSettings, second_moments

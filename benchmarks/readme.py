@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import markdown
 from benchmarks.measure import Measurement
-from sphere_pl.results import show
+from sphere_pl.monitors.results import show
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))

@@ -15,27 +15,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
-from sphere_pl.checkpoints import RunCheckpoints, checkpoint_paths
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.distributed import follow_parent, is_first_process
-from sphere_pl.drift import Drift
-from sphere_pl.edit_log import EditLog
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.fingerprints import settings_that_count
-from sphere_pl.interrupts import RunInterrupted
-from sphere_pl.live import LiveReport
-from sphere_pl.loggers import WandbSettings, run_loggers
 from sphere_pl.methods.base import LikelihoodMethod
-from sphere_pl.preflight import MemoryPreflight
+from sphere_pl.monitors.drift import Drift
+from sphere_pl.monitors.edit_log import EditLog
+from sphere_pl.monitors.live import LiveReport
+from sphere_pl.monitors.loggers import WandbSettings, run_loggers
+from sphere_pl.monitors.preflight import MemoryPreflight
+from sphere_pl.monitors.results import RunResults, method_name
+from sphere_pl.monitors.target_table import TargetTable
+from sphere_pl.monitors.tracking import WandbPanels
 from sphere_pl.progress import EditProgress
-from sphere_pl.results import RunResults, method_name
-from sphere_pl.resuming import RunConfig, refuse_unfinished, resolve_resume
-from sphere_pl.run_lock import RunLock
+from sphere_pl.resilience.checkpoints import RunCheckpoints, checkpoint_paths
+from sphere_pl.resilience.fingerprints import settings_that_count
+from sphere_pl.resilience.interrupts import RunInterrupted
+from sphere_pl.resilience.resuming import RunConfig, refuse_unfinished, resolve_resume
+from sphere_pl.resilience.run_lock import RunLock
 from sphere_pl.runs.log import Kept
-from sphere_pl.target_table import TargetTable
-from sphere_pl.tracking import WandbPanels
 
 
 class EditingCLI(LightningCLI):

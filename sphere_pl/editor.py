@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sphere_callbacks.functional import exact_products
 from sphere_pl.architectures import EditSite
+from sphere_pl.budget.lending import Lender
+from sphere_pl.budget.needs import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.distributed import gather_shares, share_of
@@ -23,19 +25,17 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.fingerprints import check_requests, request_hashes
 from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
 from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
-from sphere_pl.lending import Lender
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
-from sphere_pl.needs import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.optim import LayerwiseEdit
 from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
-from sphere_pl.randomness import random_states, restore_random_states
 from sphere_pl.representations import SubjectStream
+from sphere_pl.resilience.fingerprints import check_requests, request_hashes
+from sphere_pl.resilience.randomness import random_states, restore_random_states
 from sphere_pl.sampling import sample_contexts
 from sphere_pl.statistics import SecondMoment, StatisticsSettings, fingerprint, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets

@@ -19,9 +19,9 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pad_sequence
 
 from sphere_pl.architectures import EditSite
-from sphere_pl.attention import gradient_attention
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
+from sphere_pl.forward.attention import gradient_attention
 from sphere_pl.language_model import BlockCalls, LanguageModel
 from sphere_pl.prompts import Tokens, in_context, micro_batches, pad, tokenize
 

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sphere_pl.architectures import EditSite
-from sphere_pl.checkpoint_file import tensor_digest
 from sphere_pl.data.builtin import sentence_openers
 from sphere_pl.embedded import cache_folder
 from sphere_pl.errors import UserError
@@ -28,6 +27,7 @@ from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import Track
 from sphere_pl.prompts import micro_batches, pad
 from sphere_pl.representations import capture_input
+from sphere_pl.resilience.checkpoint_file import tensor_digest
 from sphere_pl.sampling import sample_texts
 
 log = logging.getLogger(__name__)

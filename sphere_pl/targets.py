@@ -21,12 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.attention import gradient_attention, packs
-from sphere_pl.compiling import CompiledBlocks
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
+from sphere_pl.forward.attention import gradient_attention, packs
+from sphere_pl.forward.compiling import CompiledBlocks
+from sphere_pl.forward.packing import Suffixes, pack_calls
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
-from sphere_pl.packing import Suffixes, pack_calls
 from sphere_pl.prompts import MOST_TOKENS, Tokens, essence, in_context, micro_batches, pad, tokenize
 
 _LOGITS = 3 * 2**21  # logits at a time: 24 MiB, as larger blocks of memory are new to the process each time

@@ -203,7 +203,7 @@ def test_a_second_run_in_one_folder_begins_anew(cli, model_folder, facts, tmp_pa
 
 
 def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, tmp_path, monkeypatch):
-    from sphere_pl import results
+    from sphere_pl.monitors import results
 
     saved = []
     original = results.save_edited
@@ -457,7 +457,7 @@ def test_missing_data_of_an_ability_ends_a_run_before_anything_is_written(cli, m
 
 def test_every_logger_gets_the_same_scalars(cli, model_folder, facts, tmp_path):
     loggers = [
-        *("--trainer.logger+=sphere_pl.loggers.MetricsFile", f"--trainer.logger.run_dir={tmp_path / 'run'}"),
+        *("--trainer.logger+=sphere_pl.monitors.loggers.MetricsFile", f"--trainer.logger.run_dir={tmp_path / 'run'}"),
         *("--trainer.logger+=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'csv'}"),
         *("--trainer.logger+=TensorBoardLogger", f"--trainer.logger.save_dir={tmp_path / 'tb'}"),
     ]

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.tiny import tiny_arguments
-from sphere_pl.checkpoints import checkpoint_paths, newest_checkpoint
 from sphere_pl.distributed import gather_shares, share_of
+from sphere_pl.resilience.checkpoints import checkpoint_paths, newest_checkpoint
 
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sphere_pl import statistics
-from sphere_pl.checkpoint_file import read_checkpoint, write_checkpoint
 from sphere_pl.data.builtin import facts_path
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.errors import UserError
+from sphere_pl.resilience.checkpoint_file import read_checkpoint, write_checkpoint
 
 # In CI some inputs of each kind; `-m slow` tries 1,200 in all.
 AMOUNTS = [40, pytest.param(300, marks=pytest.mark.slow)]

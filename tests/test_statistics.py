@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import save_file
 
 from sphere_pl import statistics
-from sphere_pl.checkpoint_file import tensor_digest
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.representations import capture_input
+from sphere_pl.resilience.checkpoint_file import tensor_digest
 from sphere_pl.statistics import (
     SecondMoment,
     StatisticsSettings,

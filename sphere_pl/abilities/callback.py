@@ -14,7 +14,7 @@ from sphere_pl.abilities.journal import Journal, weights_digest
 from sphere_pl.abilities.task import Item
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.evaluated_weights import evaluated_weights
+from sphere_pl.monitors.evaluated_weights import evaluated_weights
 from sphere_pl.progress import track
 from sphere_pl.trainers import is_last_step
 

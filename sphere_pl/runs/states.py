@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sphere_pl.checkpoints import newest_checkpoint
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel
+from sphere_pl.resilience.checkpoints import newest_checkpoint
 from sphere_pl.runs.arguments import add_load_arguments, load_options, run_folder
 from sphere_pl.runs.log import LOG_FILE
 from sphere_pl.runs.saved import BaseModel, SavedRun

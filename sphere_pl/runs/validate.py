@@ -17,8 +17,8 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.files import write_text
+from sphere_pl.monitors.results import finite
 from sphere_pl.progress import untracked
-from sphere_pl.results import finite
 from sphere_pl.runs.saved import SavedRun
 from sphere_pl.runs.states import add_state_arguments, load_state
 

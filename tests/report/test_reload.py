@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sphere_pl.live import LiveReport
+from sphere_pl.monitors.live import LiveReport
 from sphere_pl.report import page
 
 # Tells the frame around the page, at each load, what a reader would see.

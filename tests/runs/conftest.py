@@ -8,9 +8,9 @@ import yaml
 
 from sphere_callbacks import RelativeMask, SparseProjection, SpectrumRestraint
 from sphere_pl.data.datamodule import EditLoader
-from sphere_pl.edit_log import EditLog
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit
+from sphere_pl.monitors.edit_log import EditLog
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
 

@@ -421,7 +421,7 @@ def test_predict_refuses_prompts_that_leave_no_room(fit):
 
 
 def test_a_final_file_that_was_altered_is_refused_by_name(fit):
-    from sphere_pl.results import save_edited
+    from sphere_pl.monitors.results import save_edited
 
     run = fit()
     path = run.folder / "edited.safetensors"
@@ -438,7 +438,7 @@ def test_a_final_file_that_was_altered_is_refused_by_name(fit):
 
 
 def test_the_final_file_of_an_earlier_fit_is_not_taken_for_this_one(fit):
-    from sphere_pl.results import save_edited
+    from sphere_pl.monitors.results import save_edited
 
     early = fit("early", max_steps=1)
     run = fit()
@@ -449,7 +449,7 @@ def test_the_final_file_of_an_earlier_fit_is_not_taken_for_this_one(fit):
 
 
 def test_the_tensors_of_the_final_file_are_those_of_the_model(fit):
-    from sphere_pl.results import save_edited
+    from sphere_pl.monitors.results import save_edited
 
     run = fit(model_type="gpt2")
     save_edited(run.editor, run.folder / "edited.safetensors")

@@ -12,7 +12,7 @@ from typing_extensions import override
 from sphere_callbacks import SpectrumRestraint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.results import method_name
+from sphere_pl.monitors.results import method_name
 from sphere_pl.runs.log import (
     TENSOR_FOLDER,
     EditHistory,

@@ -1,12 +1,12 @@
-"""One line at the start of a run that says how much memory it will need; see `sphere_pl.needs`."""
+"""One line at the start of a run that says how much memory it will need; see `sphere_pl.budget.needs`."""
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
+from sphere_pl.budget.needs import Need
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.needs import Need
 from sphere_pl.progress import EditProgress
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from sphere_pl.loggers import WandbSettings, run_loggers
+from sphere_pl.monitors.loggers import WandbSettings, run_loggers
+from sphere_pl.monitors.tracking import WandbPanels, collapse_summary
 from sphere_pl.report.reading import read_run
-from sphere_pl.tracking import WandbPanels, collapse_summary
 
 EFFICACY = (0.95, 0.9, 0.7, 0.55, 0.3)
 RESULTS = {

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from sphere_pl.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
 from sphere_pl.errors import UserError
+from sphere_pl.resilience.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
 
 
 def test_everything_a_run_keeps_comes_back_as_it_was(tmp_path):

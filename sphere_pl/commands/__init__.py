@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from sphere_pl.errors import UserError
-from sphere_pl.interrupts import RunInterrupted
+from sphere_pl.resilience.interrupts import RunInterrupted
 
 # Each module has a `main(args)`; it is imported when its command is given.
 COMMANDS = {
@@ -19,9 +19,9 @@ COMMANDS = {
     "predict": ("sphere_pl.runs.predict", "answer prompts before and after the edits"),
     "export": ("sphere_pl.runs.export", "write the edited model, as it was after any batch or without some edits"),
     "diff": ("sphere_pl.runs.diff", "show which matrices changed and how much"),
-    "compare": ("sphere_pl.compare", "put several runs on one page"),
-    "locate": ("sphere_pl.locate", "find the layers that hold facts, by causal tracing"),
-    "dashboard": ("sphere_pl.dashboard", "arrange the panels of a wandb project"),
+    "compare": ("sphere_pl.commands.compare", "put several runs on one page"),
+    "locate": ("sphere_pl.commands.locate", "find the layers that hold facts, by causal tracing"),
+    "dashboard": ("sphere_pl.commands.dashboard", "arrange the panels of a wandb project"),
 }
 _DISK_TROUBLE = {
     errno.ENOSPC,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from sphere_pl.attention import packs
+from sphere_pl.forward.attention import packs
 from sphere_pl.language_model import BlockCalls, LanguageModel
 
 

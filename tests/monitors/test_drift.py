@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sphere_pl.data.datamodule import EditLoader
-from sphere_pl.drift import Drift, compare, held_out, predicting_states
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
+from sphere_pl.monitors.drift import Drift, compare, held_out, predicting_states
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
 
@@ -111,7 +111,7 @@ def test_a_resumed_run_compares_with_the_same_model(fit, tmp_path):
 
 
 def test_it_is_read_every_few_batches_or_not_at_all(fit, monkeypatch):
-    from sphere_pl import drift
+    from sphere_pl.monitors import drift
 
     readings = []
     monkeypatch.setattr(drift, "compare", lambda *args: readings.append(1) or compare(*args))

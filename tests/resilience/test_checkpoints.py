@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection, SpectrumRestraint
-from sphere_pl.checkpoint_file import read_checkpoint, write_checkpoint
-from sphere_pl.checkpoints import RunCheckpoints, checkpoint_paths, newest_checkpoint
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.interrupts import RunInterrupted
-from sphere_pl.loggers import MetricsFile
 from sphere_pl.methods import AlphaEdit
+from sphere_pl.monitors.loggers import MetricsFile
+from sphere_pl.resilience.checkpoint_file import read_checkpoint, write_checkpoint
+from sphere_pl.resilience.checkpoints import RunCheckpoints, checkpoint_paths, newest_checkpoint
+from sphere_pl.resilience.interrupts import RunInterrupted
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
 
@@ -295,7 +295,7 @@ def test_other_settings_are_refused_by_name(fit):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_state(fit, tmp_path, monkeypatch):
-    from sphere_pl import checkpoint_file
+    from sphere_pl.resilience import checkpoint_file
 
     whole, _ = fit("whole")
     original, calls = checkpoint_file.save_file, []

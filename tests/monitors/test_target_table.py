@@ -7,7 +7,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import FT, AlphaEdit
-from sphere_pl.target_table import COLUMNS, TargetTable
+from sphere_pl.monitors.target_table import COLUMNS, TargetTable
 from sphere_pl.targets import TargetSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
@@ -67,7 +67,7 @@ def test_methods_without_target_values_have_no_table(edit, tmp_path):
 def test_a_batch_adds_to_the_file_and_leaves_earlier_rows_alone(edit, tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(
-        "sphere_pl.target_table.write_text", lambda path, text: (written.append(text), path.write_text(text))
+        "sphere_pl.monitors.target_table.write_text", lambda path, text: (written.append(text), path.write_text(text))
     )
     edit(AlphaEdit(ridge=1.0, null_space_threshold=10.0))
     assert len(written) == 1

@@ -10,13 +10,13 @@ import lightning as L
 import pytest
 import torch
 
-from sphere_pl import lending
+from sphere_pl.budget import lending
+from sphere_pl.budget.lending import Lender
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.guard import GuardSettings
-from sphere_pl.lending import Lender
 from sphere_pl.methods import MEMIT, AlphaEdit, UltraEdit
 from sphere_pl.statistics import StatisticsSettings, compute_second_moments
 from sphere_pl.targets import TargetSettings

@@ -2,7 +2,7 @@ import csv
 
 import pytest
 
-from sphere_pl.loggers import MetricsFile, WandbSettings, run_loggers
+from sphere_pl.monitors.loggers import MetricsFile, WandbSettings, run_loggers
 
 
 def rows(path):

@@ -11,11 +11,11 @@ from benchmarks.tiny import tiny_arguments
 from sphere_pl.cli import run
 from sphere_pl.distributed import is_first_process
 from sphere_pl.errors import UserError
-from sphere_pl.run_lock import RunLock
+from sphere_pl.resilience.run_lock import RunLock
 
 HOLD = """
 import sys, time
-from sphere_pl.run_lock import RunLock
+from sphere_pl.resilience.run_lock import RunLock
 with RunLock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

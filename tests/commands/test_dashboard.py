@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from sphere_pl import dashboard
-from sphere_pl.dashboard import build_workspace, main, specification
+from sphere_pl.commands import dashboard
+from sphere_pl.commands.dashboard import build_workspace, main, specification
 from sphere_pl.errors import UserError
 
 

@@ -8,10 +8,10 @@ import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
-from sphere_pl.checkpoint_file import read_checkpoint
-from sphere_pl.checkpoints import checkpoint_paths, newest_checkpoint
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
+from sphere_pl.resilience.checkpoint_file import read_checkpoint
+from sphere_pl.resilience.checkpoints import checkpoint_paths, newest_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from sphere_pl.attention import gradient_attention, grouped_attention
+from sphere_pl.forward.attention import gradient_attention, grouped_attention
 
 
 @pytest.mark.parametrize("kind", ["boolean", "additive", "none"])

@@ -11,11 +11,11 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_pl.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
 from sphere_pl.errors import UserError
 from sphere_pl.files import remove_unfinished
-from sphere_pl.fingerprints import check_settings
-from sphere_pl.interrupts import Interrupts, RunInterrupted
+from sphere_pl.resilience.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from sphere_pl.resilience.fingerprints import check_settings
+from sphere_pl.resilience.interrupts import Interrupts, RunInterrupted
 
 log = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sphere_pl.budget.needs import Batch, Need, Shapes, capacity, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import MEMIT, UltraEdit
 from sphere_pl.methods.alphaedit import AlphaEdit
-from sphere_pl.needs import Batch, Need, Shapes, capacity, fitting_tokens, largest_pass, need, shapes_of
-from sphere_pl.preflight import estimate
+from sphere_pl.monitors.preflight import estimate
 from sphere_pl.targets import TargetSettings
 
 SHAPES = Shapes(1000, 2, 4, 32, 48, 32, 64, 400, (1, 2))

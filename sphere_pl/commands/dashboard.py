@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sphere_pl.errors import UserError
-from sphere_pl.loggers import WandbSettings, logged_in
+from sphere_pl.monitors.loggers import WandbSettings, logged_in
 from sphere_pl.report.reading import ACCURACIES, METRICS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.attention import Packed, Packing
+from sphere_pl.forward.attention import Packed, Packing
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel
 
 

@@ -21,12 +21,12 @@ from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
-from sphere_pl.checkpoints import RunCheckpoints
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.evaluated_weights import evaluated_weights
 from sphere_pl.files import write_atomically, write_text
 from sphere_pl.methods.base import Method
-from sphere_pl.target_table import TargetTable
+from sphere_pl.monitors.evaluated_weights import evaluated_weights
+from sphere_pl.monitors.target_table import TargetTable
+from sphere_pl.resilience.checkpoints import RunCheckpoints
 from sphere_pl.trainers import Kind, callbacks_of
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sphere_pl import live
-from sphere_pl.live import LiveReport
+from sphere_pl.monitors import live
+from sphere_pl.monitors.live import LiveReport
 
 TRAINER = SimpleNamespace(is_global_zero=True, sanity_checking=False)
 

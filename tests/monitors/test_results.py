@@ -4,7 +4,7 @@ import math
 
 from rich.console import Console
 
-from sphere_pl.results import finite, show
+from sphere_pl.monitors.results import finite, show
 
 RESULTS = {
     "model": "tiny",

@@ -1,0 +1,1 @@
+"""How the blocks of a model are run fast where gradients are wanted."""
