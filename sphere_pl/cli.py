@@ -127,8 +127,6 @@ class EditingCLI(LightningCLI):
                 self._held = held.pop_all()
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
-        if isinstance(self.model.method, LikelihoodMethod):
-            _refuse_idle(self.model.method.name, sys.argv[1:])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
@@ -150,6 +148,8 @@ class EditingCLI(LightningCLI):
         # A mistake in the data ends the run before anything is written.
         self.datamodule.setup("fit")
         abilities.load()
+        if isinstance(self.model.method, LikelihoodMethod):
+            _refuse_idle(self.model.method.name, sys.argv[1:])
         resumed = self._get(self.config_init, "ckpt_path") is not None
         if is_first_process():
             self._held.enter_context(RunLock(run_dir))

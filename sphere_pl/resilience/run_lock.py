@@ -11,7 +11,8 @@ class RunLock:
     """Holds a run folder for this process inside a `with`.
 
     The operating system gives the lock back when the process ends, however it ends: a killed run leaves none behind.
-    The file itself stays, empty; whether it is there says nothing.
+    The file itself stays, empty; whether it is there says nothing. A folder that was made for it and in which nothing
+    else was written goes with it.
 
     Args:
         run_dir: The run folder; it is made if need be.
@@ -20,6 +21,7 @@ class RunLock:
     def __init__(self, run_dir: str | Path) -> None:
         self.path = Path(run_dir) / ".lock"
         self._lock = FileLock(self.path, timeout=0)
+        self._made = False
 
     def __enter__(self) -> None:
         """Take the folder.
@@ -27,6 +29,7 @@ class RunLock:
         Raises:
             UserError: If another process holds it.
         """
+        self._made = not self.path.parent.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -38,4 +41,8 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         """Give the folder back."""
+        folder = self.path.parent
+        if self._made and [path.name for path in folder.iterdir()] in ([], [self.path.name]):
+            self.path.unlink(missing_ok=True)
+            folder.rmdir()
         self._lock.release()

@@ -154,5 +154,5 @@ def test_an_editor_is_judged_by_its_first_batch(tiny_lm, requests):
 def test_the_table_in_the_docs_is_the_one_that_the_formula_gives():
     from benchmarks.memory import table
 
-    text = (Path(__file__).parent.parent / "docs" / "speed.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
     assert table() in text

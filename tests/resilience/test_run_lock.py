@@ -65,3 +65,15 @@ def test_only_the_first_process_of_the_first_machine_takes_the_lock(monkeypatch,
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert is_first_process() is first
+
+
+def test_a_folder_in_which_nothing_was_written_is_not_left(tmp_path):
+    with RunLock(tmp_path / "refused"):
+        pass
+    assert not (tmp_path / "refused").exists()
+    (tmp_path / "kept").mkdir()
+    with RunLock(tmp_path / "kept"):
+        pass
+    with RunLock(tmp_path / "written"):
+        (tmp_path / "written" / "config.yaml").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "written"]
