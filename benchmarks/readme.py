@@ -103,6 +103,18 @@ def drift(summary: dict[str, Any]) -> str:
     )
 
 
+def soak(summary: dict[str, Any]) -> str:
+    """How flat a long run is."""
+    files = " and ".join(map(str, summary["open_files"]))
+    resident = [sample["resident_bytes"] / 1e9 for sample in summary["samples"] if sample["edits"] >= 200]
+    return (
+        f"After {summary['edits']} edits: resident memory {summary['memory_growth']:+.1%} since the 200th "
+        f"({resident[0]:.2f} to {resident[-1]:.2f} GB), {files} open files, {summary['seconds_per_edit_early']:.2f} "
+        f"seconds of processor time an edit in the first quarter and {summary['seconds_per_edit_late']:.2f} in the last "
+        f"({summary['device']})."
+    )
+
+
 def fill(text: str, marker: str, content: str) -> str:
     """Replace what stands between a marker's two comments."""
     pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
@@ -117,6 +129,7 @@ PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "methods": ("methods.json", methods),
     "abilities": ("abilities.json", abilities),
     "drift": ("drift.json", drift),
+    "soak": ("soak.json", soak),
     "costs": ("costs.json", lambda found: markdown([Measurement(**entry) for entry in found])),
 }
 

@@ -1,5 +1,6 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from sphere_pl.language_model import LanguageModel
 TEXT = """The capital of France is Paris. The mother tongue of Anna Karlsson is Swedish. The river runs to the sea.
 Berlin is a city in Germany. Rome is a city in Italy. You and I speak because of it. Therefore a pianist plays.
 Oslo, the capital of Norway, lies by the water. Mount Fuji stands in Japan. An apple is a fruit that is good to eat."""
+
+
+def pytest_configure() -> None:
+    """One thread for each process: several processes with several threads each wait for one another."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
