@@ -110,8 +110,8 @@ def soak(summary: dict[str, Any]) -> str:
     return (
         f"After {summary['edits']} edits: resident memory {summary['memory_growth']:+.1%} since the 200th "
         f"({resident[0]:.2f} to {resident[-1]:.2f} GB), {files} open files, {summary['seconds_per_edit_early']:.2f} "
-        f"seconds of processor time an edit in the first quarter and {summary['seconds_per_edit_late']:.2f} in the last "
-        f"({summary['device']})."
+        f"seconds of processor time an edit in the first quarter and {summary['seconds_per_edit_late']:.2f} in the "
+        f"last ({summary['device']})."
     )
 
 
