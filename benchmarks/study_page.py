@@ -109,9 +109,8 @@ def table(runs: Sequence[Run]) -> str:
         "",
         "Scores at a run's last validation, over all its edits, ± their standard error. Efficacy and the two after "
         "it are "
-        "teacher-forced, with one paraphrase and one neighbour a record. Collapse is the first validation with an "
-        "efficacy "
-        "below 60 %. Seconds an edit leave validation out.",
+        "teacher-forced, with one paraphrase and one neighbour a record. Collapse is the first validation that falls "
+        "to an efficacy below 60 %. Seconds an edit leave validation out.",
         "",
         "| run | edits | efficacy | generalization | specificity | agreement | perplexity | energy | collapse | "
         "s/edit |",

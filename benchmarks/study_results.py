@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,8 +40,12 @@ class Run(NamedTuple):
 
     @property
     def collapse(self) -> float | None:
-        """Edits at the first validation with an efficacy below `COLLAPSE`; None if there was none."""
-        return next((edits for edits, value in self.series("val/efficacy") if value < COLLAPSE), None)
+        """Edits at the first validation with an efficacy below `COLLAPSE`, once it has been above; None without one.
+
+        A method that never gets there, whatever it does, has not collapsed.
+        """
+        reached = dropwhile(lambda point: point[1] < COLLAPSE, self.series("val/efficacy"))
+        return next((edits for edits, value in reached if value < COLLAPSE), None)
 
 
 class Difference(NamedTuple):

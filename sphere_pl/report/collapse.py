@@ -1,5 +1,6 @@
 """Where a run collapsed."""
 
+from itertools import dropwhile
 from typing import NamedTuple
 
 from sphere_pl.report.reading import METRICS, RunData
@@ -20,7 +21,9 @@ class Collapse(NamedTuple):
 
 
 def collapse(run: RunData, bound: float = BOUND) -> Collapse | None:
-    """Find the first validation at which the efficacy over all edits so far was below a bound.
+    """Find the first validation at which the efficacy over all edits so far fell below a bound.
+
+    A run whose efficacy was never above it has not collapsed: it never worked.
 
     Args:
         run: The run.
@@ -31,7 +34,8 @@ def collapse(run: RunData, bound: float = BOUND) -> Collapse | None:
     """
     efficacy = run.series("val/efficacy")
     # A NaN is no efficacy above any bound.
-    fallen = [edits for edits, value in zip(*efficacy, strict=True) if not value >= bound]
+    worked = dropwhile(lambda point: not point[1] >= bound, zip(*efficacy, strict=True))
+    fallen = [edits for edits, value in worked if not value >= bound]
     if not fallen:
         return None
     names = [*(f"val/{metric}" for metric in METRICS), "energy/change"]

@@ -141,6 +141,11 @@ def test_the_collapse_is_the_first_validation_below_sixty_percent():
     assert make_run("counterfact-memit-plain-draw1-300", [0.9, 0.6, 0.6]).collapse is None
 
 
+def test_a_method_that_never_worked_has_not_collapsed():
+    assert make_run("counterfact-memit-plain-draw1-300", [0.1, 0.2, 0.3]).collapse is None
+    assert make_run("counterfact-memit-plain-draw1-300", [0.1, 0.7, 0.3]).collapse == 300
+
+
 def test_a_pair_is_compared_where_both_were_measured():
     runs = make_pairs([0.9, 0.8, 0.7], [0.9, 0.85], draws=(1,))
     (pair,) = pairs(runs)
