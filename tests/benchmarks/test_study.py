@@ -253,6 +253,12 @@ def test_the_plug_in_is_judged_from_three_methods_on():
     assert words(better[:4])[PLUG] == OPEN
 
 
+def test_one_method_that_gains_a_great_deal_does_not_speak_for_the_others():
+    gains = make_pairs([0.2] * 8, [0.8] * 8, method="rome", draws=(1,))
+    same = [run for name in ("memit", "ft") for run in make_pairs([0.8] * 8, [0.8] * 8, name, draws=(1,))]
+    assert words([*gains, *same])[PLUG] == OPEN
+
+
 # ---------------------------------------------------------------- the page
 
 
