@@ -552,22 +552,20 @@ class SequentialEditor(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured and go back to the weights being edited."""
-        self._keep_scores()
+        self._keep_scores(self.evaluator.scores(self.language_model))
         self.log_dict({**self.evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
         self.refresh_model()
 
-    def _keep_scores(self) -> None:
+    def _keep_scores(self, scores: dict[str, float]) -> None:
         lm, evaluator = self.language_model, self.evaluator
-        self.after = evaluator.scores(lm)
+        self.after = scores
         if evaluator.last:
             self.failed, self.cases = evaluator.failed(lm), evaluator.cases(lm, self.unedited_cases)
 
     def score_end(self) -> None:
         """Score the end of a run whose last validation did not know that it was the last: one that a guard stopped."""
-        self.evaluator.begin(self.edits_seen, self.batch_start, last=True)
-        for batch in self.evaluator.batches():
-            self.evaluator.add(self.language_model, batch, self.unedited_answers)
-        self._keep_scores()
+        lm, edits, start = self.language_model, self.edits_seen, self.batch_start
+        self._keep_scores(self.evaluator.score_end(lm, edits, start, self.unedited_answers))
 
     def on_validation_end(self) -> None:
         """Follow a callback that moved the weights after a validation."""

@@ -1,6 +1,7 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sphere_pl.commands import main
 from sphere_pl.data.request import EditRequest
 from sphere_pl.language_model import LanguageModel
 
@@ -108,6 +110,22 @@ def model_folder(tiny_lm: Callable[..., LanguageModel], tmp_path: Path) -> Path:
     lm.model.save_pretrained(tmp_path / "model")
     lm.tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Run the command line; returns the status, stdout and stderr."""
+
+    def run(*args: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sphere_pl", *args])
+        try:
+            main()
+            status: Any = 0
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from sphere_pl.commands import main
 from sphere_pl.configs import config_folder, find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import LikelihoodMethod
@@ -21,21 +20,11 @@ CONFIGS = sorted(path.relative_to(config_folder()) for path in config_folder().r
 
 
 @pytest.fixture
-def cli(monkeypatch, tmp_path, capsys):
-    """Run the command line in an empty folder; returns the status, stdout and stderr."""
+def cli(monkeypatch, tmp_path, command_line):
+    """The command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["sphere_pl", *args])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return run
+    return command_line
 
 
 @pytest.fixture

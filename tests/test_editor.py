@@ -16,6 +16,7 @@ from sphere_pl.guard import GuardSettings
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LikelihoodMethod, LocFTBF, UltraEdit
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
+from tests.saving import SaveAt
 
 # Each method as it is edited with here: how it is made, the layers, the size of a batch.
 METHODS = {
@@ -289,15 +290,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(build, requests, bar
     assert second.before == whole.before
     for a, b in zip(whole.weights, second.weights, strict=True):
         assert torch.equal(a, b)
-
-
-class SaveAt(L.Callback):
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
 
 
 def test_the_unedited_model_is_measured_once_before_the_first_edit(build, requests, bare_trainer):

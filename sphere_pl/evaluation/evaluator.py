@@ -116,6 +116,13 @@ class Evaluator(nn.Module):
             _update(cast(EditingMetrics, self.ages[age]), aged, unedited)
         self._missed += [request for _, request, each in chosen if any(a.predicted != a.target for a in each.rewrite)]
 
+    def score_end(self, lm: LanguageModel, edits: int, batch_start: int, unedited: NeighborAnswers) -> dict[str, float]:
+        """Hold the last validation at once, outside of Lightning's; see `begin` and `scores`."""
+        self.begin(edits, batch_start, last=True)
+        for batch in self.batches():
+            self.add(lm, batch, unedited)
+        return self.scores(lm)
+
     def scores(self, lm: LanguageModel) -> dict[str, float]:
         """End a validation: what results.json says about the edited model."""
         sampled = self.sampled_scores(lm) if self.last else {}
@@ -190,10 +197,7 @@ def score_requests(
     """
     evaluator = Evaluator(settings).to(lm.device)
     evaluator.plan(requests)
-    evaluator.begin(edits=len(requests), batch_start=0, last=True)
-    for batch in evaluator.batches():
-        evaluator.add(lm, batch, unedited or {})
-    return evaluator.scores(lm)
+    return evaluator.score_end(lm, len(requests), 0, unedited or {})
 
 
 def _update(

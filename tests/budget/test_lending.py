@@ -20,6 +20,7 @@ from sphere_pl.guard import GuardSettings
 from sphere_pl.methods import MEMIT, AlphaEdit, UltraEdit
 from sphere_pl.statistics import StatisticsSettings, compute_second_moments
 from sphere_pl.targets import TargetSettings
+from tests.saving import SaveAt
 
 CPU = torch.device("cpu")
 LAYERS = [0, 1, 2]
@@ -90,15 +91,6 @@ class Watch(L.Callback):
         self.between.append(len(large(self.references)))
 
     on_train_batch_end = on_train_batch_start
-
-
-class SaveAt(L.Callback):
-    def __init__(self, step, path):
-        self.step, self.path = step, path
-
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
 
 
 def assert_same(first, second):

@@ -18,7 +18,7 @@ FACTS = [
 
 
 @pytest.fixture
-def locate(tiny_lm, tmp_path, monkeypatch, capsys):
+def locate(tiny_lm, tmp_path, monkeypatch, command_line):
     """Run `locate` on a model that says "is" after everything; returns status, stdout and stderr."""
     lm = tiny_lm("gptj")
     (said,) = lm.tokenizer(" is", add_special_tokens=False)["input_ids"]
@@ -30,14 +30,7 @@ def locate(tiny_lm, tmp_path, monkeypatch, capsys):
 
     def run(*args, command="locate", name="known"):
         data = [f"--data.name={name}", "--data.path=known.json", "--trace.samples=2", "--accelerator=cpu", "--count=2"]
-        words = ["--model.name=model", *(data if command == "locate" else []), *args]
-        monkeypatch.setattr(sys, "argv", ["sphere_pl", command, *words])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+        return command_line(command, "--model.name=model", *(data if command == "locate" else []), *args)
 
     return run
 

@@ -142,20 +142,3 @@ class Worse(L.Callback):
 def worse():
     """See `Worse`."""
     return Worse
-
-
-class SaveAt(L.Callback):
-    """Saves a checkpoint behind one batch, as ModelCheckpoint would."""
-
-    def __init__(self, batch, path):
-        self.batch, self.path = batch, path
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if trainer.global_step == self.batch:
-            trainer.save_checkpoint(self.path)
-
-
-@pytest.fixture
-def save_at():
-    """See `SaveAt`."""
-    return SaveAt

@@ -13,6 +13,7 @@ from sphere_pl import apply_delta
 from sphere_pl.errors import UserError
 from sphere_pl.runs import diff, export, predict, validate
 from sphere_pl.runs.saved import SavedRun
+from tests.saving import SaveAt
 
 PROMPTS = ["The capital of France is", "Rome is a city in Italy"]
 
@@ -317,11 +318,11 @@ def test_validate_scores_other_records(fit, tmp_path, capsys):
         validate.main(["--run_dir", str(run.folder), "--data.nonsense", "1"])
 
 
-def test_validate_and_predict_take_a_checkpoint_and_find_its_run(fit, save_at, capsys):
+def test_validate_and_predict_take_a_checkpoint_and_find_its_run(fit, capsys):
     run = fit(method="ROME")
     path = run.folder / "checkpoints" / "two.ckpt"
     path.parent.mkdir()
-    run = fit(method="ROME", last=[save_at(2, path)], val_check_interval=1)
+    run = fit(method="ROME", last=[SaveAt(2, path)], val_check_interval=1)
     two = fit("two", "ROME", max_steps=2, val_check_interval=1)
     validate.main(["--ckpt_path", str(path)])
     scores = json.loads((run.folder / "validation.json").read_text())

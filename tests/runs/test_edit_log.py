@@ -12,6 +12,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.runs.log import read_log
 from sphere_pl.runs.rebuild import rebuild, restrained
 from sphere_pl.runs.saved import SavedRun
+from tests.saving import SaveAt
 
 
 def same(rebuilt, live):
@@ -152,9 +153,9 @@ def test_a_damaged_line_in_the_middle_is_refused(fit, line):
         read_log(run.folder)
 
 
-def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_appends(fit, save_at, tmp_path):
+def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_appends(fit, tmp_path):
     whole = fit("whole", "ROME")
-    killed = fit("run", "ROME", max_steps=3, last=[save_at(2, tmp_path / "two.ckpt")])
+    killed = fit("run", "ROME", max_steps=3, last=[SaveAt(2, tmp_path / "two.ckpt")])
     with (killed.folder / "edits.jsonl").open("a") as log:
         log.write('{"number":4,"ba')
     resumed = fit("run", "ROME", ckpt_path=tmp_path / "two.ckpt")
@@ -164,8 +165,8 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_appends(fit, sav
     assert all(torch.equal(resumed.live[name], weight) for name, weight in whole.live.items())
 
 
-def test_a_run_resumed_into_another_folder_begins_its_log_at_the_checkpoint(fit, save_at, tmp_path, caplog):
-    fit("part", "ROME", max_steps=2, last=[save_at(2, tmp_path / "two.ckpt")])
+def test_a_run_resumed_into_another_folder_begins_its_log_at_the_checkpoint(fit, tmp_path, caplog):
+    fit("part", "ROME", max_steps=2, last=[SaveAt(2, tmp_path / "two.ckpt")])
     resumed = fit("elsewhere", "ROME", ckpt_path=tmp_path / "two.ckpt")
     assert "begins anew" in caplog.text
     entries = read_log(resumed.folder).entries
@@ -173,8 +174,8 @@ def test_a_run_resumed_into_another_folder_begins_its_log_at_the_checkpoint(fit,
     same(rebuild(base_of(resumed), read_log(resumed.folder), 3), resumed.live)
 
 
-def test_a_run_is_not_resumed_with_the_log_of_another_model(fit, save_at, tmp_path):
-    fit("run", "ROME", max_steps=2, last=[save_at(2, tmp_path / "two.ckpt")])
+def test_a_run_is_not_resumed_with_the_log_of_another_model(fit, tmp_path):
+    fit("run", "ROME", max_steps=2, last=[SaveAt(2, tmp_path / "two.ckpt")])
     log = tmp_path / "run" / "edits.jsonl"
     log.write_text(log.read_text().replace('"fingerprint":"', '"fingerprint":"0'))
     with pytest.raises(UserError, match="another unedited model"):

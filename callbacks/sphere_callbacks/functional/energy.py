@@ -136,6 +136,17 @@ class PairSums:
         self.energy += kernel.sum(dim=1).double().sum() * (1 if diagonal else 2)
         self.duplicate_pairs += pairs // 2 if diagonal else pairs
 
+    def statistics(self, lengths: Tensor) -> EnergyStatistics:
+        """Tell what has been summed, of rows that had the given lengths ``[n]``."""
+        n = len(lengths)
+        return EnergyStatistics(
+            energy=self.energy,
+            per_pair=self.energy / max(n * (n - 1), 1),
+            duplicate_pairs=self.duplicate_pairs,
+            zero_rows=(lengths == 0).sum(),
+            non_finite_rows=(~lengths.isfinite()).sum(),
+        )
+
 
 def riesz_kernel_(squared_distances: Tensor, s: float) -> Tensor:
     """Energy of each pair, ``t^-s`` or ``-log t`` for ``s = 0``, from squared distances ``t^2``, in place.
@@ -191,13 +202,7 @@ def energy_statistics(weight: Tensor, s: float = 2.0, *, block_size: int = 512, 
         with exact_products():
             cosines = torch.mm(unit[i], unit[j].T, out=tile(i, j))
         sums.add(cosines.mul_(-2.0).add_(2.0), diagonal=i == j)
-    return EnergyStatistics(
-        energy=sums.energy,
-        per_pair=sums.energy / max(n * (n - 1), 1),
-        duplicate_pairs=sums.duplicate_pairs,
-        zero_rows=(lengths == 0).sum(),
-        non_finite_rows=lengths.isnan().sum(),
-    )
+    return sums.statistics(lengths)
 
 
 def hyperspherical_energy(

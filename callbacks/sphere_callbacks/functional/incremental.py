@@ -276,20 +276,14 @@ def _pass_over(
     """Visit each tile once: those on the diagonal first, since they hold the lengths of the rows."""
     tiles = list(upper_tiles(gram.shape[0], block_size))
     diagonal = {i.start: tile_of(i, j) for i, j in tiles if i == j}
-    n, lengths = gram.shape[0], gram.diagonal().clamp(min=0).sqrt()
+    lengths = gram.diagonal().clamp(min=0).sqrt()
     inverse = 1 / torch.where(lengths == 0, 1.0, lengths)
     sums, buffer = PairSums(s, eps, gram.device), tile_buffer(gram, block_size)
     for i, j in tiles:
         products = diagonal[i.start] if i == j else tile_of(i, j)
         cosines = torch.mul(products, (-2 * inverse[i]).unsqueeze(1), out=buffer(i, j)).mul_(inverse[j])
         sums.add(cosines.add_(2.0), diagonal=i == j)
-    return EnergyStatistics(
-        energy=sums.energy,
-        per_pair=sums.energy / max(n * (n - 1), 1),
-        duplicate_pairs=sums.duplicate_pairs,
-        zero_rows=(lengths == 0).sum(),
-        non_finite_rows=(~lengths.isfinite()).sum(),
-    )
+    return sums.statistics(lengths)
 
 
 class EnergyTracker:
