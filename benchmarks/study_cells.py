@@ -118,6 +118,7 @@ OTHERS = [
     for method in ("ultraedit", "memit", "rect", "prune", "ft", "rome")
     for variant in PAIR
 ]
+ROME = [cell("rome", variant, draw=draw, edits=200) for draw in (2, 3) for variant in PAIR]
 WHY = [
     alphaedit(variant, 1, edits=edits)
     for variant, edits in (
@@ -156,6 +157,6 @@ TUNING = [
     *(tuning("ultraedit", f"rate{r}", f"{RATE}{r}") for r in (0.000001, 0.00001, 0.0001)),
     tuning("ultraedit", "early", LAYERS),
 ]
-FULL = list({one.name: one for one in (*QUICK, *WHY, *OTHERS, *LONG, *ZSRE, *SWEEP, *TUNING)}.values())
-PRESETS = {"quick": QUICK, "why": WHY, "others": OTHERS, "long": LONG, "zsre": ZSRE, "sweep": SWEEP, "tune": TUNING,
+FULL = list({one.name: one for one in (*QUICK, *WHY, *OTHERS, *ROME, *LONG, *ZSRE, *SWEEP, *TUNING)}.values())
+PRESETS = {"quick": QUICK, "why": WHY, "others": OTHERS, "rome": ROME, "long": LONG, "zsre": ZSRE, "sweep": SWEEP, "tune": TUNING,
            "full": FULL}  # fmt: skip
