@@ -74,13 +74,15 @@ def measured_costs(cells: Sequence[Cell]) -> dict[str, float]:
     return {cell.name: means[cell.name.split("-")[1]] for cell in cells if cell.name.split("-")[1] in means}
 
 
-def run(cells: Sequence[Cell], source: Path, runs: Path, jobs: int) -> None:
+def run(cells: Sequence[Cell], source: Path, abilities: Path | None, runs: Path, jobs: int) -> None:
     """Run what is not finished."""
 
     def one(cell: Cell) -> None:
         key = parse(cell.name)
-        path = records_file(key.data, key.draw, source, runs)
-        run_cell(cell, runs / cell.name, result_of(cell), [f"--data.path={path}"], 1 if jobs > 1 else None)
+        paths = [f"--data.path={records_file(key.data, key.draw, source, runs)}"]
+        if abilities and any(argument.startswith("--eval.tasks") for argument in cell.arguments):
+            paths.append(f"--eval.data_dir={abilities}")
+        run_cell(cell, runs / cell.name, result_of(cell), paths, 1 if jobs > 1 else None)
 
     run_cells([cell for cell in cells if not finished(result_of(cell))], one, jobs)
 
@@ -90,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS)
     parser.add_argument("--data", type=Path, help="folder with counterfact_rebuilt.json and zsre_official.json")
+    parser.add_argument("--abilities", type=Path, help="folder of the tasks' files (docs/abilities.md); else the hub's")
     parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="folder of the run folders")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one thread each if more than one")
     parser.add_argument("--only", action="append", help="a cell of the preset by name; may be repeated")
@@ -110,7 +113,7 @@ def main() -> None:
         elif not args.estimate and left:
             if args.data is None:
                 parser.error("--data is needed to run cells: the folder with counterfact_rebuilt.json")
-            run(left, args.data, args.runs, args.jobs)
+            run(left, args.data, args.abilities, args.runs, args.jobs)
     if args.page:
         from benchmarks.study_page import write_page
 

@@ -6,6 +6,8 @@ from benchmarks.cells import Cell
 
 STRENGTH = {"alphaedit": 0.5}  # the paper's α: 0.5 on AlphaEdit, 0.8 on every other method
 SCORED = 400  # edits that a long run scores at most before its end
+# Two tasks that the unedited model is good at; at the others it guesses.
+ABILITIES = ("--eval.tasks=[sst2,gsm8k_gold_hint]", "--eval.every=4", "--eval.limit=200")
 COST = {"rome": 1.5, "ft": 0.4, "ultraedit": 0.15}  # seconds an edit on one core, before anything was measured
 CALLBACKS = {"rect": ("memit", "callbacks/rect"), "prune": ("memit", "callbacks/prune")}
 
@@ -98,9 +100,10 @@ def _sphere(method: str, variant: str) -> list[str]:
 
 
 def alphaedit(variant: str, ridge: float, draw: int = 1, edits: int = 800, data: str = "counterfact") -> Cell:
-    """AlphaEdit with a ridge of its own; a long run scores a sample on its way."""
-    more = (f"--model.method.init_args.ridge={ridge:g}",)
-    more += (f"--model.evaluation.validation_records={SCORED}",) if edits > 800 else ()
+    """AlphaEdit with a ridge of its own; a long run scores a sample on its way, and general abilities."""
+    more: tuple[str, ...] = (f"--model.method.init_args.ridge={ridge:g}",)
+    if edits > 800:
+        more += (f"--model.evaluation.validation_records={SCORED}", *ABILITIES)
     return cell("alphaedit", variant, data=data, draw=draw, edits=edits, label=f"ridge{ridge:g}", more=more)
 
 
