@@ -1,11 +1,12 @@
 """The paper's claims, each decided by a rule from measured figures: holds, does not, cannot be told."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.study_results import COLLAPSE, Difference, Pair, Run, correlation, pairs, pooled, shares
+from benchmarks.study_results import COLLAPSE, Difference, Pair, Run, by_kind, correlation, kind, pairs, pooled, shares
 
-HOLDS, DOES_NOT, OPEN = "holds here", "does not hold here", "cannot be told"
+HOLDS, IN_PART, DOES_NOT, OPEN = "holds here", "holds in part", "does not hold here", "cannot be told"
 ENOUGH = 3  # pairs that must agree before a direction counts
 TABLE_1 = 0.1641  # the paper's mean gain over AlphaEdit
 FIGURE_7 = 0.4905, 0.4264  # its relative gains of other methods, efficacy and generalization, after 3,000 edits
@@ -16,7 +17,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         claim: The claim in the paper.
-        word: One of `HOLDS`, `DOES_NOT`, `OPEN`.
+        word: One of `HOLDS`, `IN_PART`, `DOES_NOT`, `OPEN`.
         why: The figures that say so.
         rule: How they were turned into the word.
     """
@@ -55,9 +56,7 @@ def title(run: Run) -> str:
         >>> title(Run(parse("counterfact-alphaedit-plain-ridge1-draw2-800"), {}))
         'alphaedit ridge1, draw 2'
     """
-    parts = [run.key.method, run.key.label, "" if is_plain(run) else run.key.variant]
-    data = "" if run.key.data == "counterfact" else f"{run.key.data}, "
-    return f"{data}{' '.join(part for part in parts if part)}, draw {run.key.draw}"
+    return f"{kind(run)}, draw {run.key.draw}"
 
 
 def collapses(runs: Sequence[Run]) -> Verdict:
@@ -90,7 +89,7 @@ def interferes(runs: Sequence[Run]) -> Verdict:
     means = {name: sum(values) / len(values) for name, values in ratios.items()}
     above = [value > 1.25 for value in means.values()]
     methods = {name.split()[0] for name in means}
-    word = OPEN if len(methods) < 2 else HOLDS if all(above) else DOES_NOT if not any(above) else OPEN
+    word = OPEN if len(methods) < 2 else some(above)
     figures = (
         f"from {min(means.values()):.2f} ({min(means, key=means.__getitem__)}) to "
         f"{max(means.values()):.2f} times chance ({max(means, key=means.__getitem__)})"
@@ -103,7 +102,8 @@ def interferes(runs: Sequence[Run]) -> Verdict:
         "Share of the squared norm of the updates in the principal directions (η = 0.5), by method and layer: "
         f"{figures}; "
         f"above 1.25 times chance in {sum(above)} of {len(above)}.",
-        "From two methods on: holds if every layer of every method is above 1.25 times chance, does not if none is.",
+        "From two methods on: holds if every layer of every method is above 1.25 times chance, in part if some are, "
+        "does not if none is.",
     )
 
 
@@ -127,15 +127,31 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
     )
 
 
-def direction(figures: Sequence[tuple[Pair, float]], unit: str) -> tuple[str, str]:
-    """The word for figures of which SPHERE wants each below 0, and all of them in words."""
-    word = OPEN
-    if len(figures) >= ENOUGH:
-        word = (
-            HOLDS if all(value < 0 for _, value in figures) else DOES_NOT if all(v >= 0 for _, v in figures) else OPEN
-        )
-    parts = [f"{title(pair.sphere)} at {pair.edits:.0f} edits {value:+.3g} {unit}" for pair, value in figures]
+def some(signs: Sequence[bool]) -> str:
+    """The word for a claim that holds in so many of several cases."""
+    return HOLDS if all(signs) else IN_PART if any(signs) else DOES_NOT
+
+
+def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, str]:
+    """The word for logarithms of ratios of which SPHERE wants each below 0, and all of them in words."""
+    methods = by_kind(figures)
+    word = some([each.interval[1] < 0 for each in methods.values()]) if len(methods) >= ENOUGH else OPEN
+    parts = [f"{name} {percent(each)}" for name, each in methods.items()]
+    if not parts:
+        parts = [f"{title(pair.sphere)} {math.expm1(value):+.1%}" for pair, value in figures]
     return word, "; ".join(parts) or "no pair of runs is finished"
+
+
+def percent(log_ratio: Difference) -> str:
+    """A ratio less 1 in percent, with its interval."""
+    value, low, high = (f"{100 * math.expm1(each):+.3g} %" for each in (log_ratio.value, *log_ratio.interval))
+    return f"{value} [{low}, {high}]"
+
+
+LOWERED = (
+    f"The spread among draws of one method is taken for all of them. From {ENOUGH} methods on: holds if the 95 % "
+    "interval lies below 0 for each, in part if it does for some, does not if it does for none."
+)
 
 
 def steadier_energy(runs: Sequence[Run]) -> Verdict:
@@ -143,14 +159,15 @@ def steadier_energy(runs: Sequence[Run]) -> Verdict:
     figures = []
     for pair in pairs(runs):
         values = pair.value("energy/change")
-        if values is not None and values[1] != 0:
-            figures.append((pair, 100 * (abs(values[0]) / abs(values[1]) - 1)))
-    word, text = direction(figures, "%")
+        if values is not None and 0 not in values:
+            figures.append((pair, math.log(abs(values[0]) / abs(values[1]))))
+    word, text = lowered(figures)
     return Verdict(
         "SPHERE holds the hyperspherical energy.",
         word,
-        f"Absolute change of the energy since the start, with SPHERE against without: {text}.",
-        f"Holds if it is smaller in all of at least {ENOUGH} pairs, does not if in none.",
+        "Absolute change of the energy since the start at the last edit count that both have, with SPHERE against "
+        f"without, mean over the draws: {text}.",
+        LOWERED,
     )
 
 
@@ -160,16 +177,28 @@ def keeps_ability(runs: Sequence[Run]) -> Verdict:
     for pair in pairs(runs):
         values = pair.value("val/perplexity")
         if values is not None:
-            figures.append((pair, 100 * (values[0] / values[1] - 1)))
-    word, text = direction(figures, "%")
-    tasks = any(name.startswith("abilities/") for run in runs for name in run.found["batches"])
+            figures.append((pair, math.log(values[0] / values[1])))
+    word, text = lowered(figures)
     return Verdict(
         "SPHERE keeps general ability.",
         word,
-        f"Perplexity on held-out text with SPHERE against without: {text}.",
-        f"Holds if it is lower in all of at least {ENOUGH} pairs, does not if in none."
-        + ("" if tasks else " Tasks were not run."),
+        f"Perplexity on held-out text with SPHERE against without, mean over the draws: {text}. {tasks(runs)}",
+        LOWERED + " Tasks do not enter the word.",
     )
+
+
+def tasks(runs: Sequence[Run]) -> str:
+    """Scores of the general abilities where a pair has measured them."""
+    parts = []
+    for pair in pairs(runs):
+        names = [name for name in pair.plain.found["batches"] if name.startswith("abilities/")]
+        for name in names:
+            before, without = (pair.plain.series(name)[place][1] for place in (0, -1))
+            behind = pair.sphere.series(name)
+            if behind:
+                ends = f"{without:.3f} without and {behind[-1][1]:.3f} with SPHERE"
+                parts.append(f"{name.removeprefix('abilities/')} {before:.3f} before, {ends} ({title(pair.sphere)})")
+    return f"Tasks: {'; '.join(parts)}." if parts else "Tasks were not run."
 
 
 def gain(differences: Sequence[Difference], claimed: float) -> str:
@@ -228,13 +257,13 @@ def lasts_longer(runs: Sequence[Run]) -> Verdict:
     ]
     word = OPEN
     if len(fallen) >= ENOUGH:
-        word = HOLDS if all(later) else DOES_NOT if not any(later) else OPEN
+        word = some(later)
     return Verdict(
         "With SPHERE a method lasts for more edits.",
         word,
         f"First validation with an efficacy below {COLLAPSE:.0%}: "
         f"{'; '.join(parts) or 'no run without SPHERE has collapsed'}.",
-        f"Holds if it comes later in all of at least {ENOUGH} pairs, does not if in none.",
+        f"From {ENOUGH} pairs on: holds if it comes later in all, in part if in some, does not if in none.",
     )
 
 
@@ -245,21 +274,28 @@ def _count(edits: float | None) -> str:
 def plug_and_play(runs: Sequence[Run]) -> Verdict:
     """Do other methods gain from SPHERE by what the paper says?"""
     chosen = [pair for pair in pairs(runs) if pair.sphere.key.method != "alphaedit"]
-    relative = []
+    relative: dict[str, list[Difference]] = {}
     for pair in chosen:
         values, difference = pair.value("val/efficacy"), pair.difference("val/efficacy")
         if values is not None and difference is not None and values[1] > 0:
-            relative.append((pair, Difference(difference.value / values[1], difference.error / values[1])))
-    parts = [f"{title(pair.sphere)} at {pair.edits:.0f} edits {d.value:+.1%} ± {d.error:.1%}" for pair, d in relative]
-    word = gain([d for _, d in relative], FIGURE_7[0]) if len(relative) >= ENOUGH else OPEN
-    # One method that gains a great deal lifts any mean.
-    if word == HOLDS and 2 * sum(d.interval[0] > 0 for _, d in relative) <= len(relative):
-        word = OPEN
+            one = Difference(difference.value / values[1], difference.error / values[1])
+            relative.setdefault(kind(pair.sphere), []).append(one)
+    methods = {name: pooled(draws) for name, draws in relative.items()}
+    parts = [f"{name} {d.value:+.1%} ± {d.error:.1%}" for name, d in methods.items()]
     return Verdict(
         f"As a plug-in SPHERE improves other methods, their efficacy by {FIGURE_7[0]:.0%} on average.",
-        word,
-        f"Relative change of the efficacy over all edits, ± its standard error: "
+        _plugged_in(list(methods.values())),
+        f"Relative change of the efficacy over all edits, mean over the draws, ± its standard error: "
         f"{'; '.join(parts) or 'no pair of runs is finished'}.",
-        f"From {ENOUGH} methods on: holds if the 95 % interval of the mean lies above 0, and that of most methods; "
-        "does not if that of the mean includes 0 or less and excludes the paper's figure.",
+        f"From {ENOUGH} methods on: holds if the 95 % interval lies above 0 for most methods and for their mean, in "
+        "part if it does for some methods; does not if it does for none, and that of the mean excludes the paper's "
+        "figure.",
     )
+
+
+def _plugged_in(methods: Sequence[Difference]) -> str:
+    gains = [method.interval[0] > 0 for method in methods]
+    if len(methods) < ENOUGH:
+        return OPEN
+    # One method that gains a great deal lifts any mean.
+    return IN_PART if any(gains) and 2 * sum(gains) <= len(gains) else gain(methods, FIGURE_7[0])

@@ -33,6 +33,12 @@ class Run(NamedTuple):
         """Value of a metric after so many edits; None if it was not measured there."""
         return dict(self.series(name)).get(edits)
 
+    def scored(self, edits: float) -> float:
+        """How many edits the validation after `edits` scored: all of them at the end, a sample at most before."""
+        prefix = "--model.evaluation.validation_records="
+        most = [float(word.removeprefix(prefix)) for word in self.found.get("arguments", ()) if word.startswith(prefix)]
+        return edits if edits == self.key.edits else min([edits, *most])
+
     @property
     def last(self) -> float:
         """Edits at the last validation."""
@@ -81,8 +87,21 @@ class Pair(NamedTuple):
         values = self.value(name)
         if values is None:
             return None
-        variance = sum(p * (1 - p) for p in values) / self.edits
+        scored = (run.scored(self.edits) for run in (self.sphere, self.plain))
+        variance = sum(p * (1 - p) / n for p, n in zip(values, scored, strict=True))
         return Difference(values[0] - values[1], math.sqrt(variance))
+
+
+def kind(run: Run) -> str:
+    """A run's data, method, settings and variant, without its draw.
+
+    Example:
+        >>> kind(Run(parse("counterfact-alphaedit-current-ridge1-draw2-800"), {}))
+        'alphaedit ridge1 current'
+    """
+    variant = "" if run.key.variant == "plain" else run.key.variant
+    data = "" if run.key.data == "counterfact" else f"{run.key.data}, "
+    return f"{data}{' '.join(part for part in (run.key.method, run.key.label, variant) if part)}"
 
 
 def load(folder: Path) -> list[Run]:
@@ -118,6 +137,25 @@ def pooled(differences: Sequence[Difference]) -> Difference:
     """Mean of differences that are independent of each other."""
     n = len(differences)
     return Difference(sum(d.value for d in differences) / n, math.sqrt(sum(d.error**2 for d in differences)) / n)
+
+
+def by_kind(figures: Sequence[tuple[Pair, float]]) -> dict[str, Difference]:
+    """Mean of a figure for each method with its settings, with the standard error that its draws show.
+
+    How far draws of one method lie apart is pooled over the methods that have several. Empty without any such.
+
+    Args:
+        figures: A figure of each pair.
+    """
+    groups: dict[str, list[float]] = {}
+    for pair, value in figures:
+        groups.setdefault(kind(pair.sphere), []).append(value)
+    means = {name: sum(values) / len(values) for name, values in groups.items()}
+    freedom = len(figures) - len(groups)
+    if freedom == 0:
+        return {}
+    spread = math.sqrt(sum((x - means[name]) ** 2 for name, values in groups.items() for x in values) / freedom)
+    return {name: Difference(means[name], spread / math.sqrt(len(values))) for name, values in groups.items()}
 
 
 def correlation(run: Run, metric: str, *, differences: bool) -> SpearmanResult | None:
