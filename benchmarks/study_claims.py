@@ -74,8 +74,7 @@ def collapses(runs: Sequence[Run]) -> Verdict:
         HOLDS if fallen else OPEN,
         f"Efficacy over all edits: {'; '.join(parts) or 'no run without SPHERE is finished'}.",
         f"Holds if a run without SPHERE falls below {COLLAPSE:.0%}; cannot be told as long as none has, since more "
-        "edits "
-        "might.",
+        "edits might.",
     )
 
 
@@ -91,8 +90,8 @@ def interferes(runs: Sequence[Run]) -> Verdict:
     methods = {name.split()[0] for name in means}
     word = OPEN if len(methods) < 2 else some(above)
     figures = (
-        f"from {min(means.values()):.2f} ({min(means, key=means.__getitem__)}) to "
-        f"{max(means.values()):.2f} times chance ({max(means, key=means.__getitem__)})"
+        f"from {min(means.values()):.2f} ({min(means, key=means.__getitem__)}) to {max(means.values()):.2f} times "
+        f"chance ({max(means, key=means.__getitem__)})"
         if means
         else "not measured yet"
     )
@@ -100,8 +99,7 @@ def interferes(runs: Sequence[Run]) -> Verdict:
         "Updates of the usual methods interfere with the principal directions of the weights.",
         word,
         "Share of the squared norm of the updates in the principal directions (η = 0.5), by method and layer: "
-        f"{figures}; "
-        f"above 1.25 times chance in {sum(above)} of {len(above)}.",
+        f"{figures}; above 1.25 times chance in {sum(above)} of {len(above)}.",
         "From two methods on: holds if every layer of every method is above 1.25 times chance, in part if some are, "
         "does not if none is.",
     )
@@ -119,11 +117,10 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         "Fluctuations of the energy go with the loss of performance.",
         word,
-        f"Spearman of the consecutive differences of energy and efficacy, 95 % interval: "
+        "Spearman of the consecutive differences of energy and efficacy, 95 % interval: "
         f"{'; '.join(parts) or 'not measured yet'}.",
-        f"Holds if the interval excludes 0, on one side, in most of at least {ENOUGH} runs without SPHERE; does not "
-        "if it "
-        "never does with 20 differences or more. Levels are not used: two series that trend always correlate.",
+        f"Holds if the interval excludes 0, on one side, in most of at least {ENOUGH} runs without SPHERE; does not if "
+        "it never does with 20 differences or more. Levels are not used: two series that trend always correlate.",
     )
 
 
@@ -237,13 +234,11 @@ def better_than_alphaedit(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         f"SPHERE outperforms AlphaEdit, by {100 * TABLE_1:.2f} on average.",
         gain([score for _, score in scores], TABLE_1),
-        f"Mean of efficacy, generalization and specificity, with SPHERE less without, 95 % interval: "
+        "Mean of efficacy, generalization and specificity, with SPHERE less without, 95 % interval: "
         f"{'; '.join(parts) or 'no pair of runs has come that far'}.{mean}",
         "Pairs count from the collapse of AlphaEdit on, where the paper's figures were taken. Holds if the interval "
-        "of the "
-        "mean lies above 0; does not if it includes 0 or less and excludes the paper's figure; cannot be told "
-        "otherwise. "
-        "The interval counts records, not draws.",
+        "of the mean lies above 0; does not if it includes 0 or less and excludes the paper's figure; cannot be told "
+        "otherwise. The interval counts records, not draws.",
     )
 
 
@@ -285,7 +280,7 @@ def plug_and_play(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         f"As a plug-in SPHERE improves other methods, their efficacy by {FIGURE_7[0]:.0%} on average.",
         _plugged_in(list(methods.values())),
-        f"Relative change of the efficacy over all edits, mean over the draws, ± its standard error: "
+        "Relative change of the efficacy over all edits, mean over the draws, ± its standard error: "
         f"{'; '.join(parts) or 'no pair of runs is finished'}.",
         f"From {ENOUGH} methods on: holds if the 95 % interval lies above 0 for most methods and for their mean, in "
         "part if it does for some methods; does not if it does for none, and that of the mean excludes the paper's "

@@ -107,10 +107,9 @@ def table(runs: Sequence[Run]) -> str:
     lines = [
         "## All runs",
         "",
-        "Scores at a run's last validation, over all its edits, ± their standard error. Efficacy and the two after "
-        "it are "
-        "teacher-forced, with one paraphrase and one neighbour a record. Collapse is the first validation that falls "
-        "to an efficacy below 60 %. Seconds an edit leave validation out.",
+        "Scores at a run's last validation, over all its edits, ± their standard error. Efficacy and the two after it "
+        "are teacher-forced, with one paraphrase and one neighbour a record. Collapse is the first validation that "
+        "falls to an efficacy below 60 %. Seconds an edit leave validation out.",
         "",
         "| run | edits | efficacy | generalization | specificity | agreement | perplexity | energy | collapse | "
         "s/edit |",
@@ -173,10 +172,8 @@ def correlations(runs: Sequence[Run]) -> str:
         "## Energy and performance",
         "",
         "Spearman's ρ between the mean energy per pair of rows and a metric over the validations of a run, with its "
-        "95 % "
-        "bootstrap interval; levels as in the paper's Fig. 2, consecutive differences as in its Fig. 3. Two series "
-        "that "
-        "trend always correlate on levels, so the differences are the honest column.",
+        "95 % bootstrap interval; levels as in the paper's Fig. 2, consecutive differences as in its Fig. 3. Two "
+        "series that trend always correlate on levels, so the differences are the honest column.",
         "",
         "| run | points | efficacy, levels | efficacy, differences | perplexity, levels | perplexity, differences |",
         "|---|---|---|---|---|---|",
@@ -215,12 +212,10 @@ def geometry_table(geometry: dict[str, Any]) -> list[str]:
     lines = [
         f"Before any edit (`python -m benchmarks.geometry`; η = {geometry['ratio']:g}, null space below "
         f"{geometry['threshold']:g}): how the principal directions lie to AlphaEdit's null space and to the keys of "
-        "ordinary "
-        "text. The chance level is what a random subspace or vector would have.",
+        "ordinary text. The chance level is what a random subspace or vector would have.",
         "",
         "| layer | directions | chance | share of the keys in them | of the keys in the null space | directions "
-        "inside the "
-        "null space | chance |",
+        "inside the null space | chance |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -232,13 +227,10 @@ def geometry_table(geometry: dict[str, Any]) -> list[str]:
     inside = [row["principal_in_null"] / row["null_chance"] for row in geometry["layers"]]
     lines += [
         "",
-        f"Ordinary keys have {min(ratios):.2f} to {max(ratios):.2f} times chance in the principal directions, and "
-        "the null "
-        f"space holds {min(inside):.2f} to {max(inside):.2f} times chance of these directions. An update reads "
-        "along keys: "
-        "near 1 means that the principal directions of the weight's rows say little about where keys, and so "
-        "updates, lie, "
-        "and that the null space does not exclude them either.",
+        f"Ordinary keys have {min(ratios):.2f} to {max(ratios):.2f} times chance in the principal directions, and the "
+        f"null space holds {min(inside):.2f} to {max(inside):.2f} times chance of these directions. An update reads "
+        "along keys: near 1 means that the principal directions of the weight's rows say little about where keys, and "
+        "so updates, lie, and that the null space does not exclude them either.",
         "",
     ]
     return lines
@@ -251,15 +243,12 @@ def share_table(runs: Sequence[Run]) -> list[str]:
         return []
     lines = [
         "Share of the squared norm of the updates without SPHERE that lies in principal directions, mean over the "
-        "batches, "
-        "as multiples of chance: in those of the weight as it is for three η, in those of the start, and of the "
-        "accumulated change in those of the start at the end. The last column is the share of the squared norm that "
-        "SPHERE "
-        "with η = 0.5 and the paper's α would take of such updates, `(2α − α²)` times the share.",
+        "batches, as multiples of chance: in those of the weight as it is for three η, in those of the start, and of "
+        "the accumulated change in those of the start at the end. The last column is the share of the squared norm "
+        "that SPHERE with η = 0.5 and the paper's α would take of such updates, `(2α − α²)` times the share.",
         "",
         "| run | layer | r / d_in at η 0.5 | now, η 0.5: mean, first → last batch | now, η 0.1 | now, η 0.9 | start, "
-        "η 0.1 | start, η 0.5 | "
-        "accumulated, η 0.5 | SPHERE takes |",
+        "η 0.1 | start, η 0.5 | accumulated, η 0.5 | SPHERE takes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in plain:
@@ -330,13 +319,12 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         return ["No pair of runs is finished."]
     lines = [
         "Each run with SPHERE less the same run without, at the last edit count that both have, with 95 % intervals "
-        "that "
-        "take the two as independent (they score the same records, so the true ones are narrower). A column is in bold "
-        "where the interval excludes 0. Removed is the squared norm of the part that SPHERE took, as a share of the "
-        "update's, mean over the batches.",
+        "that take the two as independent (they score the same records, so the true ones are narrower). A column is "
+        "in bold where the interval excludes 0. Removed is the squared norm of the part that SPHERE took, as a share "
+        "of the update's, mean over the batches.",
         "",
-        "| run | edits | efficacy | generalization | agreement | perplexity | change of the energy, with / without "
-        "| removed |",
+        "| run | edits | efficacy | generalization | agreement | perplexity | change of the energy, with / without | "
+        "removed |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for pair in found:
