@@ -7,6 +7,7 @@ from typing import NamedTuple
 from benchmarks.study_results import COLLAPSE, Difference, Pair, Run, by_kind, correlation, kind, pairs, pooled, shares
 
 HOLDS, IN_PART, DOES_NOT, OPEN = "holds here", "holds in part", "does not hold here", "cannot be told"
+UNMOVED = 1e-5  # relative change of the energy that says nothing
 ENOUGH = 3  # pairs that must agree before a direction counts
 TABLE_1 = 0.1641  # the paper's mean gain over AlphaEdit
 FIGURE_7 = 0.4905, 0.4264  # its relative gains of other methods, efficacy and generalization, after 3,000 edits
@@ -18,13 +19,15 @@ class Verdict(NamedTuple):
     Attributes:
         claim: The claim in the paper.
         word: One of `HOLDS`, `IN_PART`, `DOES_NOT`, `OPEN`.
-        why: The figures that say so.
+        measured: What the figures are.
+        figures: The figures that say so, one a line.
         rule: How they were turned into the word.
     """
 
     claim: str
     word: str
-    why: str
+    measured: str
+    figures: Sequence[str]
     rule: str
 
 
@@ -63,19 +66,21 @@ def collapses(runs: Sequence[Run]) -> Verdict:
     """Does sequential editing without SPHERE collapse the model?"""
     plain = [run for run in runs if is_plain(run)]
     fallen = [run for run in plain if run.collapse is not None]
-    parts = [
-        f"{title(run)}: below {COLLAPSE:.0%} at {run.collapse:.0f} edits"
-        if run.collapse is not None
-        else f"{title(run)}: {run.series('val/efficacy')[-1][1]:.2f} after {run.last:.0f}"
-        for run in plain
-    ]
+    parts = [f"{title(run)}: {_fate(run)}" for run in plain]
     return Verdict(
         "Sequential editing without SPHERE collapses the model.",
         HOLDS if fallen else OPEN,
-        f"Efficacy over all edits: {'; '.join(parts) or 'no run without SPHERE is finished'}.",
+        "Efficacy over all edits, without SPHERE.",
+        parts,
         f"Holds if a run without SPHERE falls below {COLLAPSE:.0%}; cannot be told as long as none has, since more "
         "edits might.",
     )
+
+
+def _fate(run: Run) -> str:
+    _, efficacy = run.series("val/efficacy")[-1]
+    fallen = "" if run.collapse is None else f"below {COLLAPSE:.0%} at {run.collapse:.0f} edits, "
+    return f"{fallen}{efficacy:.2f} after {run.last:.0f}"
 
 
 def interferes(runs: Sequence[Run]) -> Verdict:
@@ -84,22 +89,17 @@ def interferes(runs: Sequence[Run]) -> Verdict:
     for run in runs:
         if is_plain(run):
             for weight, (update, chance) in shares(run).items():
-                ratios.setdefault(f"{run.key.method} {weight.split('.')[2]}", []).append(update / chance)
+                ratios.setdefault(f"{kind(run)}, layer {weight.split('.')[2]}", []).append(update / chance)
     means = {name: sum(values) / len(values) for name, values in ratios.items()}
     above = [value > 1.25 for value in means.values()]
-    methods = {name.split()[0] for name in means}
+    methods = {name.split(", layer")[0] for name in means}
     word = OPEN if len(methods) < 2 else some(above)
-    figures = (
-        f"from {min(means.values()):.2f} ({min(means, key=means.__getitem__)}) to {max(means.values()):.2f} times "
-        f"chance ({max(means, key=means.__getitem__)})"
-        if means
-        else "not measured yet"
-    )
     return Verdict(
         "Updates of the usual methods interfere with the principal directions of the weights.",
         word,
-        "Share of the squared norm of the updates in the principal directions (η = 0.5), by method and layer: "
-        f"{figures}; above 1.25 times chance in {sum(above)} of {len(above)}.",
+        "Share of the squared norm of the updates without SPHERE in the principal directions (η = 0.5), by method and "
+        "layer, mean over batches and draws, by what a random update would have there.",
+        [f"{name}: {value:.2f} times chance" for name, value in means.items()],
         "From two methods on: holds if every layer of every method is above 1.25 times chance, in part if some are, "
         "does not if none is.",
     )
@@ -117,8 +117,8 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         "Fluctuations of the energy go with the loss of performance.",
         word,
-        "Spearman of the consecutive differences of energy and efficacy, 95 % interval: "
-        f"{'; '.join(parts) or 'not measured yet'}.",
+        "Spearman of the consecutive differences of energy and efficacy, with its 95 % interval.",
+        parts,
         f"Holds if the interval excludes 0, on one side, in most of at least {ENOUGH} runs without SPHERE; does not if "
         "it never does with 20 differences or more. Levels are not used: two series that trend always correlate.",
     )
@@ -129,20 +129,18 @@ def some(signs: Sequence[bool]) -> str:
     return HOLDS if all(signs) else IN_PART if any(signs) else DOES_NOT
 
 
-def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, str]:
+def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, list[str]]:
     """The word for logarithms of ratios of which SPHERE wants each below 0, and all of them in words."""
     methods = by_kind(figures)
     word = some([each.interval[1] < 0 for each in methods.values()]) if len(methods) >= ENOUGH else OPEN
-    parts = [f"{name} {percent(each)}" for name, each in methods.items()]
-    if not parts:
-        parts = [f"{title(pair.sphere)} {math.expm1(value):+.1%}" for pair, value in figures]
-    return word, "; ".join(parts) or "no pair of runs is finished"
+    parts = [f"{name}: {percent(each)}" for name, each in methods.items()]
+    return word, parts or [f"{title(pair.sphere)}: {100 * math.expm1(value):+.1f} %" for pair, value in figures]
 
 
 def percent(log_ratio: Difference) -> str:
     """A ratio less 1 in percent, with its interval."""
-    value, low, high = (f"{100 * math.expm1(each):+.3g} %" for each in (log_ratio.value, *log_ratio.interval))
-    return f"{value} [{low}, {high}]"
+    value, low, high = (f"{100 * math.expm1(each):+.1f}" for each in (log_ratio.value, *log_ratio.interval))
+    return f"{value} % [{low}, {high}]"
 
 
 LOWERED = (
@@ -156,15 +154,16 @@ def steadier_energy(runs: Sequence[Run]) -> Verdict:
     figures = []
     for pair in pairs(runs):
         values = pair.value("energy/change")
-        if values is not None and 0 not in values:
+        if values is not None and min(map(abs, values)) > UNMOVED:
             figures.append((pair, math.log(abs(values[0]) / abs(values[1]))))
-    word, text = lowered(figures)
+    word, parts = lowered(figures)
     return Verdict(
         "SPHERE holds the hyperspherical energy.",
         word,
         "Absolute change of the energy since the start at the last edit count that both have, with SPHERE against "
-        f"without, mean over the draws: {text}.",
-        LOWERED,
+        "without, mean over the draws.",
+        parts,
+        f"{LOWERED} Methods that move the energy by less than {UNMOVED:.3%} are left out.",
     )
 
 
@@ -175,27 +174,27 @@ def keeps_ability(runs: Sequence[Run]) -> Verdict:
         values = pair.value("val/perplexity")
         if values is not None:
             figures.append((pair, math.log(values[0] / values[1])))
-    word, text = lowered(figures)
+    word, parts = lowered(figures)
     return Verdict(
         "SPHERE keeps general ability.",
         word,
-        f"Perplexity on held-out text with SPHERE against without, mean over the draws: {text}. {tasks(runs)}",
-        LOWERED + " Tasks do not enter the word.",
+        "Perplexity on held-out text with SPHERE against without, mean over the draws; tasks below.",
+        [*parts, *(tasks(runs) or ["Tasks were not run."])],
+        f"{LOWERED} Tasks do not enter the word.",
     )
 
 
-def tasks(runs: Sequence[Run]) -> str:
+def tasks(runs: Sequence[Run]) -> list[str]:
     """Scores of the general abilities where a pair has measured them."""
     parts = []
     for pair in pairs(runs):
-        names = [name for name in pair.plain.found["batches"] if name.startswith("abilities/")]
-        for name in names:
-            before, without = (pair.plain.series(name)[place][1] for place in (0, -1))
-            behind = pair.sphere.series(name)
-            if behind:
-                ends = f"{without:.3f} without and {behind[-1][1]:.3f} with SPHERE"
-                parts.append(f"{name.removeprefix('abilities/')} {before:.3f} before, {ends} ({title(pair.sphere)})")
-    return f"Tasks: {'; '.join(parts)}." if parts else "Tasks were not run."
+        for name in (name for name in pair.plain.found["batches"] if name.startswith("abilities/")):
+            (_, before), *_, (_, without) = pair.plain.series(name)
+            after = pair.sphere.series(name)
+            if after:
+                ends = f"{without:.3f} without and {after[-1][1]:.3f} with SPHERE"
+                parts.append(f"{title(pair.sphere)}: {name.removeprefix('abilities/')} {before:.3f} before, {ends}")
+    return parts
 
 
 def gain(differences: Sequence[Difference], claimed: float) -> str:
@@ -229,13 +228,13 @@ def better_than_alphaedit(runs: Sequence[Run]) -> Verdict:
         and pair.plain.collapse <= pair.edits
     ]
     scores = [(pair, score) for pair in chosen if (score := editing_score(pair)) is not None]
-    parts = [f"{title(pair.sphere)} at {pair.edits:.0f} edits {in_points(score)}" for pair, score in scores]
-    mean = f" Mean: {in_points(pooled([score for _, score in scores]))}." if scores else ""
+    parts = [f"{title(pair.sphere)}: {in_points(score)} at {pair.edits:.0f} edits" for pair, score in scores]
+    parts += [f"mean: {in_points(pooled([score for _, score in scores]))}"] if scores else []
     return Verdict(
         f"SPHERE outperforms AlphaEdit, by {100 * TABLE_1:.2f} on average.",
         gain([score for _, score in scores], TABLE_1),
-        "Mean of efficacy, generalization and specificity, with SPHERE less without, 95 % interval: "
-        f"{'; '.join(parts) or 'no pair of runs has come that far'}.{mean}",
+        "Mean of efficacy, generalization and specificity, with SPHERE less without, with its 95 % interval.",
+        parts or ["no pair of runs has come that far"],
         "Pairs count from the collapse of AlphaEdit on, where the paper's figures were taken. Holds if the interval "
         "of the mean lies above 0; does not if it includes 0 or less and excludes the paper's figure; cannot be told "
         "otherwise. The interval counts records, not draws.",
@@ -256,8 +255,8 @@ def lasts_longer(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         "With SPHERE a method lasts for more edits.",
         word,
-        f"First validation with an efficacy below {COLLAPSE:.0%}: "
-        f"{'; '.join(parts) or 'no run without SPHERE has collapsed'}.",
+        f"First validation with an efficacy below {COLLAPSE:.0%}.",
+        parts or ["no run without SPHERE has collapsed"],
         f"From {ENOUGH} pairs on: holds if it comes later in all, in part if in some, does not if in none.",
     )
 
@@ -276,12 +275,12 @@ def plug_and_play(runs: Sequence[Run]) -> Verdict:
             one = Difference(difference.value / values[1], difference.error / values[1])
             relative.setdefault(kind(pair.sphere), []).append(one)
     methods = {name: pooled(draws) for name, draws in relative.items()}
-    parts = [f"{name} {d.value:+.1%} ± {d.error:.1%}" for name, d in methods.items()]
+    parts = [f"{name}: {d.value:+.1%} ± {d.error:.1%}" for name, d in methods.items()]
     return Verdict(
         f"As a plug-in SPHERE improves other methods, their efficacy by {FIGURE_7[0]:.0%} on average.",
         _plugged_in(list(methods.values())),
-        "Relative change of the efficacy over all edits, mean over the draws, ± its standard error: "
-        f"{'; '.join(parts) or 'no pair of runs is finished'}.",
+        "Relative change of the efficacy over all edits, mean over the draws, ± its standard error.",
+        parts,
         f"From {ENOUGH} methods on: holds if the 95 % interval lies above 0 for most methods and for their mean, in "
         "part if it does for some methods; does not if it does for none, and that of the mean excludes the paper's "
         "figure.",

@@ -93,12 +93,14 @@ def share_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def claims(runs: Sequence[Run]) -> str:
-    """One paragraph for each claim."""
+    """One section for each claim."""
     found = verdicts(runs)
     lines = ["## The claims", "", "| claim | here |", "|---|---|"]
     lines += [f"| {verdict.claim} | **{verdict.word}** |" for verdict in found]
     for verdict in found:
-        lines += ["", f"**{verdict.claim}** *{verdict.word.capitalize()}.* {verdict.why} Rule: {verdict.rule}"]
+        lines += ["", f"### {verdict.claim}", "", f"*{verdict.word.capitalize()}.* {verdict.measured}", ""]
+        lines += [f"- {figure}" for figure in verdict.figures or ["not measured yet"]]
+        lines += ["", f"Rule: {verdict.rule}"]
     return "\n".join([*lines, ""])
 
 

@@ -247,17 +247,17 @@ def test_the_spread_among_draws_is_pooled_over_methods():
     runs += make_methods([0.9, 0.8], [0.9, 0.8], ("rome",), draws=(1,))
     values = {("memit", 1): 1.0, ("memit", 2): 3.0, ("ft", 1): 10.0, ("ft", 2): 10.0, ("rome", 1): 5.0}
     found = by_kind([(pair, values[pair.sphere.key.method, pair.sphere.key.draw]) for pair in pairs(runs)])
-    assert found["memit current"] == pytest.approx((2.0, 1.0 / 2**0.5))  # two squares of 1, two degrees of freedom
-    assert found["ft current"] == pytest.approx((10.0, 1.0 / 2**0.5))
-    assert found["rome current"] == pytest.approx((5.0, 1.0))
+    assert found["memit current"] == pytest.approx((2.0, 1.0 / 2**0.5, 2))  # two squares of 1, two degrees of freedom
+    assert found["ft current"] == pytest.approx((10.0, 1.0 / 2**0.5, 2))
+    assert found["rome current"] == pytest.approx((5.0, 1.0, 2))
 
 
 def test_abilities_are_told_before_and_after():
     runs = make_pairs([0.9, 0.8], [0.9, 0.8], draws=(1,))
     for run, end in zip(runs, (0.5, 0.6), strict=True):
         run.found["batches"]["abilities/sst2"] = [0.8, end]
-    text = next(verdict.why for verdict in verdicts(runs) if verdict.claim == ABILITY)
-    assert "Tasks: sst2 0.800 before, 0.500 without and 0.600 with SPHERE (alphaedit current, draw 1)." in text
+    figures = next(verdict.figures for verdict in verdicts(runs) if verdict.claim == ABILITY)
+    assert "alphaedit current, draw 1: sst2 0.800 before, 0.500 without and 0.600 with SPHERE" in figures
 
 
 def test_a_validation_of_a_sample_counts_the_sample():
