@@ -26,6 +26,8 @@ PANELS = (
     ("energy/change", "change of the energy"),
     ("principal/overlap", "principal directions kept"),
     ("shares/drift", "‖W − W₀‖ / ‖W₀‖"),
+    ("abilities/sst2", "sst2, accuracy"),
+    ("abilities/gsm8k_gold_hint", "gsm8k behind the gold solution"),
 )
 LINES = ("-", "--", ":", "-.")
 
@@ -41,11 +43,14 @@ def save(figure: Figure, path: Path) -> Path:
 
 def curves(runs: Sequence[Run], path: Path) -> Path:
     """Everything against edits, one panel a quantity: a colour for each variant, a dash for each draw."""
-    figure = Figure(figsize=(16, 7), dpi=80, layout="constrained")
-    axes = figure.subplots(2, 4).flat
+    measured = [(metric, name) for metric, name in PANELS if any(run.series(metric) for run in runs)]
+    columns = 4 if len(measured) <= 8 else 5
+    rows = -(-len(measured) // columns)
+    figure = Figure(figsize=(4 * columns, 3.5 * rows), dpi=80, layout="constrained")
+    axes = iter(figure.subplots(rows, columns, squeeze=False).flat)
     variants = list(dict.fromkeys(run.key.variant for run in sorted(runs, key=lambda run: not is_plain(run))))
     draws = sorted({run.key.draw for run in runs})
-    for (metric, name), panel in zip(PANELS, axes, strict=True):
+    for (metric, name), panel in zip(measured, axes, strict=False):
         for run in runs:
             color = METHOD_COLORS[variants.index(run.key.variant) % len(METHOD_COLORS)]
             dash = LINES[draws.index(run.key.draw) % len(LINES)]
@@ -54,6 +59,8 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
                 label = f"{run.key.variant}, draw {run.key.draw}"
                 panel.plot(*zip(*points, strict=True), dash, color=color, marker="o", markersize=3, label=label)
         _dress(panel, name, runs, metric)
+    for panel in axes:  # what is left of the last row
+        panel.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(6, len(labels))), frameon=False)
     return save(figure, path)

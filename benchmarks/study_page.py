@@ -371,17 +371,26 @@ def tuned(runs: Sequence[Run]) -> str:
     lines = [
         "## Tuning",
         "",
-        "Candidates of each method's own settings, four a method, on draw 0, without SPHERE.",
+        "Candidates of each method's own settings, four a method, on draw 0, without SPHERE. In bold the best of a "
+        "method, by the mean of efficacy, generalization and agreement.",
         "",
-        "| candidate | edits | efficacy | generalization | agreement | perplexity |",
-        "|---|---|---|---|---|---|",
+        "| candidate | edits | efficacy | generalization | agreement | mean | perplexity |",
+        "|---|---|---|---|---|---|---|",
     ]
+    means = {run.key.name: sum(_tuned_scores(run)) / 3 for run in found}
     for run in found:
-        names = ("efficacy", "generalization", "neighborhood_agreement", "perplexity")
-        last = [run.series(f"val/{name}")[-1][1] for name in names]
-        scores = " | ".join(f"{value:.3f}" for value in last[:3])
-        lines.append(f"| {run.key.method} {run.key.label} | {run.last:.0f} | {scores} | {last[3]:.1f} |")
+        mean = means[run.key.name]
+        best = mean == max(means[other.key.name] for other in found if other.key.method == run.key.method)
+        scores = " | ".join(f"{value:.3f}" for value in _tuned_scores(run))
+        shown = f"**{mean:.3f}**" if best else f"{mean:.3f}"
+        perplexity = run.series("val/perplexity")[-1][1]
+        lines.append(f"| {run.key.method} {run.key.label} | {run.last:.0f} | {scores} | {shown} | {perplexity:.1f} |")
     return "\n".join([*lines, ""])
+
+
+def _tuned_scores(run: Run) -> list[float]:
+    names = ("efficacy", "generalization", "neighborhood_agreement")
+    return [run.series(f"val/{name}")[-1][1] for name in names]
 
 
 def missing(runs: Sequence[Run]) -> str:
