@@ -14,12 +14,13 @@ cell; the page and its figures are built from these alone.
 import argparse
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, collect, finished, run_cell, run_cells, seconds_left
-from benchmarks.study_cells import PRESETS, parse
+from benchmarks.study_cells import MAPS, PRESETS, parse
 from sphere_pl.files import write_text
 
 RESULTS = Path(__file__).with_name("study")
@@ -82,7 +83,12 @@ def run(cells: Sequence[Cell], source: Path, abilities: Path | None, runs: Path,
         paths = [f"--data.path={records_file(key.data, key.draw, source, runs)}"]
         if abilities and any(argument.startswith("--eval.tasks") for argument in cell.arguments):
             paths.append(f"--eval.data_dir={abilities}")
+        drawn = runs / cell.name / "geometry"
+        if MAPS in cell.arguments:
+            paths.append(f"--trainer.callbacks.init_args.output_dir={drawn}")
         run_cell(cell, runs / cell.name, result_of(cell), paths, 1 if jobs > 1 else None)
+        for path in sorted(drawn.glob("*.png"))[-1:]:  # of the deepest layer, after the last batch
+            shutil.copyfile(path, result_of(cell).with_suffix(".png"))
 
     run_cells([cell for cell in cells if not finished(result_of(cell))], one, jobs)
 

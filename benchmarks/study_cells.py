@@ -8,6 +8,7 @@ STRENGTH = {"alphaedit": 0.5}  # the paper's α: 0.5 on AlphaEdit, 0.8 on every 
 SCORED = 400  # edits that a long run scores at most before its end
 # Two tasks that the unedited model is good at; at the others it guesses.
 ABILITIES = ("--eval.tasks=[sst2,gsm8k_gold_hint]", "--eval.every=4", "--eval.limit=200")
+MAPS = "--config=callbacks/geometry"
 COST = {"rome": 1.5, "ft": 0.4, "ultraedit": 0.15}  # seconds an edit on one core, before anything was measured
 CALLBACKS = {"rect": ("memit", "callbacks/rect"), "prune": ("memit", "callbacks/prune")}
 
@@ -99,11 +100,18 @@ def _sphere(method: str, variant: str) -> list[str]:
     ]
 
 
+def maps(batches: int) -> tuple[str, ...]:
+    """Draw heat maps of the weights' rows after so many batches."""
+    return MAPS, f"--trainer.callbacks.init_args.every_n_batches={batches}"
+
+
 def alphaedit(variant: str, ridge: float, draw: int = 1, edits: int = 800, data: str = "counterfact") -> Cell:
-    """AlphaEdit with a ridge of its own; a long run scores a sample on its way, and general abilities."""
+    """AlphaEdit with a ridge of its own; a long run scores a sample, and general abilities, on its way."""
     more: tuple[str, ...] = (f"--model.method.init_args.ridge={ridge:g}",)
     if edits > 800:
         more += (f"--model.evaluation.validation_records={SCORED}", *ABILITIES)
+    if edits > 800 and draw == 1:
+        more += maps(edits // 100)
     return cell("alphaedit", variant, data=data, draw=draw, edits=edits, label=f"ridge{ridge:g}", more=more)
 
 
@@ -122,7 +130,11 @@ OTHERS = [
     for method in ("ultraedit", "memit", "rect", "prune", "ft", "rome")
     for variant in PAIR
 ]
-ROME = [cell("rome", variant, draw=draw, edits=200) for draw in (2, 3) for variant in PAIR]
+ROME = [
+    cell("rome", variant, draw=draw, edits=200, more=maps(200) if draw == 2 else ())
+    for draw in (2, 3)
+    for variant in PAIR
+]
 # Many small updates: the paper's 15,000 edits are 150 of them, eight hundred in batches of ten are 80.
 STEPS = [cell("memit", variant, label="batch10", more=BATCH_10) for variant in PAIR]
 STEPS += [

@@ -20,7 +20,6 @@ EXTRAS = {
     "retention/": "retention by age",
     "abilities/": "general abilities",
     "generation/": "free generation",
-    "geometry/": "heat maps",
 }
 SCORES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 
@@ -58,6 +57,7 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
         correlations(counted),
         figures(counted),
         extras(counted),
+        heat_maps(counted),
         why(counted, geometry),
         tuned(runs),
         missing(runs),
@@ -166,6 +166,25 @@ def extras(runs: Sequence[Run]) -> str:
                 lines.append(f"| {run} | {' | '.join(cells)} |")
             lines.append("")
     return "\n".join(lines)
+
+
+def heat_maps(runs: Sequence[Run]) -> str:
+    """Cosines between rows before and after (the paper's Figs. 4 and 5), of the runs that have drawn them."""
+    found = [run for run in runs if drawing(run).exists()]
+    lines = ["## Heat maps", "", "Cosines between 128 rows of the deepest edited weight, and a map of these rows."]
+    for run in found:
+        lines += [
+            "",
+            f"{title(run)}, after {run.last:.0f} edits:",
+            "",
+            f"![{title(run)}](../benchmarks/study/{drawing(run).name})",
+        ]
+    return "\n".join([*lines, ""]) if found else ""
+
+
+def drawing(run: Run) -> Path:
+    """Where the heat maps of a run are, if it has drawn any."""
+    return RESULTS / f"{run.key.name}.png"
 
 
 def correlations(runs: Sequence[Run]) -> str:
@@ -398,6 +417,7 @@ def missing(runs: Sequence[Run]) -> str:
     done = {run.key.name for run in runs if run.found.get("failed") != STOPPED}
     left = [cell for cell in FULL if cell.name not in done]
     unmeasured = [words for prefix, words in EXTRAS.items() if not any(extra(run, prefix) for run in runs)]
+    unmeasured += [] if any(drawing(run).exists() for run in runs) else ["heat maps"]
     lines = [
         "## Not run",
         "",
