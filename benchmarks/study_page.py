@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 from benchmarks.cells import STOPPED
@@ -391,12 +392,12 @@ def tuned(runs: Sequence[Run]) -> str:
         "## Tuning",
         "",
         "Candidates of each method's own settings, four a method, on draw 0, without SPHERE. In bold the best of a "
-        "method, by the mean of efficacy, generalization and agreement.",
+        "method, by the harmonic mean of the three scores, as ROME's: a method that does nothing scores nothing.",
         "",
-        "| candidate | edits | efficacy | generalization | agreement | mean | perplexity |",
+        "| candidate | edits | efficacy | generalization | agreement | score | perplexity |",
         "|---|---|---|---|---|---|---|",
     ]
-    means = {run.key.name: sum(_tuned_scores(run)) / 3 for run in found}
+    means = {run.key.name: harmonic_mean(_tuned_scores(run)) for run in found}
     for run in found:
         mean = means[run.key.name]
         best = mean == max(means[other.key.name] for other in found if other.key.method == run.key.method)
