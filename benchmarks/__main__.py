@@ -47,7 +47,7 @@ def markdown(measurements: list[Measurement]) -> str:
     for m in measurements:
         share = "" if m.share_of_ceiling is None else f"{m.share_of_ceiling:.0%}"
         digits = max(0, 2 - math.floor(math.log10(m.seconds)))
-        lines.append(f"| {m.name} | {m.ratio:.1f} | {m.target:g} | {share} | {m.seconds:.{digits}f} | {m.device} |")
+        lines.append(f"| {m.name} | {m.ratio:.1f} | {m.target:.2g} | {share} | {m.seconds:.{digits}f} | {m.device} |")
     return "\n".join(lines)
 
 

@@ -321,6 +321,16 @@ def test_the_page_shows_every_run_and_what_was_not_run():
     assert f"- {FULL[0].name}\n" in text
 
 
+def test_the_page_begins_with_what_sphere_does_for_each_method():
+    runs = make_pairs([0.8] * 8, [0.8] * 8, draws=(1, 2), share=0.18)
+    runs += make_pairs([0.2] * 8, [0.8] * 8, "rome", draws=(1,)) + make_pairs([0.8] * 8, [0.2] * 8, "ft", draws=(1,))
+    text = study_page.in_short(runs)
+    assert "- **Higher with SPHERE**: rome 0.20 → 0.80 after 800 (1.0)\n" in text
+    assert "- **lower with SPHERE**: ft 0.80 → 0.20 after 800 (1.0)\n" in text
+    assert "- **no difference seen**: alphaedit 0.80 → 0.80 after 800 (1.0)\n" in text
+    assert study_page.in_short([]) == ""
+
+
 def test_what_some_run_has_measured_beside_is_shown_and_the_rest_named():
     run = make_run("counterfact-ft-plain-draw1-200", [0.9, 0.8])
     assert "any of them: retention by age, general abilities," in study_page.page([run], geometry())
