@@ -12,7 +12,7 @@ from sphere_pl.evaluation.forest import WIDTH, Forest, batch_forests, plant
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import Prompt, Tokens, micro_batches, pad, tokenize
 
-HEAD_ROWS = 256  # predictions made together: the logits of more would not stay in the cache
+HEAD_ROWS = 128  # predictions made together: fewer would read the head too often, the logits of more fill no cache
 
 
 class Answer(NamedTuple):
@@ -103,10 +103,13 @@ def _predict(lm: LanguageModel, hidden: Tensor, owners: list[int], labels: list[
     best = []
     for start in range(0, len(hidden), HEAD_ROWS):
         logits = lm.logits(hidden[start : start + HEAD_ROWS])
-        best.append(logits.argmax(-1))
+        most, likeliest = logits.max(-1)
+        best.append(likeliest)
         inside = (owner >= start) & (owner < start + HEAD_ROWS)
         at = owner[inside] - start
-        chosen[inside] = logits[at, label[inside]] - logits.logsumexp(-1)[at]
+        wanted = logits[at, label[inside]] - most[at]
+        # The logarithm of the sum of exponentials, in place: a second tensor of this size costs more than the sum.
+        chosen[inside] = wanted - logits.sub_(most[:, None]).exp_().sum(-1).log()[at]
     return torch.cat(best).tolist(), chosen.tolist()
 
 
