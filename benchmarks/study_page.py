@@ -223,9 +223,10 @@ def correlations(runs: Sequence[Run]) -> str:
     lines = [
         "## Energy and performance",
         "",
-        "Spearman's ρ between the mean energy per pair of rows and a metric over the validations of a run, with its "
-        "95 % bootstrap interval; levels as in the paper's Fig. 2, consecutive differences as in its Fig. 3. Two "
-        "series that trend always correlate on levels, so the differences are the honest column.",
+        "Spearman's ρ between the relative change of the energy, mean over the matrices, and a metric over the "
+        "validations of a run, with its 95 % bootstrap interval; levels as in the paper's Fig. 2, consecutive "
+        "differences as in its Fig. 3. Two series that trend always correlate on levels, so the differences are the "
+        "honest column.",
         "",
         "| run | points | efficacy, levels | efficacy, differences | perplexity, levels | perplexity, differences |",
         "|---|---|---|---|---|---|",

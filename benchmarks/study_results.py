@@ -186,9 +186,10 @@ def by_kind(figures: Sequence[tuple[Pair, float]]) -> dict[str, Difference]:
 def correlation(run: Run, metric: str, *, differences: bool) -> SpearmanResult | None:
     """Spearman of the energy and a metric over a run's validations, on levels or consecutive differences.
 
-    None with fewer than five of them, or where a series never changes.
+    None with fewer than five of them, or where a series never changes. The energy's relative change stands for it: five
+    digits of the energy itself would hide most changes.
     """
-    energy = dict(run.series("energy/mean"))
+    energy = dict(run.series("energy/change"))
     points = [(energy[edits], value) for edits, value in run.series(metric) if edits in energy]
     if len(points) - differences < 5:
         return None
