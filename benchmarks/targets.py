@@ -16,7 +16,7 @@ from sphere_pl.targets import TargetSettings, optimize_targets
 LAYER = 8
 # The paper's work for a request: 25 evaluations, no early stop, so that both sides do the same number of steps.
 SETTINGS = TargetSettings(steps=25, learning_rate=0.5, clamp=4.0, weight_decay=1e-3, stop_loss=0.0, max_tokens=16384)
-TOLERANCE = 0.02
+TOLERANCE = 1e-4
 
 
 def literal_target(

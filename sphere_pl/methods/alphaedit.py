@@ -48,8 +48,8 @@ class AlphaEdit(EditingMethod):
         return 4 * (d_in**2 + KeyMemory.most_numbers(d_in))
 
     def preparation_bytes(self, d_in: int) -> int:
-        """The moment, its eigenvectors, and the room that finding them takes (LAPACK's syevd: two matrices more)."""
-        return 16 * d_in**2
+        """The moment as it is and capped, its eigenvectors, and LAPACK's room to find them: two matrices more."""
+        return 20 * d_in**2
 
     def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
         """See `alphaedit_update`."""

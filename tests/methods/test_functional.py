@@ -72,6 +72,23 @@ def test_alphaedit_leaves_keys_outside_the_null_space_where_they_are(problem):
     torch.testing.assert_close(known @ update.T, torch.zeros(len(known), D_OUT, dtype=torch.float64))
 
 
+def test_one_massive_direction_does_not_blur_the_null_space():
+    torch.manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(200, 200, dtype=torch.float64))[0]
+    moment = (vectors * torch.logspace(-3, 0, 200, dtype=torch.float64)) @ vectors.T
+    massive = torch.nn.functional.normalize(torch.randn(200, dtype=torch.float64), dim=0)
+    moment = (moment + 1e4 * massive.outer(massive)).float()
+
+    def projector(basis):
+        return basis.double() @ basis.double().T
+
+    values, exact = torch.linalg.eigh(moment.double())
+    expected = projector(exact[:, values < 0.02])
+    values, plain = torch.linalg.eigh(moment)
+    assert (projector(plain[:, values < 0.02]) - expected).norm() > 0.02 * expected.norm()
+    assert (projector(null_space_basis(moment, 0.02)) - expected).norm() < 0.002 * expected.norm()
+
+
 def test_memit_by_woodbury_is_the_literal_solve(problem):
     weighted = 3.0 * problem["second_moment"]
     whitened = torch.linalg.solve(weighted, problem["keys"].T).T
