@@ -1,6 +1,6 @@
 """The figures of docs/study.md, drawn from the results alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -82,41 +82,74 @@ def _dress(panel: "Axes", name: str, runs: Sequence[Run], metric: str) -> None:
 
 
 def share_curves(runs: Sequence[Run], path: Path, ratio: float = 0.5) -> Path:
-    """Share of each update in the principal directions, by layer, against chance; one panel a run."""
-    figure = Figure(figsize=(4.6 * len(runs), 4), dpi=80, layout="constrained")
-    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False).flat
-    for run, panel in zip(runs, axes, strict=True):
+    """Share of the updates in the principal directions, by layer, against chance; one panel a run.
+
+    Where there are many updates, means of neighbouring ones are shown.
+    """
+    figure, panels = _grid(len(runs), sharey=True)
+    for run, panel in zip(runs, panels, strict=True):
         prefix = f"shares/update_{ratio:g}/"
         names = [name for name in run.found["batches"] if name.startswith(prefix)]
         for index, name in enumerate(names):
             color, weight = METHOD_COLORS[index % len(METHOD_COLORS)], name.removeprefix(prefix)
-            panel.plot(*zip(*run.series(name), strict=True), color=color, label=f"layer {weight.split('.')[2]}")
+            points = smoothed(run.series(name))
+            panel.plot(*zip(*points, strict=True), color=color, label=f"layer {weight.split('.')[2]}")
             chance = run.series(f"shares/chance_{ratio:g}/{weight}")
             panel.plot(*zip(*chance, strict=True), color=color, linestyle=":", linewidth=1)
         panel.set_title(title(run), loc="left", fontsize=11)
         panel.set_xlabel("edits")
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8)
-    figure.axes[0].set_ylabel("share of the update's energy (dotted: chance)")
-    figure.axes[0].set_ylim(bottom=0)
+    panels[0].set_ylim(bottom=0)
+    figure.supylabel("share of the update's squared norm (dotted: chance)", fontsize=10)
     return save(figure, path)
 
 
-def changes(runs: Sequence[Run], path: Path) -> Path:
-    """Changes of the efficacy against changes of the energy between validations (the paper's Fig. 3)."""
-    figure = Figure(figsize=(6.4, 4.6), dpi=80, layout="constrained")
-    panel = figure.subplots()
-    for index, run in enumerate(runs):
-        energy = dict(run.series("energy/change"))
-        points = [(100 * energy[edits], value) for edits, value in run.series("val/efficacy") if edits in energy]
-        steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(points)]
-        if steps:
-            color = METHOD_COLORS[index % len(METHOD_COLORS)]
-            panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=5, label=title(run))
-    panel.axhline(0, color=FAINT, linewidth=1)
-    panel.axvline(0, color=FAINT, linewidth=1)
-    panel.set_xlabel("change of the energy between validations, % of the start")
-    panel.set_ylabel("change of the efficacy over all edits")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8)
+def smoothed(points: Sequence[tuple[float, float]], most: int = 20) -> list[tuple[float, float]]:
+    """Means of neighbouring points, `most` of them or a few more.
+
+    Example:
+        >>> smoothed([(1, 0.0), (2, 4.0), (3, 6.0)], most=2)
+        [(1.5, 2.0), (3.0, 6.0)]
+    """
+    size = -(-len(points) // most)
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def changes(groups: Mapping[str, Sequence[Run]], path: Path) -> Path:
+    """Changes of the efficacy against changes of the energy between validations (the paper's Fig. 3), by method."""
+    figure, panels = _grid(len(groups))
+    for (name, runs), panel in zip(groups.items(), panels, strict=True):
+        for run in sorted(runs, key=lambda run: not is_plain(run)):
+            steps = _steps(run)
+            if steps:
+                color = METHOD_COLORS[not is_plain(run)]
+                panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=4, label=run.key.variant)
+        panel.axhline(0, color=FAINT, linewidth=1)
+        panel.axvline(0, color=FAINT, linewidth=1)
+        panel.set_title(name, loc="left", fontsize=11)
+        known = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        panel.legend(known.values(), known.keys(), frameon=False, fontsize=8)
+    figure.supxlabel("change of the energy between validations, % of the start", fontsize=10)
+    figure.supylabel("change of the efficacy over all edits", fontsize=10)
     return save(figure, path)
+
+
+def _steps(run: Run) -> list[tuple[float, float]]:
+    """Change of the energy in percent and of the efficacy, from validation to validation."""
+    energy = dict(run.series("energy/change"))
+    points = [(100 * energy[edits], value) for edits, value in run.series("val/efficacy") if edits in energy]
+    return [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(points)]
+
+
+def _grid(panels: int, *, sharey: bool = False) -> tuple[Figure, list["Axes"]]:
+    """A figure of so many panels, four in a row."""
+    columns = min(panels, 4)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=80, layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
+    for axis in axes[:panels]:
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    return figure, axes[:panels]

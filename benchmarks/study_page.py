@@ -7,7 +7,7 @@ from statistics import harmonic_mean
 from typing import Any
 
 from benchmarks.cells import STOPPED
-from benchmarks.study_cells import FULL
+from benchmarks.study_cells import FULL, PAIR
 from benchmarks.study_claims import title, verdicts
 from benchmarks.study_figures import changes, curves, share_curves
 from benchmarks.study_results import Pair, Run, correlation, kind, load, pairs, pooled, shares
@@ -85,7 +85,8 @@ def draw_figures(runs: Sequence[Run]) -> None:
     plain = share_runs(counted)
     if plain:
         share_curves(plain, FIGURES / "shares.png")
-        changes(counted, FIGURES / "changes.png")
+        two = {name: [run for run in members if run.key.variant in PAIR] for name, members in groups(counted).items()}
+        changes({name: members for name, members in two.items() if members}, FIGURES / "changes.png")
 
 
 def in_short(runs: Sequence[Run]) -> str:

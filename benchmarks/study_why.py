@@ -9,10 +9,10 @@ from benchmarks.study_results import Pair, Run, pairs, shares
 
 
 def share_runs(runs: Sequence[Run]) -> list[Run]:
-    """The longest run without SPHERE of each method, at most four."""
+    """The longest run without SPHERE of each method."""
     plain = [run for run in runs if is_plain(run) and shares(run)]
     longest = {run.key.method: run for run in sorted(plain, key=lambda run: run.last)}
-    return [longest[name] for name in sorted(longest)][:4]
+    return [longest[name] for name in sorted(longest)]
 
 
 def why(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
