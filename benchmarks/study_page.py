@@ -1,6 +1,7 @@
 """Build docs/study.md and its figures from the results in benchmarks/study; no figure in it is typed by hand."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import harmonic_mean
@@ -23,6 +24,7 @@ EXTRAS = {
     "abilities/": "general abilities",
     "generation/": "free generation",
 }
+TUNED_BY = ("efficacy", "generalization", "neighborhood_agreement")
 SCORES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 
 HEAD = """# The paper's claims on a model that everyone can run
@@ -57,6 +59,7 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
         in_short(counted),
         claims(runs),
         table(counted),
+        ranking(counted),
         correlations(counted),
         figures(counted),
         extras(counted),
@@ -155,6 +158,26 @@ def table(runs: Sequence[Run]) -> str:
     if busy:
         lines += ["", f"{busy} of {len(runs)} runs shared the machine with other work: their seconds are too long."]
     return "\n".join([*lines, ""])
+
+
+def ranking(runs: Sequence[Run], edits: float = 800) -> str:
+    """All runs on CounterFact after so many edits, the best first."""
+    scores = {}
+    for run in runs:
+        values = [value for name in TUNED_BY if (value := run.at(f"val/{name}", edits)) is not None]
+        if run.key.data == "counterfact" and len(values) == len(TUNED_BY):
+            scores[title(run)] = (harmonic_mean(values), *values, run.at("val/perplexity", edits) or math.nan)
+    lines = [
+        "## What holds most",
+        "",
+        f"CounterFact after {edits:.0f} edits, by the harmonic mean of efficacy, generalization and agreement.",
+        "",
+        "| run | score | efficacy | generalization | agreement | perplexity |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (*means, perplexity) in sorted(scores.items(), key=lambda item: -item[1][0]):
+        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in means)} | {perplexity:.1f} |")
+    return "\n".join([*lines, ""]) if scores else ""
 
 
 def _row(run: Run) -> str:
@@ -278,8 +301,7 @@ def tuned(runs: Sequence[Run]) -> str:
 
 
 def _tuned_scores(run: Run) -> list[float]:
-    names = ("efficacy", "generalization", "neighborhood_agreement")
-    return [run.series(f"val/{name}")[-1][1] for name in names]
+    return [run.series(f"val/{name}")[-1][1] for name in TUNED_BY]
 
 
 def missing(runs: Sequence[Run]) -> str:

@@ -331,6 +331,18 @@ def test_the_page_begins_with_what_sphere_does_for_each_method():
     assert study_page.in_short([]) == ""
 
 
+def test_runs_are_ranked_by_the_harmonic_mean_of_their_scores():
+    runs = [
+        make_run("counterfact-ft-plain-draw1-800", [0.2] * 8),
+        make_run("counterfact-rome-plain-draw1-800", [0.9] * 8),
+    ]
+    lines = study_page.ranking([*runs, make_run("counterfact-memit-plain-draw1-300", [0.9] * 3)]).splitlines()
+    assert lines[-2:] == [
+        "| rome, draw 1 | 0.688 | 0.900 | 0.500 | 0.800 | 50.0 |",
+        "| ft, draw 1 | 0.364 | 0.200 | 0.500 | 0.800 | 50.0 |",
+    ]
+
+
 def test_what_some_run_has_measured_beside_is_shown_and_the_rest_named():
     run = make_run("counterfact-ft-plain-draw1-200", [0.9, 0.8])
     assert "any of them: retention by age, general abilities," in study_page.page([run], geometry())
