@@ -15,6 +15,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 
 MOST_TOKENS = 4096  # in one forward pass, if nothing else is said
+LOGITS_AT_ONCE = 3 * 2**21  # numbers, 24 MiB: larger blocks of memory are new to the process each time
 CONTEXT_OPENERS = ("The", "Therefore", "Because", "I", "You")
 
 

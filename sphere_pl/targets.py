@@ -27,9 +27,7 @@ from sphere_pl.forward.attention import gradient_attention, packs
 from sphere_pl.forward.compiling import CompiledBlocks
 from sphere_pl.forward.packing import Suffixes, pack_calls
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
-from sphere_pl.prompts import MOST_TOKENS, Tokens, essence, in_context, micro_batches, pad, tokenize
-
-_LOGITS = 3 * 2**21  # logits at a time: 24 MiB, as larger blocks of memory are new to the process each time
+from sphere_pl.prompts import LOGITS_AT_ONCE, MOST_TOKENS, Tokens, essence, in_context, micro_batches, pad, tokenize
 
 
 @dataclass(frozen=True)
@@ -285,7 +283,7 @@ class _Objective:
         """
         losses = states.new_zeros(len(states), dtype=torch.float32)
         pull = torch.zeros_like(states)
-        size = max(1, _LOGITS // self.lm.config.vocab_size)
+        size = max(1, LOGITS_AT_ONCE // self.lm.config.vocab_size)
         for start in range(0, len(states), size):
             some = slice(start, start + size)
             leaf = states[some].detach().requires_grad_(states.requires_grad)

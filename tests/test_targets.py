@@ -108,7 +108,7 @@ def test_rows_of_all_lengths_and_the_divergence_are_one_pass_and_one_row(tiny_lm
 def test_the_gradient_is_the_same_however_few_logits_exist_at_a_time(tiny_lm, requests, monkeypatch):
     lm = tiny_lm()
     whole = optimize_targets(lm, requests, CONTEXTS, 1, SETTINGS)
-    monkeypatch.setattr("sphere_pl.targets._LOGITS", 3 * lm.config.vocab_size)
+    monkeypatch.setattr("sphere_pl.targets.LOGITS_AT_ONCE", 3 * lm.config.vocab_size)
     parts = optimize_targets(lm, requests, CONTEXTS, 1, SETTINGS)
     torch.testing.assert_close(whole.values, parts.values, rtol=1e-4, atol=1e-4)
 

@@ -17,14 +17,14 @@ from sphere_pl.architectures import EditSite
 from sphere_pl.data.request import EditRequest
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.methods.base import EditingMethod, Method
-from sphere_pl.prompts import MOST_TOKENS, in_context, micro_batches, tokenize
+from sphere_pl.prompts import LOGITS_AT_ONCE, MOST_TOKENS, in_context, micro_batches, tokenize
 
 # Numbers kept for the backward pass for each token and block, in units of the hidden size and of the MLP's width:
 # inputs of both norms in float32 and in the model's type, queries, keys, values, attention, residuals; gate, up,
 # activation and product.
 _PER_HIDDEN, _PER_WIDTH = 16, 5
 _LEAST_TOKENS, _USABLE = 256, 0.9
-_SCORES = 4  # float32 tensors of [tokens, vocabulary] that live at once: logits, their logarithms, both gradients
+_SCORES = 4  # float32 tensors of logits that live at once: themselves, their logarithms, both gradients
 
 
 class Shapes(NamedTuple):
@@ -148,7 +148,7 @@ def _targets(shapes: Shapes, batch: Batch) -> int:
     # Each block keeps its own copy of the columns that its queries attend to.
     numbers += (batch.before + batch.behind) * shapes.cached // batch.behind
     kept = batch.in_pass * above * numbers * shapes.itemsize
-    scores = _SCORES * 4 * int(share * rows * batch.predicted) * shapes.vocabulary
+    scores = _SCORES * 4 * min(int(share * rows * batch.predicted) * shapes.vocabulary, LOGITS_AT_ONCE)
     divergence = 2 * 4 * batch.requests * shapes.vocabulary
     return cache + kept + scores + divergence
 
