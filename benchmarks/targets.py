@@ -78,7 +78,7 @@ def _descend(
 def targets(batch: int = 20, repeats: int = 3) -> Measurement:
     """The work of the papers: 25 evaluations, six contexts and the divergence."""
     name = f"z per edit, 25 evaluations, 6 contexts + KL, batch {batch}"
-    return _targets(name, SETTINGS, 5, batch, 8, repeats)
+    return _targets(name, SETTINGS, 5, batch, 12, repeats)
 
 
 def targets_default(repeats: int = 3) -> Measurement:
