@@ -278,6 +278,8 @@ def test_a_gain_over_alphaedit_is_held_against_zero_and_the_papers_figure():
     assert words(make_pairs([*long, 0.5], [*long, 0.5]))[BETTER] == DOES_NOT
     assert words(make_pairs([*long, 0.7], [*long, 0.9], generalization=0.9))[BETTER] == OPEN
     assert words(make_pairs([*long, 0.5], [*long, 0.9], method="memit"))[BETTER] == OPEN
+    assert words(make_pairs([0.9] * 16, [0.9] * 16))[BETTER] == DOES_NOT  # no collapse, but the paper's scale
+    assert words(make_pairs([0.9] * 15, [0.9] * 15))[BETTER] == OPEN
 
 
 def test_lasting_longer_is_a_later_collapse():
