@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import algebra, energy, evaluation, moments, representations, startup, targets, whole_run
 from benchmarks.measure import Measurement
+from benchmarks.models import DEFAULT, SHAPES, fitting_model
 
 BENCHMARKS: dict[str, Callable[..., Measurement]] = {
     "alphaedit": algebra.alphaedit,
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[..., Measurement]] = {
     "evaluation": evaluation.evaluation,
     "moments": moments.moments,
     "whole": whole_run.whole_run,
+    "step": whole_run.step,
     "startup": startup.startup,
 }
 SCALED: dict[str, Callable[..., Measurement]] = {  # by --scale
@@ -36,8 +38,9 @@ SCALED: dict[str, Callable[..., Measurement]] = {  # by --scale
     "drift": energy.drift,
     "drift-bfloat16": energy.drift_half,
 }
-BATCHED = {"z", "keys"}  # by --batch
-REPEATED = {"z", "z-default", "keys", "whole"}  # by --repeats
+BATCHED = {"z", "keys", "step"}  # by --batch
+REPEATED = {"z", "z-default", "keys", "whole", "step"}  # by --repeats
+MODELLED = {"z", "z-default", "keys", "evaluation", "moments", "whole", "step"}  # by --model
 
 
 def markdown(measurements: list[Measurement]) -> str:
@@ -60,7 +63,7 @@ def merged(path: Path, measurements: list[Measurement]) -> list[dict[str, Any]]:
 def _run(name: str, args: argparse.Namespace) -> Measurement:
     if name in SCALED:
         return SCALED[name](scale=args.scale)
-    chosen: dict[str, int] = {}
+    chosen: dict[str, Any] = {"model": args.model} if name in MODELLED else {}
     if args.batch and name in BATCHED:
         chosen["batch"] = args.batch
     if args.repeats and name in REPEATED:
@@ -75,10 +78,20 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="sides of the matrix of the energy benchmarks, times")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--batch", type=int, help="edits in a batch for `z` and `keys`, where 100 is the papers'")
-    parser.add_argument("--repeats", type=int, help="turns that `z`, `z-default`, `keys` and `whole` take")
+    parser.add_argument("--repeats", type=int, help="turns that `z`, `z-default`, `keys`, `whole` and `step` take")
+    parser.add_argument(
+        "--model",
+        choices=[DEFAULT, *SHAPES],
+        default=fitting_model(),
+        help="random weights in the shapes of a large model; without it the default model, LLaMA3-8B's on a GPU",
+    )
+    parser.add_argument("--profile", action="store_true", help="only show where the time of `step` goes")
     args = parser.parse_args()
     torch.manual_seed(0)
-    chosen = args.only or [*BENCHMARKS, *SCALED]
+    if args.profile:
+        print(whole_run.profile_step(args.batch or 100, args.model))
+        return
+    chosen = args.only or [name for name in (*BENCHMARKS, *SCALED) if name != "step" or args.model != DEFAULT]
     measurements = [_run(name, args) for name in chosen]
     print(markdown(measurements))
     if args.json:

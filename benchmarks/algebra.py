@@ -14,7 +14,7 @@ D_IN, D_OUT, BATCH, PAST = 4096, 1024, 100, 2000
 RIDGE = 10.0
 
 
-def _second_moment(d_in: int) -> Tensor:
+def made_moment(d_in: int) -> Tensor:
     """A second moment whose spectrum falls as those of real models do: a few strong directions, a long tail."""
     scales = torch.logspace(1, -4, d_in, device=device())
     rotation = torch.linalg.qr(torch.randn(d_in, d_in, device=device())).Q
@@ -25,7 +25,7 @@ def _second_moment(d_in: int) -> Tensor:
 
 def alphaedit(repeats: int = 3) -> Measurement:
     """One AlphaEdit solve with 2,000 past keys, and taking its keys into the past."""
-    basis = null_space_basis(_second_moment(D_IN), 0.02)
+    basis = null_space_basis(made_moment(D_IN), 0.02)
     keys, residuals = torch.randn(BATCH, D_IN, device=device()), torch.randn(BATCH, D_OUT, device=device())
     past_keys = torch.randn(PAST, D_IN, device=device())
     projector, memory = basis @ basis.T, past_keys.T @ past_keys
@@ -55,7 +55,7 @@ def alphaedit(repeats: int = 3) -> Measurement:
 
 def memit(repeats: int = 3) -> Measurement:
     """One MEMIT solve in float64, as in the authors' code; the constant is inverted once a run."""
-    weighted = 15000.0 * _second_moment(D_IN).double()
+    weighted = 15000.0 * made_moment(D_IN).double()
     past = KeyMemory.empty(torch.cholesky_inverse(torch.linalg.cholesky(weighted)), D_IN)
     keys = torch.randn(BATCH, D_IN, device=device(), dtype=torch.float64)
     residuals = torch.randn(BATCH, D_OUT, device=device(), dtype=torch.float64)
@@ -76,7 +76,7 @@ def memit(repeats: int = 3) -> Measurement:
 def growth(repeats: int = 5) -> Measurement:
     """All linear algebra of one matrix, at edits 51 to 150 and at 901 to 1,000, shapes of the default run."""
     d_in, d_out, batch = 1536, 576, 10
-    basis = null_space_basis(_second_moment(d_in), 0.02)
+    basis = null_space_basis(made_moment(d_in), 0.02)
     weight = torch.randn(d_out, d_in, device=device()) * torch.logspace(0, -1, d_in, device=device())
     stream = [torch.randn(batch, d_in, device=device()) for _ in range(100)]
     residuals = torch.randn(batch, d_out, device=device())

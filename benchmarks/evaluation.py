@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import Measurement, alternate, device, device_name, matmul_rate
+from benchmarks.measure import Measurement, alternate, device_name, matmul_rate
+from benchmarks.models import DEFAULT, model_of, titled
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.editing import all_prompts, answer_requests
 from sphere_pl.evaluation.scoring import Answer
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import Prompt, tokenize
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "built" / "counterfact_rebuilt.json"
@@ -35,20 +36,20 @@ def literal_answer(lm: LanguageModel, prompt: Prompt) -> Answer:
     return Answer(logits[at].argmax(-1).tolist(), tokens.target, float(log_probability))
 
 
-def evaluation(records: int = 500, repeats: int = 3) -> Measurement:
-    """Seconds for all prompts of all records, default model in bfloat16; the answers are compared in float32 first."""
+def evaluation(records: int = 500, repeats: int = 3, model: str = DEFAULT) -> Measurement:
+    """Seconds for all prompts of all records, in bfloat16; the answers are compared in float32 first."""
     requests = read_requests(records)
     sampled = requests[:: max(1, len(requests) // SAMPLED)][:SAMPLED]
     prompts = all_prompts(sampled)
-    _check(load_language_model(dtype="float32").to(device()), sampled)
-    lm = load_language_model(dtype="bfloat16").to(device())
+    _check(model_of(model, "float32"), sampled)
+    lm = model_of(model, "bfloat16")
     plain, fast = alternate(
         lambda: [literal_answer(lm, prompt) for prompt in prompts], lambda: answer_requests(lm, requests), repeats
     )
     ratio = plain / len(sampled) / (fast / len(requests))
     share = _operations(lm, requests) / fast / matmul_rate(torch.bfloat16)
     name = f"evaluation of {len(requests)} records, {len(all_prompts(requests))} prompts"
-    return Measurement(name, ratio, 10, share, fast, device_name())
+    return Measurement(titled(name, model), ratio, 10, share, fast, device_name())
 
 
 def _check(lm: LanguageModel, requests: list[EditRequest]) -> None:

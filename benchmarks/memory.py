@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.models import SHAPES
 from sphere_pl.architectures import edit_sites
 from sphere_pl.budget.needs import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.data.datamodule import EditDataModule
@@ -21,15 +22,7 @@ from sphere_pl.representations import SubjectStream
 from sphere_pl.statistics import StatisticsSettings, second_moments
 from sphere_pl.targets import TargetSettings, optimize_targets
 
-LLAMA3_8B = {
-    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-}  # fmt: skip
-QWEN2_5_7B = {
-    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
-}  # fmt: skip
-MODELS = {"LLaMA3-8B": LLAMA3_8B, "Qwen2.5-7B": QWEN2_5_7B}
+MODELS = {"LLaMA3-8B": SHAPES["llama3-8b"], "Qwen2.5-7B": SHAPES["qwen2.5-7b"]}
 LAYERS = [4, 5, 6, 7, 8]
 CONTEXT = 600_000_000  # bytes of a card that the driver and the libraries' kernels take
 PLACES = ((80, False), (48, False), (24, True))  # GiB of a card, and whether statistics are held in main memory

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Measurement, alternate, device, device_name, matmul_rate, relative_error
+from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
+from benchmarks.models import DEFAULT, model_of, titled
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.builtin import heldout_text
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import untracked
 from sphere_pl.representations import capture_input
 from sphere_pl.statistics import StatisticsSettings, compute_second_moments
@@ -29,30 +30,36 @@ def literal(lm: LanguageModel, site: EditSite, sequences: list[list[int]]) -> Te
     return (total / count).float()
 
 
-def moments(tokens: int = 2048, repeats: int = 3) -> Measurement:
-    """Seconds for 2,048 tokens of the held-out text, default model in bfloat16; checked in float32 first."""
+def moments(tokens: int = 2048, repeats: int = 3, model: str = DEFAULT) -> Measurement:
+    """Seconds for 2,048 tokens of the held-out text, in bfloat16; checked in float32 first."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus.txt"
         corpus.write_text(heldout_text(), encoding="utf-8")
-        return _moments(StatisticsSettings(corpus=str(corpus), tokens=tokens), repeats)
+        return _moments(StatisticsSettings(corpus=str(corpus), tokens=tokens), repeats, model)
 
 
-def _moments(settings: StatisticsSettings, repeats: int) -> Measurement:
-    exact = load_language_model(dtype="float32").to(device())
-    sequences = _sequences(exact, settings)
-    found, site = _ours(exact, settings), exact.sites(LAYERS)[-1]
-    assert relative_error(found[site.name], literal(exact, site, sequences)) < 1e-4
-    lm = load_language_model(dtype="bfloat16").to(device())
+def _moments(settings: StatisticsSettings, repeats: int, model: str) -> Measurement:
+    sequences = _check(model, settings)
+    lm = model_of(model, "bfloat16")
     plain, fast = alternate(
         lambda: [literal(lm, each, sequences) for each in lm.sites(LAYERS)], lambda: _ours(lm, settings), repeats
     )
-    total, d_in = sum(map(len, sequences)), max(site.stored.shape)
+    total, d_in = sum(map(len, sequences)), max(lm.sites(LAYERS)[-1].stored.shape)
     block = sum(parameter.numel() for parameter in lm.block(0).parameters())
     # In bfloat16 through the blocks, in float32 where keys meet keys: the ceiling is the time that both would take.
     least = 2 * total * block * (LAYERS[-1] + 1) / matmul_rate(torch.bfloat16)
     least += 2 * total * d_in**2 * len(LAYERS) / matmul_rate(torch.float32)
     name = f"second moments, {len(LAYERS)} layers, {total} tokens"
-    return Measurement(name, plain / fast, 5, least / fast, fast, device_name())
+    return Measurement(titled(name, model), plain / fast, 5, least / fast, fast, device_name())
+
+
+def _check(model: str, settings: StatisticsSettings) -> list[list[int]]:
+    """The same moment as document after document; returns the sequences."""
+    exact = model_of(model, "float32")
+    sequences = _sequences(exact, settings)
+    found, site = _ours(exact, settings), exact.sites(LAYERS)[-1]
+    assert relative_error(found[site.name], literal(exact, site, sequences)) < 1e-4
+    return sequences
 
 
 def _ours(lm: LanguageModel, settings: StatisticsSettings) -> dict[str, Tensor]:

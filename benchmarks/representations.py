@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Measurement, alternate, device, device_name, matmul_rate, relative_error
+from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
+from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import in_context, pad, tokenize
 from sphere_pl.representations import SubjectStream, capture_input, context_weights
-from sphere_pl.sampling import sample_contexts
 
 LAYERS = [4, 5, 6, 7, 8]
 Found = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -68,17 +68,12 @@ def ours(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[
     return keys, values, list(stream.all_keys(sites))
 
 
-def keys_and_values(batch: int = 100, repeats: int = 3) -> Measurement:
-    """Seconds per edit, default model in bfloat16, five sites, six contexts; checked in float32 first."""
+def keys_and_values(batch: int = 100, repeats: int = 3, model: str = DEFAULT) -> Measurement:
+    """Seconds per edit, in bfloat16, five sites, six contexts; checked in float32 first."""
     data = EditDataModule(offset=300, limit=batch)
     data.setup("fit")
-    exact = load_language_model(dtype="float32").to(device())
-    contexts = sample_contexts(exact, count=5, length=10, seed=0)
-    found, expected = ours(exact, data.requests[:5], contexts), literal(exact, data.requests[2], contexts)
-    for many, one in zip(found, expected, strict=True):
-        for each, reference in zip(many, one, strict=True):
-            assert relative_error(each[2], reference) < 1e-4
-    lm = load_language_model(dtype="bfloat16").to(device())
+    contexts = _check(model, data.requests[:5])
+    lm = model_of(model, "bfloat16")
     plain, fast = alternate(
         lambda: [literal(lm, request, contexts) for request in data.requests[:5]],
         lambda: ours(lm, data.requests, contexts),
@@ -86,7 +81,18 @@ def keys_and_values(batch: int = 100, repeats: int = 3) -> Measurement:
     )
     share = _operations(lm, data.requests, contexts) / fast / matmul_rate(torch.bfloat16)
     name = f"keys and values per edit, {len(LAYERS)} layers, 6 contexts, batch {batch}"
-    return Measurement(name, (plain / 5) / (fast / batch), 10, share, fast / batch, device_name())
+    return Measurement(titled(name, model), (plain / 5) / (fast / batch), 10, share, fast / batch, device_name())
+
+
+def _check(model: str, requests: list[EditRequest]) -> list[str]:
+    """The same keys and values as from full forwards; returns the contexts."""
+    exact = model_of(model, "float32")
+    contexts = contexts_of(model, exact, 5)
+    found, expected = ours(exact, requests, contexts), literal(exact, requests[2], contexts)
+    for many, one in zip(found, expected, strict=True):
+        for each, reference in zip(many, one, strict=True):
+            assert relative_error(each[2], reference) < 1e-4
+    return contexts
 
 
 def _operations(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> float:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Measurement, alternate, device, device_name, matmul_rate, relative_error
+from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
+from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import Tokens, essence, in_context, pad, tokenize
-from sphere_pl.sampling import sample_contexts
 from sphere_pl.targets import TargetSettings, optimize_targets
 
 LAYER = 8
@@ -75,28 +75,26 @@ def _descend(
             shift.mul_((settings.clamp * states[0].norm() / shift.norm()).clamp_max(1.0))
 
 
-def targets(batch: int = 20, repeats: int = 3) -> Measurement:
+def targets(batch: int = 20, repeats: int = 3, model: str = DEFAULT) -> Measurement:
     """The work of the papers: 25 evaluations, six contexts and the divergence."""
     name = f"z per edit, 25 evaluations, 6 contexts + KL, batch {batch}"
-    return _targets(name, SETTINGS, 5, batch, 12, repeats)
+    return _targets(name, SETTINGS, 5, batch, 12, repeats, model)
 
 
-def targets_default(repeats: int = 3) -> Measurement:
+def targets_default(repeats: int = 3, model: str = DEFAULT) -> Measurement:
     """The default run's settings and batch; requests that have converged stop on both sides, so no share is given."""
     settings = replace(SETTINGS, kl_weight=0.3, stop_loss=0.3, max_tokens=4096)
-    return _targets("z per edit, default settings, batch 10", settings, 2, 10, 8, repeats)
+    return _targets("z per edit, default settings, batch 10", settings, 2, 10, 8, repeats, model)
 
 
-def _targets(name: str, settings: TargetSettings, count: int, batch: int, target: float, repeats: int) -> Measurement:
-    """Seconds per edit, default model in bfloat16; correctness is checked in float32 first."""
+def _targets(
+    name: str, settings: TargetSettings, count: int, batch: int, target: float, repeats: int, model: str
+) -> Measurement:
+    """Seconds per edit, in bfloat16; correctness is checked in float32 first."""
     data = EditDataModule(offset=300, limit=batch)
     data.setup("fit")
-    exact = load_language_model(dtype="float32").to(device())
-    contexts = sample_contexts(exact, count=count, length=10, seed=0)
-    expected = literal_target(exact, data.requests[0], contexts, settings)
-    found = optimize_targets(exact, data.requests[:2], contexts, LAYER, settings).values[0]
-    assert relative_error(found, expected) < TOLERANCE, relative_error(found, expected)
-    lm = load_language_model(dtype="bfloat16").to(device())
+    contexts = _check(model, data.requests[:2], count, settings)
+    lm = model_of(model, "bfloat16")
     # Where requests stop on their own, as many are taken literally as stand for the batch.
     chosen = data.requests if settings.stop_loss else data.requests[:1]
     plain, fast = alternate(
@@ -107,7 +105,18 @@ def _targets(name: str, settings: TargetSettings, count: int, batch: int, target
     share = None
     if not settings.stop_loss:
         share = _operations(lm, data.requests, contexts) / fast / matmul_rate(torch.bfloat16)
-    return Measurement(name, (plain / len(chosen)) / (fast / batch), target, share, fast / batch, device_name())
+    ratio = (plain / len(chosen)) / (fast / batch)
+    return Measurement(titled(name, model), ratio, target, share, fast / batch, device_name())
+
+
+def _check(model: str, requests: list[EditRequest], count: int, settings: TargetSettings) -> list[str]:
+    """The same target as the literal procedure's; returns the contexts."""
+    exact = model_of(model, "float32")
+    contexts = contexts_of(model, exact, count)
+    expected = literal_target(exact, requests[0], contexts, settings)
+    found = optimize_targets(exact, requests, contexts, LAYER, settings).values[0]
+    assert relative_error(found, expected) < TOLERANCE, relative_error(found, expected)
+    return contexts
 
 
 def _operations(lm: LanguageModel, requests: list[EditRequest], contexts: list[str]) -> float:

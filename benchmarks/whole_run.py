@@ -12,26 +12,29 @@ from typing import NamedTuple
 import lightning as L
 import torch
 from torch import Tensor
+from torch.profiler import profile
 
-from benchmarks.measure import Measurement, alternate, device, device_name, relative_error
+from benchmarks.algebra import made_moment
+from benchmarks.measure import Measurement, alternate, device, device_name, relative_error, seconds
+from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.representations import literal_key, literal_value
 from benchmarks.targets import literal_target
 from sphere_callbacks.functional import principal_directions, project_out
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import Dtype, LanguageModel
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.progress import untracked
 from sphere_pl.representations import SubjectStream
-from sphere_pl.sampling import sample_contexts
 from sphere_pl.statistics import StatisticsSettings, second_moments
 from sphere_pl.targets import TargetSettings, optimize_targets
 
 LAYERS = [2, 3, 4, 5, 6]
 RIDGE, THRESHOLD, RATIO, STRENGTH = 10.0, 0.02, 0.5, 0.5
 TOLERANCE = 1e-3
+ASKED = 0.3  # seconds an edit on an H100, with LLaMA3-8B's shapes
 SETTINGS = TargetSettings(learning_rate=0.5, clamp=4.0, weight_decay=1e-3, kl_weight=0.3, stop_loss=0.3)
 
 
@@ -50,39 +53,80 @@ class _Problem(NamedTuple):
         return sites
 
 
-def whole_run(edits: int = 10, batch: int = 10, repeats: int = 1) -> Measurement:
+def whole_run(edits: int = 10, batch: int = 10, repeats: int = 1, model: str = DEFAULT) -> Measurement:
     """Seconds per edit; checked on two float32 edits first."""
-    exact = _problem("float32", 2, 2)
-    for found, expected, start in zip(ours(exact), literal(exact), exact.weights, strict=True):
-        assert relative_error(found - start, expected - start) < TOLERANCE
-    problem = _problem("bfloat16", edits, batch)
+    _check(_problem(model, "float32", 2, 2))
+    problem = _problem(model, "bfloat16", edits, batch)
     plain, fast = alternate(lambda: literal(problem), lambda: ours(problem), repeats)
     name = f"editing as a whole, default settings, {edits} edits in batches of {batch}"
-    return Measurement(name, plain / fast, 10, None, fast / edits, device_name())
+    return Measurement(titled(name, model), plain / fast, 10, None, fast / edits, device_name())
 
 
-def _problem(dtype: str, edits: int, batch: int) -> _Problem:
+def step(batch: int = 100, repeats: int = 3, model: str = DEFAULT) -> Measurement:
+    """Seconds per edit of one batch, ours alone, against `ASKED`; null spaces are found before."""
+    problem = _problem(model, "bfloat16", batch, batch)
+    states = prepare(problem)
+    edit(problem, states)  # the first time is not counted
+    times = sorted(seconds(lambda: edit(problem, states)) for _ in range(repeats))
+    each = times[repeats // 2] / batch
+    name = titled(f"one batch of {batch} with 6 contexts, by {ASKED} s an edit", model)
+    return Measurement(name, ASKED / each, 1, None, each, device_name())
+
+
+def profile_step(batch: int = 100, model: str = DEFAULT) -> str:
+    """Where the time of one batch goes, operator by operator."""
+    problem = _problem(model, "bfloat16", batch, batch)
+    states = prepare(problem)
+    edit(problem, states)
+    with profile() as seen:
+        edit(problem, states)
+    by = "self_cpu_time_total" if device().type == "cpu" else "self_device_time_total"
+    return str(seen.key_averages().table(sort_by=by, row_limit=20))
+
+
+def _check(problem: _Problem) -> None:
+    """The same edited matrices as the literal pipeline's."""
+    for found, expected, start in zip(ours(problem), literal(problem), problem.weights, strict=True):
+        assert relative_error(found - start, expected - start) < TOLERANCE
+
+
+def _problem(model: str, dtype: Dtype, edits: int, batch: int) -> _Problem:
     data = EditDataModule(offset=300, limit=edits)
     data.setup("fit")
     L.seed_everything(0, verbose=False)
-    lm = load_language_model(dtype=dtype).to(device())  # type: ignore[arg-type]
+    lm = model_of(model, dtype)
     sites = lm.sites(LAYERS)
-    found = second_moments(lm, sites, StatisticsSettings(), untracked)
     return _Problem(
         lm,
         [data.requests[start : start + batch] for start in range(0, edits, batch)],
-        sample_contexts(lm, count=2, length=10, seed=0),
+        contexts_of(model, lm, 2 if model == DEFAULT else 5),
         [site.read() for site in sites],
-        [found[site.name].matrix.to(device()) for site in sites],
+        _moments(model, lm, sites),
     )
 
 
+def _moments(model: str, lm: LanguageModel, sites: Sequence[EditSite]) -> list[Tensor]:
+    """Second moments of the default model's own text; random weights have none that mean anything."""
+    if model != DEFAULT:
+        return [made_moment(site.read().shape[1]) for site in sites]
+    found = second_moments(lm, sites, StatisticsSettings(), untracked)
+    return [found[site.name].matrix.to(device()) for site in sites]
+
+
+def prepare(problem: _Problem) -> list[State]:
+    """Null spaces of all matrices."""
+    method = AlphaEdit(RIDGE, THRESHOLD)
+    return [method.initial_state(w, moment) for w, moment in zip(problem.weights, problem.moments, strict=True)]
+
+
 def ours(problem: _Problem) -> list[Tensor]:
+    """What a run does from the null spaces on."""
+    return edit(problem, prepare(problem))
+
+
+def edit(problem: _Problem, states: Sequence[State]) -> list[Tensor]:
     """What `SequentialEditor.training_step` and `SparseProjection` do, without Lightning around it."""
-    sites, method = problem.restore(), AlphaEdit(RIDGE, THRESHOLD)
-    states: list[State] = [
-        method.initial_state(weight, moment) for weight, moment in zip(problem.weights, problem.moments, strict=True)
-    ]
+    sites, method, states = problem.restore(), AlphaEdit(RIDGE, THRESHOLD), list(states)
     weights = [weight.clone() for weight in problem.weights]
     for requests in problem.batches:
         targets = optimize_targets(problem.lm, requests, problem.contexts, LAYERS[-1], SETTINGS).values
