@@ -86,21 +86,23 @@ def _fate(run: Run) -> str:
 
 def interferes(runs: Sequence[Run]) -> Verdict:
     """Do updates lie in the principal directions more than by chance?"""
-    ratios: dict[str, list[float]] = {}
-    for run in runs:
-        if is_plain(run):
-            for weight, (update, chance) in shares(run).items():
-                ratios.setdefault(f"{kind(run)}, layer {weight.split('.')[2]}", []).append(update / chance)
-    means = {name: sum(values) / len(values) for name, values in ratios.items()}
-    above = [value > 1.25 for value in means.values()]
-    methods = {name.split(", layer")[0] for name in means}
-    word = OPEN if len(methods) < 2 else some(above)
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in (run for run in runs if is_plain(run)):
+        for weight, (update, chance) in shares(run).items():
+            layers = found.setdefault(kind(run), {})
+            layers.setdefault(weight.split(".")[2], []).append(update / chance)
+    means = {
+        name: {layer: sum(ratios) / len(ratios) for layer, ratios in layers.items()} for name, layers in found.items()
+    }
+    above = [value > 1.25 for layers in means.values() for value in layers.values()]
+    word = OPEN if len(means) < 2 else some(above)
+    parts = [f"{name}: {', '.join(f'{v:.2f}' for v in layers.values())}" for name, layers in means.items()]
     return Verdict(
         "Updates of the usual methods interfere with the principal directions of the weights.",
         word,
-        "Share of the squared norm of the updates without SPHERE in the principal directions (η = 0.5), by method and "
-        "layer, mean over batches and draws, by what a random update would have there.",
-        [f"{name}: {value:.2f} times chance" for name, value in means.items()],
+        "Share of the squared norm of the updates without SPHERE in the principal directions (η = 0.5), as a multiple "
+        "of what a random update would have there: mean over batches and draws, layer by layer.",
+        parts,
         "From two methods on: holds if every layer of every method is above 1.25 times chance, in part if some are, "
         "does not if none is.",
     )
