@@ -134,21 +134,25 @@ def some(signs: Sequence[bool]) -> str:
 
 def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, list[str]]:
     """The word for logarithms of ratios of which SPHERE wants each below 0, and all of them in words."""
-    methods = by_kind(figures)
-    word = some([each.interval[1] < 0 for each in methods.values()]) if len(methods) >= ENOUGH else OPEN
-    parts = [f"{name}: {percent(each)}" for name, each in methods.items()]
-    return word, parts or [f"{title(pair.sphere)}: {100 * math.expm1(value):+.1f} %" for pair, value in figures]
+    parts = [f"{name}: {percent(each)}" for name, each in by_kind(figures).items()]
+    draws: dict[str, list[bool]] = {}
+    for pair, value in figures:
+        draws.setdefault(kind(pair.sphere), []).append(value < 0)
+    several = [all(lower) for lower in draws.values() if len(lower) >= ENOUGH]
+    if len(figures) >= ENOUGH and all(value < 0 for _, value in figures):
+        return HOLDS, parts
+    return (IN_PART if any(several) else DOES_NOT if several else OPEN), parts
 
 
 def percent(log_ratio: Difference) -> str:
     """A ratio less 1 in percent, with its interval."""
-    value, low, high = (f"{100 * math.expm1(each):+.1f}" for each in (log_ratio.value, *log_ratio.interval))
-    return f"{value} % [{low}, {high}]"
+    value, low, high = (f"{100 * math.expm1(min(each, 99)):+.1f}" for each in (log_ratio.value, *log_ratio.interval))
+    return f"{value} % [{low}, {high}]" if math.isfinite(log_ratio.error) else f"{value} %, one draw"
 
 
 LOWERED = (
-    f"The spread among draws of one method is taken for all of them. From {ENOUGH} methods on: holds if the 95 % "
-    "interval lies below 0 for each, in part if it does for some, does not if it does for none."
+    f"Holds if it is lower in every pair of at least {ENOUGH}; in part if it is for some method in each of at least "
+    f"{ENOUGH} draws; does not if for no such method. Intervals are Student's, from the draws of a method."
 )
 
 
@@ -251,12 +255,15 @@ def lasts_longer(runs: Sequence[Run]) -> Verdict:
     word = OPEN
     if len(fallen) >= ENOUGH:
         word = some(later)
+    if word == HOLDS and len({kind(pair.plain) for pair in fallen}) == 1:
+        word = IN_PART
     return Verdict(
         "With SPHERE a method lasts for more edits.",
         word,
         f"First validation with an efficacy below {COLLAPSE:.0%}.",
         parts or ["no run without SPHERE has collapsed"],
-        f"From {ENOUGH} pairs on: holds if it comes later in all, in part if in some, does not if in none.",
+        f"From {ENOUGH} pairs on: holds if it comes later in all, of two methods or more; in part if in some, or of one "
+        "method; does not if in none.",
     )
 
 

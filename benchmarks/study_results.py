@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from itertools import dropwhile
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, mean, stdev
 from typing import Any, NamedTuple
 
 import torch
@@ -167,7 +167,7 @@ def pooled(differences: Sequence[Difference]) -> Difference:
 def by_kind(figures: Sequence[tuple[Pair, float]]) -> dict[str, Difference]:
     """Mean of a figure for each method with its settings, with the standard error that its draws show.
 
-    How far draws of one method lie apart is pooled over the methods that have several. Empty without any such.
+    The error of one draw is infinite. Methods are not pooled: draws of one that collapses lie far apart.
 
     Args:
         figures: A figure of each pair.
@@ -175,12 +175,12 @@ def by_kind(figures: Sequence[tuple[Pair, float]]) -> dict[str, Difference]:
     groups: dict[str, list[float]] = {}
     for pair, value in figures:
         groups.setdefault(kind(pair.sphere), []).append(value)
-    means = {name: sum(values) / len(values) for name, values in groups.items()}
-    freedom = len(figures) - len(groups)
-    if freedom == 0:
-        return {}
-    spread = math.sqrt(sum((x - means[name]) ** 2 for name, values in groups.items() for x in values) / freedom)
-    return {name: Difference(means[name], spread / math.sqrt(len(values)), freedom) for name, values in groups.items()}
+    return {name: _mean(values) for name, values in groups.items()}
+
+
+def _mean(values: Sequence[float]) -> Difference:
+    n = len(values)
+    return Difference(mean(values), stdev(values) / math.sqrt(n) if n > 1 else math.inf, max(1, n - 1))
 
 
 def correlation(run: Run, metric: str, *, differences: bool) -> SpearmanResult | None:

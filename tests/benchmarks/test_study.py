@@ -222,34 +222,32 @@ def make_methods(plain, sphere, methods=("memit", "ft", "rome"), draws=(1, 2), *
     return [run for name in methods for run in make_pairs(plain, sphere, name, draws, **more)]
 
 
-def test_a_steadier_energy_is_judged_from_three_methods_on():
-    steady = {"energy": [0.0005, 0.001]}
-    assert words(make_methods([0.9, 0.8], [0.9, 0.8], **steady))[STEADY] == HOLDS
-    assert words(make_methods([0.9, 0.8], [0.9, 0.8], energy=[0.002, -0.004]))[STEADY] == DOES_NOT
-    assert words(make_methods([0.9, 0.8], [0.9, 0.8], methods=("memit", "ft"), **steady))[STEADY] == OPEN
-    some = make_methods([0.9, 0.8], [0.9, 0.8], ("memit", "ft"), **steady)
-    some += make_methods([0.9, 0.8], [0.9, 0.8], ("rome",), energy=[0.002, -0.004])
-    assert words(some)[STEADY] == IN_PART
+def test_a_steadier_energy_must_be_seen_in_every_pair_or_every_draw_of_a_method():
+    def both(first, second, draws=(1, 2, 3)):
+        runs = make_methods([0.9, 0.8], [0.9, 0.8], ("memit",), draws, energy=first)
+        return words(runs + make_methods([0.9, 0.8], [0.9, 0.8], ("rome",), draws, energy=second))[STEADY]
+
+    steady, restless = [0.0005, 0.001], [0.002, -0.004]
+    assert both(steady, steady) == HOLDS
+    assert both(steady, restless) == IN_PART
+    assert both(restless, restless) == DOES_NOT
+    assert both(steady, restless, draws=(1, 2)) == OPEN
+    assert words(make_methods([0.9, 0.8], [0.9, 0.8], ("memit",), energy=steady))[STEADY] == OPEN
 
 
 def test_ability_is_a_lower_perplexity():
-    assert words(make_methods([0.9, 0.8], [0.9, 0.8], perplexity=[49.0, 49.0]))[ABILITY] == HOLDS
-    assert words(make_methods([0.9, 0.8], [0.9, 0.8], perplexity=[51.0, 51.0]))[ABILITY] == DOES_NOT
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], perplexity=[49.0, 49.0]))[ABILITY] == HOLDS
+    assert words(make_pairs([0.9, 0.8], [0.9, 0.8], perplexity=[51.0, 51.0]))[ABILITY] == DOES_NOT
 
 
-def test_without_a_second_draw_nothing_is_known_of_the_spread():
-    runs = make_methods([0.9, 0.8], [0.9, 0.8], draws=(1,), perplexity=[49.0, 49.0])
-    assert words(runs)[ABILITY] == OPEN
-
-
-def test_the_spread_among_draws_is_pooled_over_methods():
+def test_each_method_has_the_spread_of_its_own_draws():
     runs = make_methods([0.9, 0.8], [0.9, 0.8], ("memit", "ft"), draws=(1, 2))
     runs += make_methods([0.9, 0.8], [0.9, 0.8], ("rome",), draws=(1,))
     values = {("memit", 1): 1.0, ("memit", 2): 3.0, ("ft", 1): 10.0, ("ft", 2): 10.0, ("rome", 1): 5.0}
     found = by_kind([(pair, values[pair.sphere.key.method, pair.sphere.key.draw]) for pair in pairs(runs)])
-    assert found["memit current"] == pytest.approx((2.0, 1.0 / 2**0.5, 2))  # two squares of 1, two degrees of freedom
-    assert found["ft current"] == pytest.approx((10.0, 1.0 / 2**0.5, 2))
-    assert found["rome current"] == pytest.approx((5.0, 1.0, 2))
+    assert found["memit current"] == pytest.approx((2.0, 1.0, 1))  # two draws 2 apart: sd √2, error of the mean 1
+    assert found["ft current"] == pytest.approx((10.0, 0.0, 1))
+    assert found["rome current"] == pytest.approx((5.0, math.inf, 1))
 
 
 def test_abilities_are_told_before_and_after():
@@ -283,7 +281,9 @@ def test_a_gain_over_alphaedit_is_held_against_zero_and_the_papers_figure():
 
 
 def test_lasting_longer_is_a_later_collapse():
-    assert words(make_pairs([0.9, 0.5, 0.4], [0.9, 0.7, 0.5]))[LASTS] == HOLDS
+    later = make_methods([0.9, 0.5, 0.4], [0.9, 0.7, 0.5])
+    assert words(later)[LASTS] == HOLDS
+    assert words(make_pairs([0.9, 0.5, 0.4], [0.9, 0.7, 0.5]))[LASTS] == IN_PART  # one method
     assert words(make_pairs([0.9, 0.5, 0.4], [0.9, 0.5, 0.4]))[LASTS] == DOES_NOT
     assert words(make_pairs([0.9, 0.8, 0.7], [0.9, 0.8, 0.7]))[LASTS] == OPEN
     mixed = make_pairs([0.9, 0.5], [0.9, 0.5], draws=(1, 2)) + make_pairs([0.9, 0.5], [0.9, 0.7], draws=(3,))
