@@ -262,8 +262,8 @@ def lasts_longer(runs: Sequence[Run]) -> Verdict:
         word,
         f"First validation with an efficacy below {COLLAPSE:.0%}.",
         parts or ["no run without SPHERE has collapsed"],
-        f"From {ENOUGH} pairs on: holds if it comes later in all, of two methods or more; in part if in some, or of one "
-        "method; does not if in none.",
+        f"From {ENOUGH} pairs on: holds if it comes later in all, of two methods or more; in part if in some, or of "
+        "one method; does not if in none.",
     )
 
 

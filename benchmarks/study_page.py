@@ -310,12 +310,9 @@ def missing(runs: Sequence[Run]) -> str:
     left = [cell for cell in FULL if cell.name not in done]
     unmeasured = [words for prefix, words in EXTRAS.items() if not any(extra(run, prefix) for run in runs)]
     unmeasured += [] if any(drawing(run).exists() for run in runs) else ["heat maps"]
-    lines = [
-        "## Not run",
-        "",
-        f"{len(FULL) - len(left)} of the {len(FULL)} cells of the full plan are finished. Not measured by any of them: "
-        f"{', '.join(unmeasured) or 'nothing'}.",
-    ]
+    done_of = f"{len(FULL) - len(left)} of the {len(FULL)} cells of the full plan are finished."
+    not_measured = f" Not measured by any of them: {', '.join(unmeasured)}." if unmeasured else ""
+    lines = ["## Not run", "", done_of + not_measured]
     if left:
         lines += ["", "`python -m benchmarks.study --preset full --jobs 2 --data <folder>` runs what is left:", ""]
         lines += [f"- {cell.name}" for cell in left]
