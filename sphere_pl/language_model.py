@@ -192,7 +192,7 @@ class LanguageModel(nn.Module):
         return (window is None or length <= window) and self.model.config._attn_implementation in {"sdpa", "eager"}
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits `[..., vocabulary]` in float32 from the last block's output `[..., d]`."""
+        """Next-token logits `[..., vocabulary]`, float32 and new, from the last block's output `[..., d]`."""
         norm = self.model.get_submodule(self.architecture.final_norm)
         head = cast(nn.Module, self.model.get_output_embeddings())
         logits = head(norm(hidden.to(_device_of(norm))).to(_device_of(head))).float()

@@ -180,7 +180,7 @@ def test_tracing_leaves_the_model_without_hooks(tiny_lm):
 def test_a_fact_is_known_if_every_token_of_its_answer_is_the_likeliest(tiny_lm, monkeypatch):
     lm = tiny_lm()
     (said,) = lm.tokenizer(" is", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(lm, "logits", lambda hidden: torch.eye(len(lm.tokenizer))[said].expand(len(hidden), -1))
+    monkeypatch.setattr(lm, "logits", lambda hidden: torch.eye(len(lm.tokenizer))[said].repeat(len(hidden), 1))
     facts = [true_answer(FACT._replace(target_true=answer)) for answer in ("is", "is is", "is Italy", "Italy is")]
     assert [fact.target for fact in known_facts(lm, facts)] == ["is", "is is"]
 
