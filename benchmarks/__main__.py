@@ -77,7 +77,9 @@ def main() -> None:
     parser.add_argument("--only", choices=[*BENCHMARKS, *SCALED], action="append")
     parser.add_argument("--scale", type=float, default=1.0, help="sides of the matrix of the energy benchmarks, times")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--batch", type=int, help="edits in a batch for `z` and `keys`, where 100 is the papers'")
+    parser.add_argument(
+        "--batch", type=int, help="edits in a batch for `z`, `keys` and `step`, where 100 is the papers'"
+    )
     parser.add_argument("--repeats", type=int, help="turns that `z`, `z-default`, `keys`, `whole` and `step` take")
     parser.add_argument(
         "--model",

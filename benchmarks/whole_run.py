@@ -64,24 +64,28 @@ def whole_run(edits: int = 10, batch: int = 10, repeats: int = 1, model: str = D
 
 def step(batch: int = 100, repeats: int = 3, model: str = DEFAULT) -> Measurement:
     """Seconds per edit of one batch, ours alone, against `ASKED`; null spaces are found before."""
-    problem = _problem(model, "bfloat16", batch, batch)
-    states = prepare(problem)
-    edit(problem, states)  # the first time is not counted
+    problem, states = _warm(batch, model)
     times = sorted(seconds(lambda: edit(problem, states)) for _ in range(repeats))
     each = times[repeats // 2] / batch
-    name = titled(f"one batch of {batch} with 6 contexts, by {ASKED} s an edit", model)
+    name = titled(f"one batch of {batch} with {len(problem.contexts)} contexts, by {ASKED} s an edit", model)
     return Measurement(name, ASKED / each, 1, None, each, device_name())
 
 
 def profile_step(batch: int = 100, model: str = DEFAULT) -> str:
     """Where the time of one batch goes, operator by operator."""
-    problem = _problem(model, "bfloat16", batch, batch)
-    states = prepare(problem)
-    edit(problem, states)
+    problem, states = _warm(batch, model)
     with profile() as seen:
         edit(problem, states)
     by = "self_cpu_time_total" if device().type == "cpu" else "self_device_time_total"
     return str(seen.key_averages().table(sort_by=by, row_limit=20))
+
+
+def _warm(batch: int, model: str) -> tuple[_Problem, list[State]]:
+    """One batch and its null spaces, edited once: the first time is not counted."""
+    problem = _problem(model, "bfloat16", batch, batch)
+    states = prepare(problem)
+    edit(problem, states)
+    return problem, states
 
 
 def _check(problem: _Problem) -> None:
