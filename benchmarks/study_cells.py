@@ -115,12 +115,28 @@ def alphaedit(variant: str, ridge: float, draw: int = 1, edits: int = 800, data:
     return cell("alphaedit", variant, data=data, draw=draw, edits=edits, label=f"ridge{ridge:g}", more=more)
 
 
+def small_batches(
+    method: str,
+    variant: str,
+    *,
+    data: str = "counterfact",
+    draw: int = 1,
+    edits: int = 800,
+    label: str = "batch10",
+    every: int = 10,
+    more: tuple[str, ...] = (),
+) -> Cell:
+    """A cell in batches of ten, scored after every so many of them."""
+    batches = ("--data.batch_size=10", f"--trainer.val_check_interval={every}")
+    return cell(method, variant, data=data, draw=draw, edits=edits, label=label, more=(*more, *batches))
+
+
 def tuning(method: str, label: str, *more: str) -> Cell:
     """A candidate of a method's own settings, on all records for tuning, scored when all are edited."""
     return cell(method, draw=0, edits=400, label=f"tune_{label}", more=(*more, "--trainer.val_check_interval=4"))
 
 
-BATCH_10 = ("--data.batch_size=10", "--trainer.val_check_interval=10")
+RIDGE_10 = ("--model.method.init_args.ridge=10",)
 LAYERS = "--model.layers=[2,3,4,5,6]"
 RATE = "--model.method.init_args.learning_rate="
 WEIGHT = "--model.method.init_args.second_moment_weight="
@@ -145,33 +161,36 @@ ROME = [
     for variant in PAIR
 ]
 # Many small updates: the paper's 15,000 edits are 150 of them, eight hundred in batches of ten are 80.
-STEPS = [cell("memit", variant, label="batch10", more=BATCH_10) for variant in PAIR]
-STEPS += [
-    cell("alphaedit", variant, label="ridge10-batch10", more=("--model.method.init_args.ridge=10", *BATCH_10))
-    for variant in PAIR
-]
-# Beside the long plain run, at the ridge that the tuning found.
+STEPS = [small_batches("memit", variant, draw=draw) for draw in (1, 2, 3) for variant in PAIR]
+STEPS += [small_batches("alphaedit", variant, label="ridge10-batch10", more=RIDGE_10) for variant in PAIR]
+# AlphaEdit beside the long plain run, at the ridge that the tuning found.
 WHY = [
     alphaedit(variant, 10, edits=edits)
     for variant, edits in (
-        ("current_eta0.1_alpha1", 400),  # the few directions that earlier edits have made the leading ones
+        ("anchored_plain", 800),
+        ("anchored_current", 800),
         ("current_eta0.9_alpha1", 400),  # all that SPHERE can remove
         ("pretrained", 800),
         ("after_loop", 800),
         ("two_sided", 800),
-        ("anchored_plain", 800),
-        ("anchored_current", 800),
     )
 ]
-ZSRE = [
-    *(alphaedit(variant, 10, edits=600, data="zsre") for variant in PAIR),
-    *(cell(method, variant, data="zsre", edits=600) for method in ("ultraedit", "memit", "ft") for variant in PAIR),
+# SPHERE's variants and its η and α where it does most: MEMIT in small batches. The run without SPHERE is α = 0.
+WHY += [
+    small_batches("memit", variant, edits=600)
+    for variant in ("pretrained", "after_loop", "two_sided", "anchored_plain", "anchored_current")
 ]
 SWEEP = [
-    alphaedit(f"{basis}_eta{eta:g}_alpha{alpha:g}", 10, edits=400)
+    small_batches("memit", f"{basis}_eta{eta:g}_alpha{alpha:g}", edits=600, every=30)
     for basis in ("current", "pretrained")
-    for eta in (0.3, 0.5, 0.7, 0.9)
-    for alpha in (0.25, 0.5, 0.8, 1.0)
+    for alpha in (1.0, 0.5, 0.8, 0.25)
+    for eta in (0.5, 0.9, 0.3, 0.7)
+    if (eta, alpha) != (0.5, 0.8)  # a variant of its own
+]
+ZSRE = [
+    *(small_batches("memit", variant, data="zsre", edits=600) for variant in PAIR),
+    *(alphaedit(variant, 10, edits=600, data="zsre") for variant in PAIR),
+    *(cell(method, variant, data="zsre", edits=600) for method in ("memit", "ultraedit", "ft") for variant in PAIR),
 ]
 TUNING = [
     *(tuning("alphaedit", f"ridge{r:g}", f"--model.method.init_args.ridge={r:g}") for r in (1, 10, 100)),
