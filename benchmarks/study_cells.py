@@ -50,6 +50,11 @@ class Key(NamedTuple):
         return "-".join(part for part in parts if part)
 
     @property
+    def is_swept(self) -> bool:
+        """Whether it is a point of the sweep of η and α."""
+        return "_eta" in self.variant
+
+    @property
     def partner(self) -> "Key":
         """The same run without SPHERE, whatever its length; itself if it is one."""
         return self._replace(variant="anchored_plain" if self.variant.startswith("anchored") else "plain", edits=0)
@@ -140,6 +145,17 @@ RIDGE_10 = ("--model.method.init_args.ridge=10",)
 LAYERS = "--model.layers=[2,3,4,5,6]"
 RATE = "--model.method.init_args.learning_rate="
 WEIGHT = "--model.method.init_args.second_moment_weight="
+# The default run's settings, six times as dear as the study's.
+DEFAULT = (
+    *RIDGE_10,
+    LAYERS,
+    "--model.contexts=2",
+    "--model.targets.steps=25",
+    "--model.targets.learning_rate=0.5",
+    "--model.targets.kl_weight=0.3",
+    "--model.targets.stop_loss=0.3",
+    "--model.targets.anchor=true",
+)
 PAIR = ("plain", "current")
 QUICK = [alphaedit(variant, 1, draw) for draw in (1, 2, 3) for variant in PAIR]
 # The paper's ridge, which the tuning found too, to 1.04 edits for each input dimension, as its 15,000 on LLaMA3-8B.
@@ -180,6 +196,7 @@ WHY += [
     small_batches("memit", variant, edits=600)
     for variant in ("pretrained", "after_loop", "two_sided", "anchored_plain", "anchored_current")
 ]
+WHY += [cell("alphaedit", variant, label="default", more=DEFAULT) for variant in PAIR]
 SWEEP = [
     small_batches("memit", f"{basis}_eta{eta:g}_alpha{alpha:g}", edits=600, every=30)
     for basis in ("current", "pretrained")
