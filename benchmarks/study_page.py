@@ -11,7 +11,8 @@ from benchmarks.cells import STOPPED
 from benchmarks.study_cells import FULL, PAIR
 from benchmarks.study_claims import title, verdicts
 from benchmarks.study_figures import changes, curves, share_curves
-from benchmarks.study_results import Pair, Run, correlation, kind, load, pairs, pooled, shares
+from benchmarks.study_results import Pair, Run, correlation, grouped, kind, load, pairs, pooled, shares
+from benchmarks.study_sweep import draw_sweep, figure_name, sweep_section, sweeps
 from benchmarks.study_why import share_runs, why
 from sphere_pl.files import write_text
 
@@ -61,7 +62,7 @@ def write_page() -> None:
 
 def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
     """The page's text."""
-    counted = [run for run in runs if run.key.draw > 0]
+    counted = [run for run in runs if run.key.draw > 0 and not run.key.is_swept]
     parts = [
         HEAD,
         in_short(counted),
@@ -73,6 +74,7 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
         extras(counted),
         heat_maps(counted),
         why(counted, geometry),
+        sweep_section(runs),
         tuned(runs),
         missing(runs),
     ]
@@ -81,16 +83,14 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ in SPHERE and draw alone, by a name for their figure."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        name = "-".join(part for part in (run.key.data, run.key.method, run.key.label) if part)
-        found.setdefault(name, []).append(run)
-    return found
+    return grouped(runs, lambda run: "-".join(part for part in (run.key.data, run.key.method, run.key.label) if part))
 
 
 def draw_figures(runs: Sequence[Run]) -> None:
     """All figures of the page."""
-    counted = [run for run in runs if run.key.draw > 0]
+    counted = [run for run in runs if run.key.draw > 0 and not run.key.is_swept]
+    for sweep in sweeps(runs):
+        draw_sweep(sweep, FIGURES / figure_name(sweep))
     for name, members in groups(counted).items():
         curves(members, FIGURES / f"{name}.png")
     plain = share_runs(counted)
@@ -102,20 +102,17 @@ def draw_figures(runs: Sequence[Run]) -> None:
 
 def in_short(runs: Sequence[Run]) -> str:
     """Which methods SPHERE helps, and how much of their updates lies where it acts."""
-    kinds: dict[str, list[Pair]] = {}
-    for pair in pairs(runs):
-        if pair.value("val/efficacy") is not None:
-            kinds.setdefault(kind(pair.plain), []).append(pair)
-    groups: dict[str, list[str]] = {
+    scored = [pair for pair in pairs(runs) if pair.value("val/efficacy") is not None]
+    words: dict[str, list[str]] = {
         "**Higher with SPHERE**": [],
         "**lower with SPHERE**": [],
         "**no difference seen**": [],
     }
-    higher, lower, same = groups.values()
-    for found in kinds.values():
+    higher, lower, same = words.values()
+    for found in grouped(scored, lambda pair: kind(pair.plain)).values():
         low, high = pooled([d for d in (pair.difference("val/efficacy") for pair in found) if d]).interval
         (higher if low > 0 else lower if high < 0 else same).append(_ends(found))
-    lines = [f"- {words}: {'; '.join(members)}" for words, members in groups.items() if members]
+    lines = [f"- {word}: {'; '.join(members)}" for word, members in words.items() if members]
     if not lines:
         return ""
     head = (
@@ -256,16 +253,17 @@ def correlations(runs: Sequence[Run]) -> str:
         "## Energy and performance",
         "",
         "Spearman's ρ between the relative change of the energy, mean over the matrices, and a metric over the "
-        "validations of a run, with its 95 % bootstrap interval; levels as in the paper's Fig. 2, consecutive "
-        "differences as in its Fig. 3. Two series that trend always correlate on levels, so the differences are the "
-        "honest column.",
+        "validations of a run, with its 95 % bootstrap interval; KL is that of the unedited model on ordinary text, "
+        "measured after every batch; levels as in the paper's Fig. 2, consecutive differences as in its Fig. 3. Two "
+        "series that trend always correlate on levels, so the differences are the honest column.",
         "",
-        "| run | points | efficacy, levels | efficacy, differences | perplexity, levels | perplexity, differences |",
-        "|---|---|---|---|---|---|",
+        "| run | validations | efficacy, levels | efficacy, differences | perplexity, levels | perplexity, differences "
+        "| KL, levels | KL, differences |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
         cells = []
-        for metric in ("val/efficacy", "val/perplexity"):
+        for metric in ("val/efficacy", "val/perplexity", "drift/kl"):
             for differences in (False, True):
                 test = correlation(run, metric, differences=differences)
                 cells.append("" if test is None else f"{test.rho:+.2f} [{test.low:+.2f}, {test.high:+.2f}]")

@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from scipy.stats import t
@@ -15,6 +15,8 @@ from benchmarks.study_cells import Key, parse
 from sphere_callbacks.functional.statistics import SpearmanResult, spearman_test
 
 COLLAPSE = 0.6  # efficacy over all edits below it is a collapse
+Item = TypeVar("Item")
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Run(NamedTuple):
@@ -149,21 +151,24 @@ def pooled(differences: Sequence[Difference]) -> Difference:
     return Difference(sum(d.value for d in differences) / n, math.sqrt(sum(d.error**2 for d in differences)) / n)
 
 
-def by_kind(figures: Sequence[tuple[Pair, float]]) -> dict[str, Difference]:
-    """Mean of a figure for each method with its settings, with the standard error that its draws show.
+def grouped(items: Iterable[Item], key: Callable[[Item], Name]) -> dict[Name, list[Item]]:
+    """Items by a key, both in the order in which they come.
 
-    The error of one draw is infinite. Methods are not pooled: draws of one that collapses lie far apart.
-
-    Args:
-        figures: A figure of each pair.
+    Example:
+        >>> grouped(["ab", "c", "de"], len)
+        {2: ['ab', 'de'], 1: ['c']}
     """
-    groups: dict[str, list[float]] = {}
-    for pair, value in figures:
-        groups.setdefault(kind(pair.sphere), []).append(value)
-    return {name: _mean(values) for name, values in groups.items()}
+    found: dict[Name, list[Item]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
 
 
-def _mean(values: Sequence[float]) -> Difference:
+def averaged(values: Sequence[float]) -> Difference:
+    """Mean of draws, with the standard error that they show; that of one draw is infinite.
+
+    Methods are not pooled: draws of one that collapses lie far apart.
+    """
     n = len(values)
     return Difference(mean(values), stdev(values) / math.sqrt(n) if n > 1 else math.inf, max(1, n - 1))
 

@@ -7,41 +7,9 @@ import pytest
 from benchmarks import study, study_page
 from benchmarks.study_cells import FULL, PRESETS, alphaedit, cell, parse
 from benchmarks.study_claims import DOES_NOT, HOLDS, IN_PART, OPEN, verdicts
-from benchmarks.study_results import Run, by_kind, correlation, load, pairs, shares
+from benchmarks.study_results import Run, averaged, correlation, load, pairs, shares
 from sphere_pl.commands import main
-
-WEIGHT = "model.layers.4.mlp.down_proj.weight"
-
-
-def make_run(name, efficacy, energy=None, perplexity=None, share=0.09, chance=0.09, generalization=0.5, **more):
-    """A finished cell with a validation every 100 edits."""
-    n = len(efficacy)
-    edits = [100.0 * (i + 1) for i in range(n)]
-    constant = {"val/generalization": generalization, "val/specificity": 0.3, "val/neighborhood_agreement": 0.8}
-    validations = {
-        "edits": edits,
-        "val/efficacy": efficacy,
-        "batch/efficacy": efficacy,
-        "val/perplexity": perplexity or [50.0] * n,
-        **{metric: [value] * n for metric, value in constant.items()},
-    }
-    energy = energy or [0.001 * (i + 1) for i in range(n)]
-    batches = {"edits": edits, "energy/mean": [0.5 + e for e in energy], "energy/change": energy}
-    for ratio in ("0.1", "0.5", "0.9"):
-        batches[f"shares/update_{ratio}/{WEIGHT}"] = [share] * n
-        batches[f"shares/chance_{ratio}/{WEIGHT}"] = [chance] * n
-        for kind in ("start", "accumulated"):
-            batches[f"shares/{kind}_{ratio}/{WEIGHT}"] = [share] * n
-    found = {"validations": validations, "batches": batches, "failed": None, "before": {"perplexity": 46.0}}
-    return Run(parse(name), {**found, "seconds_per_edit": 0.5, **more})
-
-
-def make_pairs(plain, sphere, method="alphaedit", draws=(1, 2, 3), **more):
-    runs = []
-    for draw in draws:
-        runs.append(make_run(f"counterfact-{method}-plain-draw{draw}-{100 * len(plain)}", plain))
-        runs.append(make_run(f"counterfact-{method}-current-draw{draw}-{100 * len(sphere)}", sphere, **more))
-    return runs
+from tests.benchmarks.studied import WEIGHT, make_pairs, make_run
 
 
 def words(runs):
@@ -195,26 +163,39 @@ def test_interference_is_measured_against_chance(share, word):
     assert words(runs[:1])[INTERFERE] == OPEN
 
 
-def wave(sign, n=24):
-    """Energy and efficacy whose differences agree or disagree at every step."""
+def wave(n=24):
+    """An energy that goes up and down."""
     turns = [(-1) ** (i // 2) * (1 + i % 5) for i in range(n)]
-    energy = [0.1 + 0.001 * sum(turns[: i + 1]) for i in range(n)]
-    return energy, [0.5 + sign * 0.01 * sum(turns[: i + 1]) for i in range(n)]
+    return [0.1 + 0.001 * sum(turns[: i + 1]) for i in range(n)]
 
 
 def test_energy_and_efficacy_that_move_together_are_seen():
-    energy, efficacy = wave(-1)
+    energy = wave()
+    efficacy = [0.5 - 10 * (value - 0.1) for value in energy]
     runs = [make_run(f"counterfact-memit-plain-draw{i}-2400", efficacy, energy) for i in (1, 2, 3)]
     assert words(runs)[FOLLOW] == HOLDS
     assert words(runs[:2])[FOLLOW] == OPEN
 
 
-def test_energy_and_efficacy_that_move_apart_are_seen_in_long_runs_only():
-    energy, _ = wave(1)
-    noise = [0.5 + 0.01 * math.sin(7.3 * i * i) for i in range(24)]
-    runs = [make_run(f"counterfact-memit-plain-draw{i}-2400", noise, energy) for i in (1, 2, 3)]
-    short = [make_run(f"counterfact-memit-plain-draw{i}-800", noise[:8], energy[:8]) for i in (1, 2, 3)]
-    assert words(runs)[FOLLOW] == DOES_NOT
+def test_energy_and_distance_to_the_unedited_model_are_compared_batch_by_batch():
+    energy = wave()
+    runs = [make_run(f"counterfact-memit-plain-draw{i}-2400", [0.9] * 24, energy) for i in (1, 2, 3)]
+    for run in runs:
+        run.found["batches"]["drift/kl"] = [2 * value for value in energy]
+    assert words(runs)[FOLLOW] == HOLDS
+    figures = next(verdict.figures for verdict in verdicts(runs) if verdict.claim == FOLLOW)
+    assert list(figures) == [
+        "memit, distance to the unedited model: +1.00 [+1.00, +1.00], mean of 3 draws of 23 differences"
+    ]
+
+
+def test_energy_and_efficacy_that_move_apart_are_seen_if_their_draws_agree():
+    def noise(draw, n=200):
+        return [0.5 + 0.3 * math.sin(7.3 * draw * i * i) for i in range(n)]
+
+    long = [make_run(f"counterfact-memit-plain-draw{i}-2400", noise(i), wave(200)) for i in (1, 2, 3)]
+    short = [make_run(f"counterfact-memit-plain-draw{i}-800", noise(i, 6), wave(6)) for i in (1, 2, 3)]
+    assert words(long)[FOLLOW] == DOES_NOT
     assert words(short)[FOLLOW] == OPEN
 
 
@@ -240,14 +221,22 @@ def test_ability_is_a_lower_perplexity():
     assert words(make_pairs([0.9, 0.8], [0.9, 0.8], perplexity=[51.0, 51.0]))[ABILITY] == DOES_NOT
 
 
+def test_a_mean_over_draws_has_the_error_that_they_show():
+    assert averaged([1.0, 3.0]) == pytest.approx((2.0, 1.0, 1))  # 2 apart: sd √2, error of the mean 1
+    assert averaged([10.0, 10.0, 10.0]) == pytest.approx((10.0, 0.0, 2))
+    assert averaged([5.0]) == pytest.approx((5.0, math.inf, 1))
+
+
 def test_each_method_has_the_spread_of_its_own_draws():
-    runs = make_methods([0.9, 0.8], [0.9, 0.8], ("memit", "ft"), draws=(1, 2))
-    runs += make_methods([0.9, 0.8], [0.9, 0.8], ("rome",), draws=(1,))
-    values = {("memit", 1): 1.0, ("memit", 2): 3.0, ("ft", 1): 10.0, ("ft", 2): 10.0, ("rome", 1): 5.0}
-    found = by_kind([(pair, values[pair.sphere.key.method, pair.sphere.key.draw]) for pair in pairs(runs)])
-    assert found["memit current"] == pytest.approx((2.0, 1.0, 1))  # two draws 2 apart: sd √2, error of the mean 1
-    assert found["ft current"] == pytest.approx((10.0, 0.0, 1))
-    assert found["rome current"] == pytest.approx((5.0, math.inf, 1))
+    runs = [
+        run
+        for draw, perplexity in ((1, 49.0), (2, 51.0))
+        for run in make_pairs([0.9, 0.8], [0.9, 0.8], "memit", (draw,), perplexity=[perplexity] * 2)
+    ]
+    runs += make_pairs([0.9, 0.8], [0.9, 0.8], "rome", (1,), perplexity=[25.0] * 2)
+    figures = next(verdict.figures for verdict in verdicts(runs) if verdict.claim == ABILITY)
+    assert figures[0].startswith("memit current: -0.0 % [-2")
+    assert figures[1] == "rome current: -50.0 %, one draw"
 
 
 def test_abilities_are_told_before_and_after():
