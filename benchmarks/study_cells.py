@@ -196,6 +196,13 @@ WHY += [
     small_batches("memit", variant, edits=600)
     for variant in ("pretrained", "after_loop", "two_sided", "anchored_plain", "anchored_current")
 ]
+# Is it the memory of earlier keys that leaves SPHERE nothing to do on AlphaEdit? The same memory, given to MEMIT.
+WHY += [
+    small_batches(
+        "memit", variant, edits=600, label="memory-batch10", more=("--model.method.init_args.remember_past=true",)
+    )
+    for variant in PAIR
+]
 WHY += [cell("alphaedit", variant, label="default", more=DEFAULT) for variant in PAIR]
 SWEEP = [
     small_batches("memit", f"{basis}_eta{eta:g}_alpha{alpha:g}", edits=600, every=30)

@@ -125,7 +125,7 @@ def _share_summary(plain: Sequence[Run]) -> str:
 
 
 def _memory(run: Run) -> str:
-    if run.key.method == "alphaedit":
+    if run.key.method == "alphaedit" or "memory" in run.key.label:
         return "it keeps new updates from changing what the keys of earlier edits give"
     return "it remembers no earlier edit"
 
