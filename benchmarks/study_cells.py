@@ -157,6 +157,7 @@ DEFAULT = (
     "--model.targets.anchor=true",
 )
 PAIR = ("plain", "current")
+MEMORY = "memory"  # begins the label of a method that was given a memory of earlier keys
 QUICK = [alphaedit(variant, 1, draw) for draw in (1, 2, 3) for variant in PAIR]
 # The paper's ridge, which the tuning found too, to 1.04 edits for each input dimension, as its 15,000 on LLaMA3-8B.
 LONG = [alphaedit(variant, 10, draw, 1600) for draw in (1, 2, 3) for variant in PAIR]

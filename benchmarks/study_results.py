@@ -113,7 +113,7 @@ def kind(run: Run) -> str:
     """
     variant = "" if run.key.variant == "plain" else run.key.variant
     data = "" if run.key.data == "counterfact" else f"{run.key.data}, "
-    return f"{data}{' '.join(part for part in (run.key.method, run.key.label, variant) if part)}"
+    return f"{data}{' '.join(part for part in (run.key.method, run.key.label.replace('-', ' '), variant) if part)}"
 
 
 def load(folder: Path) -> list[Run]:
