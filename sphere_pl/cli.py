@@ -30,6 +30,7 @@ from sphere_pl.monitors.results import RunResults, method_name
 from sphere_pl.monitors.target_table import TargetTable
 from sphere_pl.monitors.tracking import WandbPanels
 from sphere_pl.progress import EditProgress
+from sphere_pl.refusals import check_strategy
 from sphere_pl.resilience.checkpoints import RunCheckpoints, checkpoint_paths
 from sphere_pl.resilience.fingerprints import settings_that_count
 from sphere_pl.resilience.interrupts import RunInterrupted
@@ -48,7 +49,7 @@ class EditingCLI(LightningCLI):
 
     def _fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Run the fit; one that is interrupted says how to go on."""
-        self.model.check_strategy(self.trainer)  # here, before there are further processes, it is said once
+        check_strategy(self.model.device_map, self.trainer)  # here, before there are further processes, it is said once
         if self.trainer.local_rank:
             follow_parent()
         try:

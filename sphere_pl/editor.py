@@ -9,7 +9,6 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -33,6 +32,7 @@ from sphere_pl.methods.functional import spread_residual
 from sphere_pl.optim import LayerwiseEdit
 from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
+from sphere_pl.refusals import check_arithmetic, check_batch_size, check_method, check_strategy
 from sphere_pl.representations import SubjectStream
 from sphere_pl.resilience.fingerprints import check_requests, request_hashes
 from sphere_pl.resilience.randomness import random_states, restore_random_states
@@ -147,35 +147,11 @@ class SequentialEditor(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a method or a strategy that cannot do what is asked of it, before anything is loaded."""
-        self.check_strategy(self.trainer)
-        name, most = self.method.name, self.method.max_layers
-        if most is not None and len(self.layers) > most:
-            raise MisconfigurationException(
-                f"{name} edits at most {most} layer, but `layers={self.layers}` names {len(self.layers)}. "
-                f"Choose one, for example --model.layers=[{self.layers[-1]}]."
-            )
-        if self.target_settings.anchor and isinstance(self.method, LikelihoodMethod):
-            raise MisconfigurationException(
-                f"`targets.anchor=true` rescales target values, but {name} has none. Leave it at false, or choose a "
-                "method that solves for target values, such as AlphaEdit."
-            )
+        check_strategy(self.device_map, self.trainer)
+        check_method(self.method, self.layers, self.target_settings)
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, EditDataModule):
-            self._check_batch_size(datamodule.batch_size)
-
-    def check_strategy(self, trainer: L.Trainer) -> None:
-        """Refuse to spread the model over devices under a strategy that would put it on others.
-
-        Raises:
-            MisconfigurationException: If it is.
-        """
-        if self._load["device_map"] is not None and not isinstance(trainer.strategy, SingleDeviceStrategy):
-            raise MisconfigurationException(
-                f"`device_map={self._load['device_map']!r}` spreads one model over the devices of one process, but the "
-                f"trainer's strategy is {type(trainer.strategy).__name__} in {trainer.world_size} processes, each with "
-                "a whole model. Set --trainer.devices=1 and leave out --trainer.strategy, or leave out "
-                "--model.device_map."
-            )
+            check_batch_size(self.method, datamodule.batch_size)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SequentialEditor":
         """Leave everything where it is if the model is spread over devices: Lightning would move it to one of them.
@@ -183,14 +159,6 @@ class SequentialEditor(L.LightningModule):
         The edited matrices lie beside the model's own, and what scores them counts on the CPU.
         """
         return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-    def _check_batch_size(self, size: int) -> None:
-        most = self.method.max_batch_size
-        if most is not None and size > most:
-            raise MisconfigurationException(
-                f"{self.method.name} makes at most {most} edit at a time, but a batch has {size}. "
-                f"Set --data.batch_size={most}."
-            )
 
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
@@ -213,6 +181,11 @@ class SequentialEditor(L.LightningModule):
         return cast(str | None, self._load["revision"])
 
     @property
+    def device_map(self) -> DeviceMap:
+        """How the model's layers are spread over devices; None if they are not."""
+        return cast(DeviceMap, self._load["device_map"])
+
+    @property
     def solves(self) -> bool:
         """Whether the method solves for keys and residuals, which `solved` holds."""
         return isinstance(self.method, EditingMethod)
@@ -227,13 +200,7 @@ class SequentialEditor(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Refuse trainer settings that would edit wrongly."""
-        if self.trainer.precision != "32-true":
-            raise MisconfigurationException(
-                f"`Trainer(precision={self.trainer.precision!r})` would round or skip updates. Leave it at 32-true and "
-                "choose the language model's type with --model.dtype."
-            )
-        if self.trainer.accumulate_grad_batches != 1:
-            raise MisconfigurationException("Edits cannot be accumulated: leave trainer.accumulate_grad_batches at 1.")
+        check_arithmetic(self.trainer)
 
     def on_train_start(self) -> None:
         """Prepare the method and measure the unedited model; on a resumed run, take both up again."""
@@ -325,7 +292,7 @@ class SequentialEditor(L.LightningModule):
                 f"`SequentialEditor` edits the batches of an `EditLoader`, found {type(loader).__name__}. Use "
                 "`EditDataModule`, or wrap your requests: `EditLoader(requests, batch_size=100)`."
             )
-        self._check_batch_size(loader.batch_size)
+        check_batch_size(self.method, loader.batch_size)
         return loader.requests[: int(self.trainer.num_training_batches) * loader.batch_size]
 
     def _measure_anchors(self, known: Tensor) -> Tensor:
@@ -377,7 +344,8 @@ class SequentialEditor(L.LightningModule):
 
         if self._edit(batch, solve_layer):
             self.remember_keys(stream, batch, method)
-        self._finish(batch, targets)
+        self.found = targets
+        self._finish(batch, targets.scalars(self.target_settings))
 
     def raise_likelihood(self, batch: EditBatch, method: LikelihoodMethod) -> None:
         """Edit one batch without targets: layer by layer an update found from the likelihood itself."""
@@ -397,7 +365,7 @@ class SequentialEditor(L.LightningModule):
             for index in range(len(self.sites)):
                 likelihood.advance(index)
                 self._remember(index, partial(method.remember, likelihood))
-        self._finish(batch, likelihood)
+        self._finish(batch, likelihood.scalars())
 
     def _solve(self, index: int, solve: Callable[[float], Tensor]) -> Tensor:
         """Find one matrix's update; see `guarded`."""
@@ -502,27 +470,12 @@ class SequentialEditor(L.LightningModule):
         for index in range(len(self.sites)):
             self._refresh(index)
 
-    def _finish(self, batch: EditBatch, found: Targets | TargetLikelihood) -> None:
+    def _finish(self, batch: EditBatch, reached: dict[str, Tensor | float]) -> None:
         """Move on in the stream and log what the optimisation reached at its last look."""
         self.batch_start, self.edits_seen = batch.start, batch.start + len(batch.requests)
-        scalars: dict[str, float | Tensor] = {"edits": float(self.edits_seen)}
+        scalars = {"edits": float(self.edits_seen)} | {f"target/{name}": value for name, value in reached.items()}
         if self.retried or self.skipped:
             scalars |= {"guard/retried": float(len(self.retried)), "guard/skipped": float(len(self.skipped))}
-        self.found = found if isinstance(found, Targets) else None
-        if isinstance(found, Targets):
-            scalars |= {
-                "target/probability": found.probability.mean(),
-                "target/loss": found.loss.mean(),
-                "target/steps": found.steps.mean(),
-                "target/clamped": found.clamped.float().mean(),
-                "target/unconverged": found.unconverged(self.target_settings).sum().float(),
-            }
-        else:
-            scalars |= {
-                "target/probability": torch.exp(-found.losses).mean(),
-                "target/loss": found.losses.mean(),
-                "target/steps": float(found.evaluations),
-            }
         self.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
 
     # ------------------------------------------------------------------ validation

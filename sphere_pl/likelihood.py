@@ -84,6 +84,14 @@ class TargetLikelihood:
         """Turn to the matrix number `index`; what enters its block follows from the matrices as they are then."""
         self._current = index
 
+    def scalars(self) -> dict[str, Tensor | float]:
+        """What the last evaluation of each request reached, mean over the batch."""
+        return {
+            "probability": torch.exp(-self.losses).mean(),
+            "loss": self.losses.mean(),
+            "steps": float(self.evaluations),
+        }
+
     def loss_and_gradient(self, weight: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """See `sphere_pl.methods.base.Objective`."""
         self._move()

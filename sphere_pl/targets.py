@@ -103,6 +103,16 @@ class Targets(NamedTuple):
         """Which requests ran out of steps before their loss fell below `stop_loss`, `[n]`; NaN has not converged."""
         return ~(self.loss < settings.stop_loss)
 
+    def scalars(self, settings: TargetSettings) -> dict[str, Tensor | float]:
+        """What the optimisation reached, over the batch: means, and how many of its requests have not converged."""
+        return {
+            "probability": self.probability.mean(),
+            "loss": self.loss.mean(),
+            "steps": self.steps.mean(),
+            "clamped": self.clamped.float().mean(),
+            "unconverged": self.unconverged(settings).sum().float(),
+        }
+
 
 class _Rows(NamedTuple):
     """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.

@@ -24,7 +24,7 @@ methods.descent methods.emmet methods.rome methods.ultraedit
 methods.ft methods.locft_bf
 methods representations sampling data.datamodule progress evaluation
 statistics targets budget.needs evaluation.scoring abilities.sources abilities.answering abilities.tasks.*
-evaluation.editing evaluation.generation abilities.tasks
+refusals evaluation.editing evaluation.generation abilities.tasks
 evaluation.cases
 evaluation.protocols abilities.evaluate
 evaluation.texts

@@ -1,0 +1,74 @@
+"""What a run refuses before anything is loaded or edited, each with what to do instead."""
+
+from collections.abc import Sequence
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from sphere_pl.language_model import DeviceMap
+from sphere_pl.methods.base import EditingMethod, LikelihoodMethod
+from sphere_pl.targets import TargetSettings
+
+
+def check_method(
+    method: EditingMethod | LikelihoodMethod, layers: Sequence[int], targets: TargetSettings | None = None
+) -> None:
+    """Refuse layers or target settings that the method cannot use.
+
+    Raises:
+        MisconfigurationException: If the method edits fewer layers, or has no target values to anchor.
+    """
+    most = method.max_layers
+    if most is not None and len(layers) > most:
+        raise MisconfigurationException(
+            f"{method.name} edits at most {most} layer, but `layers={layers}` names {len(layers)}. "
+            f"Choose one, for example --model.layers=[{layers[-1]}]."
+        )
+    if targets is not None and targets.anchor and isinstance(method, LikelihoodMethod):
+        raise MisconfigurationException(
+            f"`targets.anchor=true` rescales target values, but {method.name} has none. Leave it at false, or choose a "
+            "method that solves for target values, such as AlphaEdit."
+        )
+
+
+def check_batch_size(method: EditingMethod | LikelihoodMethod, size: int) -> None:
+    """Refuse batches of more edits than the method makes at a time.
+
+    Raises:
+        MisconfigurationException: If `size` is more.
+    """
+    most = method.max_batch_size
+    if most is not None and size > most:
+        raise MisconfigurationException(
+            f"{method.name} makes at most {most} edit at a time, but a batch has {size}. Set --data.batch_size={most}."
+        )
+
+
+def check_strategy(device_map: DeviceMap, trainer: L.Trainer) -> None:
+    """Refuse to spread the model over devices under a strategy that would put it on others.
+
+    Raises:
+        MisconfigurationException: If it is.
+    """
+    if device_map is not None and not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise MisconfigurationException(
+            f"`device_map={device_map!r}` spreads one model over the devices of one process, but the trainer's "
+            f"strategy is {type(trainer.strategy).__name__} in {trainer.world_size} processes, each with a whole "
+            "model. Set --trainer.devices=1 and leave out --trainer.strategy, or leave out --model.device_map."
+        )
+
+
+def check_arithmetic(trainer: L.Trainer) -> None:
+    """Refuse trainer settings that would edit wrongly.
+
+    Raises:
+        MisconfigurationException: If updates would be rounded or summed over batches.
+    """
+    if trainer.precision != "32-true":
+        raise MisconfigurationException(
+            f"`Trainer(precision={trainer.precision!r})` would round or skip updates. Leave it at 32-true and "
+            "choose the language model's type with --model.dtype."
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise MisconfigurationException("Edits cannot be accumulated: leave trainer.accumulate_grad_batches at 1.")
