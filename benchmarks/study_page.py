@@ -11,7 +11,8 @@ from benchmarks.cells import STOPPED
 from benchmarks.study_cells import FULL, PAIR
 from benchmarks.study_claims import title, verdicts
 from benchmarks.study_figures import changes, curves, share_curves
-from benchmarks.study_results import Pair, Run, correlation, grouped, kind, load, pairs, pooled, shares
+from benchmarks.study_results import Run, correlation, grouped, load, pairs
+from benchmarks.study_short import draw_effects, in_short
 from benchmarks.study_sweep import draw_sweep, figure_name, sweep_section, sweeps
 from benchmarks.study_why import share_runs, why
 from sphere_pl.files import write_text
@@ -43,14 +44,6 @@ python -m benchmarks.study --preset full --jobs 2 --data <folder>     # everythi
 python -m benchmarks.study --page                                     # this page, from what is finished
 ```
 """
-
-
-READING = """How to read it: the principal directions of an edited weight are, more and more, those that earlier edits
-wrote. A method that remembers no earlier key (ROME, MEMIT) writes into them again, the more the more updates there
-are, whatever the number of edits: the same edits in ten times as many batches wear the model out sooner. SPHERE takes
-that part away, and there it keeps what was edited. AlphaEdit's memory of keys keeps its updates out of these
-directions already, so that little is left for SPHERE to take. The paper's longest runs have 150 updates; most of
-those here have 8 or 16."""
 
 
 def write_page() -> None:
@@ -93,43 +86,13 @@ def draw_figures(runs: Sequence[Run]) -> None:
         draw_sweep(sweep, FIGURES / figure_name(sweep))
     for name, members in groups(counted).items():
         curves(members, FIGURES / f"{name}.png")
+    if pairs(counted):
+        draw_effects(counted, FIGURES / "short.png")
     plain = share_runs(counted)
     if plain:
         share_curves(plain, FIGURES / "shares.png")
         two = {name: [run for run in members if run.key.variant in PAIR] for name, members in groups(counted).items()}
         changes({name: members for name, members in two.items() if members}, FIGURES / "changes.png")
-
-
-def in_short(runs: Sequence[Run]) -> str:
-    """Which methods SPHERE helps, and how much of their updates lies where it acts."""
-    scored = [pair for pair in pairs(runs) if pair.value("val/efficacy") is not None]
-    words: dict[str, list[str]] = {
-        "**Higher with SPHERE**": [],
-        "**lower with SPHERE**": [],
-        "**no difference seen**": [],
-    }
-    higher, lower, same = words.values()
-    for found in grouped(scored, lambda pair: kind(pair.plain)).values():
-        low, high = pooled([d for d in (pair.difference("val/efficacy") for pair in found) if d]).interval
-        (higher if low > 0 else lower if high < 0 else same).append(_ends(found))
-    lines = [f"- {word}: {'; '.join(members)}" for word, members in words.items() if members]
-    if not lines:
-        return ""
-    head = (
-        "Efficacy over all edits, without → with SPHERE (η 0.5, the paper's α), mean over the draws, and in brackets "
-        "how much of the updates without SPHERE lies in the principal directions, as a multiple of chance:"
-    )
-    return "\n".join(["## In short", "", head, "", *lines, "", READING, ""])
-
-
-def _ends(found: Sequence[Pair]) -> str:
-    """One method's efficacy without and with SPHERE, and its share."""
-    values = [value for pair in found if (value := pair.value("val/efficacy")) is not None]
-    behind, without = (sum(column) / len(column) for column in zip(*values, strict=True))
-    edits = " or ".join(dict.fromkeys(f"{pair.edits:.0f}" for pair in found))
-    ratios = [update / chance for pair in found for update, chance in shares(pair.plain).values()]
-    share = f" ({sum(ratios) / len(ratios):.1f})" if ratios else ""
-    return f"{kind(found[0].plain)} {without:.2f} → {behind:.2f} after {edits}{share}"
 
 
 def claims(runs: Sequence[Run]) -> str:

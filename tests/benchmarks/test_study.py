@@ -313,16 +313,6 @@ def test_the_page_shows_every_run_and_what_was_not_run():
     assert f"- {FULL[0].name}\n" in text
 
 
-def test_the_page_begins_with_what_sphere_does_for_each_method():
-    runs = make_pairs([0.8] * 8, [0.8] * 8, draws=(1, 2), share=0.18)
-    runs += make_pairs([0.2] * 8, [0.8] * 8, "rome", draws=(1,)) + make_pairs([0.8] * 8, [0.2] * 8, "ft", draws=(1,))
-    text = study_page.in_short(runs)
-    assert "- **Higher with SPHERE**: rome 0.20 → 0.80 after 800 (1.0)\n" in text
-    assert "- **lower with SPHERE**: ft 0.80 → 0.20 after 800 (1.0)\n" in text
-    assert "- **no difference seen**: alphaedit 0.80 → 0.80 after 800 (1.0)\n" in text
-    assert study_page.in_short([]) == ""
-
-
 def test_runs_are_ranked_by_the_harmonic_mean_of_their_scores():
     runs = [
         make_run("counterfact-ft-plain-draw1-800", [0.2] * 8),
@@ -356,7 +346,12 @@ def test_a_run_that_broke_off_says_so():
 def test_the_figures_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(study_page, "FIGURES", tmp_path)
     study_page.draw_figures(make_pairs([0.9, 0.5], [0.9, 0.7], draws=(1, 2)))
-    assert {path.name for path in tmp_path.iterdir()} == {"counterfact-alphaedit.png", "shares.png", "changes.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "counterfact-alphaedit.png",
+        "shares.png",
+        "changes.png",
+        "short.png",
+    }
 
 
 def test_the_page_in_the_repository_is_the_one_that_the_results_make():
