@@ -133,11 +133,14 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
             tests = [test for run in members if (test := correlation(run, metric, differences=True)) is not None]
             if tests:
                 cases[f"{name}, {words}"] = tests
+    enough = [averaged([test.rho for test in tests]) for tests in cases.values() if len(tests) >= ENOUGH]
     return Verdict(
         "Fluctuations of the energy go with the loss of performance.",
-        _followed([averaged([test.rho for test in tests]) for tests in cases.values() if len(tests) >= ENOUGH]),
+        _followed(enough),
         "Spearman's ρ of the consecutive differences of energy and efficacy (validation by validation), and of energy "
-        "and the KL divergence from the unedited model on ordinary text (batch by batch).",
+        "and the KL divergence from the unedited model on ordinary text (batch by batch). "
+        f"{sum(map(_is_weak, enough))} of the {len(enough)} cases that count exclude a strong correlation, |ρ| ≥ "
+        f"{WEAK:g}.",
         [f"{name}: {_coefficients(tests)}" for name, tests in cases.items()],
         f"Methods with at least {ENOUGH} draws count, each with both measures. Holds if the 95 % interval of the mean "
         "over the draws (Student's) excludes 0 in most cases, in part if in some; does not if in none and all "
@@ -150,8 +153,11 @@ def _followed(cases: Sequence[Difference]) -> str:
     apart = [low > 0 or high < 0 for low, high in (case.interval for case in cases)]
     if any(apart):
         return HOLDS if 2 * sum(apart) > len(apart) else IN_PART
-    weak = [max(map(abs, case.interval)) < WEAK for case in cases]
-    return DOES_NOT if weak and all(weak) else OPEN
+    return DOES_NOT if cases and all(map(_is_weak, cases)) else OPEN
+
+
+def _is_weak(correlation: Difference) -> bool:
+    return max(map(abs, correlation.interval)) < WEAK
 
 
 def _coefficients(tests: Sequence[SpearmanResult]) -> str:

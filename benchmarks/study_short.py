@@ -16,7 +16,8 @@ READING = """How to read it: the principal directions of an edited weight are, m
 wrote. A method that remembers no earlier key (ROME, MEMIT) writes into them again, the more the more updates there
 are, whatever the number of edits: the same edits in ten times as many batches wear the model out sooner. SPHERE takes
 that part away, and there it keeps what was edited. AlphaEdit's memory of keys keeps its updates out of these
-directions already, so that little is left for SPHERE to take. The paper's longest runs have 150 updates."""
+directions already, so that little is left for SPHERE to take; *A memory of earlier keys*, below, shows that it is the
+memory that does it. The paper's longest runs have 150 updates."""
 
 
 class Effect(NamedTuple):

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.study_cells import MEMORY, PAIR, STRENGTH, VARIANTS
+from benchmarks.study_cells import MEMORY, STRENGTH, VARIANTS
 from benchmarks.study_claims import in_points, is_plain, title
+from benchmarks.study_memory import memory_section
 from benchmarks.study_results import Pair, Run, pairs, shares
 
 
@@ -20,7 +21,7 @@ def why(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
     lines = ["## Why", "", "### What there is to remove", ""]
     lines += geometry_table(geometry)
     lines += share_table(runs)
-    lines += memory_table(runs)
+    lines += memory_section(runs)
     lines += ["### Variants of SPHERE", "", "| variant | arguments |", "|---|---|", legend(), ""]
     return "\n".join(lines + variant_table(pairs(runs, None)) + [""])
 
@@ -129,54 +130,6 @@ def _memory(run: Run) -> str:
     if run.key.method == "alphaedit" or run.key.label.startswith(MEMORY):
         return "it keeps new updates from changing what the keys of earlier edits give"
     return "it remembers no earlier edit"
-
-
-def memory_table(runs: Sequence[Run]) -> list[str]:
-    """A method with and without a memory of earlier keys, each with and without SPHERE."""
-    remembering = [run for run in runs if run.key.label.startswith(MEMORY) and run.key.variant in PAIR]
-    forgetful = {run.key._replace(edits=0): run for run in runs}
-    pairs_of = [(run, forgetful.get(run.key._replace(label=_forgetful(run), edits=0))) for run in remembering]
-    rows = [row for run, other in pairs_of if other for row in _memory_rows(other, run)]
-    if not rows:
-        return []
-    return [
-        "### A memory of earlier keys",
-        "",
-        "AlphaEdit remembers the keys of earlier edits, and its updates keep out of the principal directions. The same "
-        "memory given to MEMIT (MEMIT-seq), all else being equal. The updates' share in the principal directions "
-        "(η = 0.5) is that of the last ten batches, as a multiple of chance.",
-        "",
-        "| run | edits | efficacy | generalization | agreement | change of the energy | share of the updates |",
-        "|---|---|---|---|---|---|---|",
-        *sorted(rows),
-        "",
-    ]
-
-
-def _forgetful(run: Run) -> str:
-    return run.key.label.removeprefix(MEMORY).removeprefix("-")
-
-
-def _memory_rows(forgetful: Run, remembering: Run) -> list[str]:
-    common = {e for e, _ in forgetful.series("val/efficacy")} & {e for e, _ in remembering.series("val/efficacy")}
-    edits = max(common)
-    rows = []
-    for run in (forgetful, remembering):
-        scores = [run.at(f"val/{name}", edits) for name in ("efficacy", "generalization", "neighborhood_agreement")]
-        cells = ["" if score is None else f"{score:.3f}" for score in scores]
-        cells.append(f"{run.at('energy/change', edits) or 0.0:+.3%}")
-        cells.append(f"{_latest_ratio(run, edits):.2f}")
-        rows.append(f"| {title(run)} | {edits:.0f} | {' | '.join(cells)} |")
-    return rows
-
-
-def _latest_ratio(run: Run, edits: float, batches: int = 10) -> float:
-    """Mean share of the last updates up to `edits` in the principal directions at that time, over chance."""
-    ratios = []
-    for weight in shares(run):
-        update, chance = (dict(run.series(f"shares/{kind}_0.5/{weight}")) for kind in ("update", "chance"))
-        ratios += [update[when] / chance[when] for when in sorted(update) if when <= edits][-batches:]
-    return sum(ratios) / len(ratios)
 
 
 def variant_table(found: Sequence[Pair]) -> list[str]:

@@ -8,7 +8,6 @@ from benchmarks import study, study_page
 from benchmarks.study_cells import FULL, PRESETS, alphaedit, cell, parse
 from benchmarks.study_claims import DOES_NOT, HOLDS, IN_PART, OPEN, verdicts
 from benchmarks.study_results import Run, averaged, correlation, load, pairs, shares
-from benchmarks.study_why import memory_table
 from sphere_pl.commands import main
 from tests.benchmarks.studied import WEIGHT, make_pairs, make_run
 
@@ -356,16 +355,3 @@ def test_the_figures_are_drawn(tmp_path, monkeypatch):
 
 def test_the_page_in_the_repository_is_the_one_that_the_results_make():
     assert study_page.PAGE.read_text(encoding="utf-8") == study_page.page(load(study_page.RESULTS), geometry())
-
-
-def test_a_memory_of_earlier_keys_is_set_beside_none():
-    runs = make_pairs([0.9, 0.3], [0.9, 0.6], "memit", (1,), share=0.27)
-    runs += [
-        Run(run.key._replace(label="memory"), run.found)
-        for run in make_pairs([0.9, 0.8], [0.9, 0.8], "memit", (1,), share=0.18)
-    ]
-    text = "\n".join(memory_table(runs))
-    assert "| memit, draw 1 | 200 | 0.300 | 0.500 | 0.800 | +0.200% | 1.00 |" in text
-    assert "| memit current, draw 1 | 200 | 0.600 | 0.500 | 0.800 | +0.200% | 3.00 |" in text
-    assert "| memit memory current, draw 1 | 200 | 0.800 | 0.500 | 0.800 | +0.200% | 2.00 |" in text
-    assert memory_table(runs[:2]) == []
