@@ -8,7 +8,7 @@ from statistics import harmonic_mean
 from typing import Any
 
 from benchmarks.cells import STOPPED
-from benchmarks.study_cells import FULL, PAIR
+from benchmarks.study_cells import FULL, PAIR, parse
 from benchmarks.study_claims import title, verdicts
 from benchmarks.study_figures import changes, curves, share_curves
 from benchmarks.study_results import Run, correlation, grouped, load, pairs
@@ -284,5 +284,7 @@ def missing(runs: Sequence[Run]) -> str:
     lines = ["## Not run", "", done_of + not_measured]
     if left:
         lines += ["", "`python -m benchmarks.study --preset full --jobs 2 --data <folder>` runs what is left:", ""]
-        lines += [f"- {cell.name}" for cell in left]
+        keys = [parse(cell.name) for cell in left]
+        for alike, members in grouped(keys, lambda key: key._replace(variant="")).items():
+            lines.append(f"- {alike.name}: {', '.join(key.variant for key in members)}")
     return "\n".join([*lines, ""])

@@ -309,7 +309,7 @@ def test_the_page_shows_every_run_and_what_was_not_run():
     assert "| alphaedit, draw 1 | 200 | 0.500 ± 0.035 |" in text
     assert "| alphaedit current, draw 1 | 200 | 0.700 ± 0.032 |" in text
     assert "| memit tune_weight1000 | 200 | 0.800 |" in text
-    assert f"- {FULL[0].name}\n" in text
+    assert "- counterfact-alphaedit-ridge1-draw1-800: plain, current\n" in text
 
 
 def test_runs_are_ranked_by_the_harmonic_mean_of_their_scores():
