@@ -200,8 +200,8 @@ def steadier_energy(runs: Sequence[Run]) -> Verdict:
     figures = []
     for pair in (pair for pair in pairs(runs) if pair.sphere.key.method != "prune"):
         values = pair.value("energy/change")
-        if values is not None and min(map(abs, values)) > UNMOVED:
-            figures.append((pair, math.log(abs(values[0]) / abs(values[1]))))
+        if values is not None and values[0] and abs(values[1]) > UNMOVED:
+            figures.append((pair, math.log(abs(values[0] / values[1]))))
     word, parts = lowered(figures)
     return Verdict(
         "SPHERE holds the hyperspherical energy.",
@@ -209,7 +209,7 @@ def steadier_energy(runs: Sequence[Run]) -> Verdict:
         "Absolute change of the energy since the start at the last edit count that both have, with SPHERE against "
         "without, mean over the draws.",
         parts,
-        f"{LOWERED} Methods that move the energy by less than {UNMOVED:.3%} are left out, and "
+        f"{LOWERED} Methods that move the energy by less than {UNMOVED:.3%} without SPHERE are left out, and "
         "PRUNE, whose energy is that of the weights before it restrains them.",
     )
 

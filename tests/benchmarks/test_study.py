@@ -214,6 +214,7 @@ def test_a_steadier_energy_must_be_seen_in_every_pair_or_every_draw_of_a_method(
     assert both(restless, restless) == DOES_NOT
     assert both(steady, restless, draws=(1, 2)) == OPEN
     assert words(make_methods([0.9, 0.8], [0.9, 0.8], ("memit",), energy=steady))[STEADY] == OPEN
+    assert both([0.0, 1e-7], [0.0, -1e-7]) == HOLDS  # held entirely: what counts is that the method moves it
 
 
 def test_ability_is_a_lower_perplexity():
