@@ -29,6 +29,7 @@ PANELS = (
     ("abilities/sst2", "sst2, accuracy"),
     ("abilities/gsm8k_gold_hint", "gsm8k behind the gold solution"),
 )
+MARKED = 20  # points that a curve has at most if each is marked
 LINES = ("-", "--", ":", "-.")
 
 
@@ -41,6 +42,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def legend(run: Run) -> str:
+    """What a run's curve is called."""
+    return {"plain": "without SPHERE", "current": "with SPHERE"}.get(run.key.variant, run.key.variant)
+
+
 def curves(runs: Sequence[Run], path: Path) -> Path:
     """Everything against edits, one panel a quantity: a colour for each variant, a dash for each draw."""
     measured = [(metric, name) for metric, name in PANELS if any(run.series(metric) for run in runs)]
@@ -51,13 +57,14 @@ def curves(runs: Sequence[Run], path: Path) -> Path:
     variants = list(dict.fromkeys(run.key.variant for run in sorted(runs, key=lambda run: not is_plain(run))))
     draws = sorted({run.key.draw for run in runs})
     for (metric, name), panel in zip(measured, axes, strict=False):
-        for run in runs:
+        for run in sorted(runs, key=lambda run: variants.index(run.key.variant)):
             color = METHOD_COLORS[variants.index(run.key.variant) % len(METHOD_COLORS)]
             dash = LINES[draws.index(run.key.draw) % len(LINES)]
             points = run.series(metric)
             if points:
-                label = f"{run.key.variant}, draw {run.key.draw}"
-                panel.plot(*zip(*points, strict=True), dash, color=color, marker="o", markersize=3, label=label)
+                label = f"{legend(run)}, draw {run.key.draw}"
+                marker = "o" if len(points) <= MARKED else None
+                panel.plot(*zip(*points, strict=True), dash, color=color, marker=marker, markersize=3, label=label)
         _dress(panel, name, runs, metric)
     for panel in axes:  # what is left of the last row
         panel.set_visible(False)
@@ -124,7 +131,7 @@ def changes(groups: Mapping[str, Sequence[Run]], path: Path) -> Path:
             steps = _steps(run)
             if steps:
                 color = METHOD_COLORS[not is_plain(run)]
-                panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=4, label=run.key.variant)
+                panel.plot(*zip(*steps, strict=True), "o", color=color, markersize=4, label=legend(run))
         panel.axhline(0, color=FAINT, linewidth=1)
         panel.axvline(0, color=FAINT, linewidth=1)
         panel.set_title(name, loc="left", fontsize=11)

@@ -75,8 +75,17 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
 
 
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in SPHERE and draw alone, by a name for their figure."""
-    return grouped(runs, lambda run: "-".join(part for part in (run.key.data, run.key.method, run.key.label) if part))
+    """Runs that belong in one figure, by its name: with SPHERE and without on all draws, its variants apart."""
+    found = {}
+    for name, members in grouped(runs, _figure).items():
+        found[name] = [run for run in members if run.key.variant in PAIR]
+        others = {run.key.draw for run in members if run.key.variant not in PAIR}
+        found[f"{name}-variants"] = [run for run in members if run.key.draw in others]
+    return {name: members for name, members in found.items() if members}
+
+
+def _figure(run: Run) -> str:
+    return "-".join(part for part in (run.key.data, run.key.method, run.key.label) if part)
 
 
 def draw_figures(runs: Sequence[Run]) -> None:
@@ -91,8 +100,8 @@ def draw_figures(runs: Sequence[Run]) -> None:
     plain = share_runs(counted)
     if plain:
         share_curves(plain, FIGURES / "shares.png")
-        two = {name: [run for run in members if run.key.variant in PAIR] for name, members in groups(counted).items()}
-        changes({name: members for name, members in two.items() if members}, FIGURES / "changes.png")
+        two = [run for run in counted if run.key.variant in PAIR]
+        changes(grouped(two, _figure), FIGURES / "changes.png")
 
 
 def claims(runs: Sequence[Run]) -> str:
@@ -128,24 +137,30 @@ def table(runs: Sequence[Run]) -> str:
     return "\n".join([*lines, ""])
 
 
-def ranking(runs: Sequence[Run], edits: float = 800) -> str:
-    """All runs on CounterFact after so many edits, the best first."""
+def ranking(runs: Sequence[Run]) -> str:
+    """Which runs on CounterFact hold most, the best first: after 800 edits, and after 600 in batches of ten."""
+    small = [run for run in runs if "batch10" in run.key.label]
+    tables = [("After 800 edits", _ranked(runs, 800)), ("After 600 edits in batches of ten", _ranked(small, 600))]
+    lines = ["## What holds most", ""]
+    lines += ["CounterFact, by the harmonic mean of efficacy, generalization and agreement.", ""]
+    for words, rows in tables:
+        if rows:
+            lines += [f"{words}:", "", "| run | score | efficacy | generalization | agreement | perplexity |"]
+            lines += ["|---|---|---|---|---|---|", *rows, ""]
+    return "\n".join(lines) if tables[0][1] else ""
+
+
+def _ranked(runs: Sequence[Run], edits: float) -> list[str]:
+    """A row for each run that was scored after so many edits, the best first."""
     scores = {}
     for run in runs:
         values = [value for name in TUNED_BY if (value := run.at(f"val/{name}", edits)) is not None]
         if run.key.data == "counterfact" and len(values) == len(TUNED_BY):
             scores[title(run)] = (harmonic_mean(values), *values, run.at("val/perplexity", edits) or math.nan)
-    lines = [
-        "## What holds most",
-        "",
-        f"CounterFact after {edits:.0f} edits, by the harmonic mean of efficacy, generalization and agreement.",
-        "",
-        "| run | score | efficacy | generalization | agreement | perplexity |",
-        "|---|---|---|---|---|---|",
+    return [
+        f"| {name} | {' | '.join(f'{value:.3f}' for value in means)} | {perplexity:.1f} |"
+        for name, (*means, perplexity) in sorted(scores.items(), key=lambda item: -item[1][0])
     ]
-    for name, (*means, perplexity) in sorted(scores.items(), key=lambda item: -item[1][0]):
-        lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in means)} | {perplexity:.1f} |")
-    return "\n".join([*lines, ""]) if scores else ""
 
 
 def _row(run: Run) -> str:
