@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.study_cells import MEMORY, STRENGTH, VARIANTS
-from benchmarks.study_claims import in_points, is_plain, title
-from benchmarks.study_memory import memory_section
-from benchmarks.study_results import Pair, Run, pairs, shares
+from benchmarks.study.cells import MEMORY, STRENGTH, VARIANTS
+from benchmarks.study.claims import in_points, is_plain, title
+from benchmarks.study.memory import memory_section
+from benchmarks.study.runs import Pair, Run, pairs, shares
 
 
 def share_runs(runs: Sequence[Run]) -> list[Run]:

@@ -1,4 +1,4 @@
-"""Build docs/study.md and its figures from the results in benchmarks/study; no figure in it is typed by hand."""
+"""Build docs/study.md and its figures from the results beside it; no figure in it is typed by hand."""
 
 import json
 import math
@@ -8,18 +8,18 @@ from statistics import harmonic_mean
 from typing import Any
 
 from benchmarks.cells import STOPPED
-from benchmarks.study_cells import FULL, PAIR, parse
-from benchmarks.study_claims import title, verdicts
-from benchmarks.study_figures import changes, curves, share_curves
-from benchmarks.study_results import Run, correlation, grouped, load, pairs
-from benchmarks.study_short import draw_effects, in_short
-from benchmarks.study_sweep import draw_sweep, figure_name, sweep_section, sweeps
-from benchmarks.study_why import share_runs, why
+from benchmarks.study.cells import FULL, PAIR, parse
+from benchmarks.study.claims import title, verdicts
+from benchmarks.study.figures import changes, curves, share_curves
+from benchmarks.study.runs import Run, correlation, grouped, load, pairs
+from benchmarks.study.short import draw_effects, in_short
+from benchmarks.study.sweep import draw_sweep, figure_name, sweep_section, sweeps
+from benchmarks.study.why import share_runs, why
 from sphere_pl.files import write_text
 
 HERE = Path(__file__).parent
-RESULTS, GEOMETRY = HERE / "study", HERE / "geometry.json"
-PAGE = HERE.parent / "docs" / "study.md"
+RESULTS, GEOMETRY = HERE / "results", HERE.parent / "geometry.json"
+PAGE = HERE.parent.parent / "docs" / "study.md"
 FIGURES = PAGE.parent / "study"
 EXTRAS = {
     "retention/": "retention by age",
@@ -31,12 +31,13 @@ SCORES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 
 HEAD = """# The paper's claims on a model that everyone can run
 
-This page is written by `python -m benchmarks.study --page` from the files in [benchmarks/study](../benchmarks/study),
-one for each run; every figure in it comes from there. The model is the default one, SmolLM2-135M-Instruct; the records
-are CounterFact requests with rebuilt paraphrases and neighbours, so scores must not be set beside published ones.
-Settings and what was made cheaper are in [conf/experiment/study](../conf/experiment/study/base.yaml). A *draw* is which
-records, in which order; draw 0 is for tuning and appears in no comparison. The natural scale is edits for each input
-dimension of an edited matrix, 1,536 here: the paper's 15,000 on LLaMA3-8B are 1.05, so 1,600 edits here.
+This page is written by `python -m benchmarks.study --page` from
+[a file for each run](../benchmarks/study/results); every figure in it comes from there. The model is the default one,
+SmolLM2-135M-Instruct; the records are CounterFact requests with rebuilt paraphrases and neighbours, and ZsRE's own, so
+scores on CounterFact must not be set beside published ones. Settings and what was made cheaper are in
+[conf/experiment/study](../conf/experiment/study/base.yaml). A *draw* is which records, in which order; draw 0 is for
+tuning and appears in no comparison. The natural scale is edits for each input dimension of an edited matrix, 1,536
+here: the paper's 15,000 on LLaMA3-8B are 1.05, so 1,600 edits here.
 
 ```bash
 python -m benchmarks.study --preset quick --jobs 2 --data <folder>    # the main comparison, three draws
@@ -215,7 +216,7 @@ def heat_maps(runs: Sequence[Run]) -> str:
             "",
             f"{title(run)}, after {run.last:.0f} edits:",
             "",
-            f"![{title(run)}](../benchmarks/study/{drawing(run).name})",
+            f"![{title(run)}](../benchmarks/study/results/{drawing(run).name})",
         ]
     return "\n".join([*lines, ""]) if found else ""
 

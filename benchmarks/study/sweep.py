@@ -9,10 +9,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from benchmarks.study_cells import STRENGTH, Key
-from benchmarks.study_claims import title
-from benchmarks.study_figures import save
-from benchmarks.study_results import Run, grouped
+from benchmarks.study.cells import STRENGTH, Key
+from benchmarks.study.claims import title
+from benchmarks.study.figures import save
+from benchmarks.study.runs import Run, grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def point(key: Key) -> tuple[str, float, float] | None:
     """Basis, η and α of a run with SPHERE; None for its other variants.
 
     Example:
-        >>> from benchmarks.study_cells import parse
+        >>> from benchmarks.study.cells import parse
         >>> point(parse("counterfact-memit-pretrained_eta0.3_alpha0.25-draw1-600"))
         ('pretrained', 0.3, 0.25)
     """

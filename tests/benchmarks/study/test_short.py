@@ -1,5 +1,5 @@
-from benchmarks.study_short import SAME, draw_effects, effects, in_short
-from tests.benchmarks.studied import make_pairs
+from benchmarks.study.short import SAME, draw_effects, effects, in_short
+from tests.benchmarks.study.made import make_pairs
 
 
 def test_the_page_begins_with_what_sphere_does_for_each_method():

@@ -1,7 +1,7 @@
 import pytest
 
-from benchmarks.study_sweep import draw_sweep, point, sweep_section, sweeps
-from tests.benchmarks.studied import make_run
+from benchmarks.study.sweep import draw_sweep, point, sweep_section, sweeps
+from tests.benchmarks.study.made import make_run
 
 PLAIN = make_run("counterfact-memit-plain-batch10-draw1-300", [0.9, 0.5, 0.3])
 POINTS = [

@@ -7,8 +7,8 @@ One run of the command line for each cell, finished cells are skipped, so an int
     python -m benchmarks.study --preset full --estimate              # only say what is left and how long it takes
     python -m benchmarks.study --page                                # build docs/study.md from what is finished
 
-The data folder holds counterfact_rebuilt.json and zsre_official.json. Results go to benchmarks/study/, one JSON file a
-cell; the page and its figures are built from these alone.
+The data folder holds counterfact_rebuilt.json and zsre_official.json. Results go to benchmarks/study/results, one JSON
+file a cell; the page and its figures are built from these alone.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, collect, finished, run_cell, run_cells, seconds_left
-from benchmarks.study_cells import MAPS, PRESETS, parse
+from benchmarks.study.cells import MAPS, PRESETS, parse
+from benchmarks.study.page import write_page
 from sphere_pl.files import write_text
 
-RESULTS = Path(__file__).with_name("study")
+RESULTS = Path(__file__).with_name("results")
 SOURCES = {"counterfact": "counterfact_rebuilt.json", "zsre": "zsre_official.json"}
 TUNING = 400  # records that only the tuning edits
 LONGEST = 4000
@@ -121,10 +122,4 @@ def main() -> None:
                 parser.error("--data is needed to run cells: the folder with counterfact_rebuilt.json")
             run(left, args.data, args.abilities, args.runs, args.jobs)
     if args.page:
-        from benchmarks.study_page import write_page
-
         write_page()
-
-
-if __name__ == "__main__":
-    main()

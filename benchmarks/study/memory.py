@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.study_cells import MEMORY, PAIR
-from benchmarks.study_claims import title
-from benchmarks.study_results import Run, grouped, shares
+from benchmarks.study.cells import MEMORY, PAIR
+from benchmarks.study.claims import title
+from benchmarks.study.runs import Run, grouped, shares
 
 SCORES = ("efficacy", "generalization", "neighborhood_agreement")
 

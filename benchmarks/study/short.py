@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.study_figures import save
-from benchmarks.study_results import COLLAPSE, Pair, Run, grouped, kind, pairs, pooled, shares
+from benchmarks.study.figures import save
+from benchmarks.study.runs import COLLAPSE, Pair, Run, grouped, kind, pairs, pooled, shares
 from sphere_pl.report.style import FAINT, GREEN, INK, VERMILLION
 
 HIGHER, LOWER, SAME = "**Higher with SPHERE**", "**lower with SPHERE**", "**no difference seen**"

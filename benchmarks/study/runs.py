@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from scipy.stats import t
 
-from benchmarks.study_cells import Key, parse
+from benchmarks.study.cells import Key, parse
 from sphere_callbacks.functional.statistics import SpearmanResult, spearman_test
 
 COLLAPSE = 0.6  # efficacy over all edits below it is a collapse

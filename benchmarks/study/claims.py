@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from benchmarks.study_results import (
+from benchmarks.study.runs import (
     COLLAPSE,
     Difference,
     Pair,
@@ -71,7 +71,7 @@ def title(run: Run) -> str:
     """A run in a few words.
 
     Example:
-        >>> from benchmarks.study_cells import parse
+        >>> from benchmarks.study.cells import parse
         >>> title(Run(parse("counterfact-alphaedit-plain-ridge1-draw2-800"), {}))
         'alphaedit ridge1, draw 2'
     """

@@ -1,6 +1,6 @@
-from benchmarks.study_memory import memory_section, quartets
-from benchmarks.study_results import Run
-from tests.benchmarks.studied import make_pairs
+from benchmarks.study.memory import memory_section, quartets
+from benchmarks.study.runs import Run
+from tests.benchmarks.study.made import make_pairs
 
 
 def make_quartet():

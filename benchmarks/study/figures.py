@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.study_claims import is_plain, title
-from benchmarks.study_results import COLLAPSE, Run
+from benchmarks.study.claims import is_plain, title
+from benchmarks.study.runs import COLLAPSE, Run
 from sphere_pl.files import write_atomically
 from sphere_pl.report.style import FAINT, METHOD_COLORS
 

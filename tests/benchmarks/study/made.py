@@ -1,7 +1,7 @@
 """Finished cells of the study, made up."""
 
-from benchmarks.study_cells import parse
-from benchmarks.study_results import Run
+from benchmarks.study.cells import parse
+from benchmarks.study.runs import Run
 
 WEIGHT = "model.layers.4.mlp.down_proj.weight"
 

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.study`."""
+
+from benchmarks.study.command import main
+
+main()
