@@ -142,6 +142,8 @@ def _table(sweep: Sweep) -> list[str]:
     for basis in sweep.bases:
         for ratio in sweep.ratios:
             values = [sweep.value("val/efficacy", basis, ratio, strength) for strength in sweep.strengths]
+            if all(value is None for value in values[1:]):
+                continue
             cells = ["" if value is None else f"{value:.3f}" for value in values]
             cells = [f"**{text}**" if value == top else text for text, value in zip(cells, values, strict=True)]
             lines.append(f"| {basis} | {ratio:g} | {' | '.join(cells)} |")

@@ -51,6 +51,7 @@ def test_the_section_has_a_row_for_each_ratio_and_marks_the_best():
     assert "| current | 0.5 | 0.500 | 0.750 | **0.800** |" in text
     assert "| current | 0.9 | 0.500 | 0.500 |  |" in text
     assert "| pretrained | 0.9 | 0.500 |  | 0.520 |" in text
+    assert "| pretrained | 0.5 |" not in text  # nothing was run there
     assert "2 of 4 points (of a grid of 8)" in text
     assert "The best: η = 0.5, α = 1, current basis." in text
 
