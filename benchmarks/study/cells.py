@@ -205,6 +205,7 @@ WHY += [
     for variant in PAIR
 ]
 WHY += [cell("alphaedit", variant, label="default", more=DEFAULT) for variant in PAIR]
+WHY += [cell("alphaedit", "current", label="default-free", more=(*DEFAULT[:-1], "--model.targets.anchor=false"))]
 SWEEP = [
     small_batches("memit", f"{basis}_eta{eta:g}_alpha{alpha:g}", edits=600, every=30)
     for basis in ("current", "pretrained")
