@@ -143,7 +143,12 @@ def ranking(runs: Sequence[Run]) -> str:
     small = [run for run in runs if "batch10" in run.key.label]
     tables = [("After 800 edits", _ranked(runs, 800)), ("After 600 edits in batches of ten", _ranked(small, 600))]
     lines = ["## What holds most", ""]
-    lines += ["CounterFact, by the harmonic mean of efficacy, generalization and agreement.", ""]
+    lines += [
+        "CounterFact, by the harmonic mean of efficacy, generalization and agreement. `default` has the default run's "
+        "layers, contexts and targets, these norm-anchored, and `default free` the same not anchored "
+        "(`--config experiment/long_stream`).",
+        "",
+    ]
     for words, rows in tables:
         if rows:
             lines += [f"{words}:", "", "| run | score | efficacy | generalization | agreement | perplexity |"]
