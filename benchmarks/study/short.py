@@ -63,7 +63,7 @@ def _effect(name: str, found: Sequence[Pair]) -> Effect:
         without,
         behind,
         " or ".join(dict.fromkeys(f"{pair.edits:.0f}" for pair in found)),
-        len({edits for edits in found[0].plain.found["batches"]["edits"] if edits <= found[0].edits}),
+        len({edits for edits in found[0].plain.found["batches"]["edits"] if 0 < edits <= found[0].edits}),
         sum(ratios) / len(ratios) if ratios else None,
         HIGHER if low > 0 else LOWER if high < 0 else SAME,
     )

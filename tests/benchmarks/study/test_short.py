@@ -12,11 +12,12 @@ def test_the_page_begins_with_what_sphere_does_for_each_method():
     assert in_short([]) == ""
 
 
-def test_an_update_that_is_logged_twice_counts_once():
+def test_updates_are_counted_once_and_what_was_measured_before_them_is_none():
     runs = make_pairs([0.8] * 3, [0.8] * 2, draws=(1,))
     for run in runs:
         batches = run.found["batches"]
-        batches |= {name: [*values, values[-1]] for name, values in batches.items()}
+        batches |= {name: [values[0], *values, values[-1]] for name, values in batches.items()}
+        batches["edits"][0] = 0.0
     (effect,) = effects(runs)
     assert (effect.edits, effect.updates, effect.word) == ("200", 2, SAME)
 
