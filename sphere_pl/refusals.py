@@ -11,9 +11,7 @@ from sphere_pl.methods.base import EditingMethod, LikelihoodMethod
 from sphere_pl.targets import TargetSettings
 
 
-def check_method(
-    method: EditingMethod | LikelihoodMethod, layers: Sequence[int], targets: TargetSettings | None = None
-) -> None:
+def check_method(method: EditingMethod | LikelihoodMethod, layers: Sequence[int], targets: TargetSettings) -> None:
     """Refuse layers or target settings that the method cannot use.
 
     Raises:
@@ -25,7 +23,7 @@ def check_method(
             f"{method.name} edits at most {most} layer, but `layers={layers}` names {len(layers)}. "
             f"Choose one, for example --model.layers=[{layers[-1]}]."
         )
-    if targets is not None and targets.anchor and isinstance(method, LikelihoodMethod):
+    if targets.anchor and isinstance(method, LikelihoodMethod):
         raise MisconfigurationException(
             f"`targets.anchor=true` rescales target values, but {method.name} has none. Leave it at false, or choose a "
             "method that solves for target values, such as AlphaEdit."

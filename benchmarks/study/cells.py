@@ -50,6 +50,11 @@ class Key(NamedTuple):
         return "-".join(part for part in parts if part)
 
     @property
+    def settings(self) -> str:
+        """What it shares with the runs that differ from it in SPHERE, draw and length alone."""
+        return "-".join(part for part in (self.data, self.method, self.label) if part)
+
+    @property
     def is_swept(self) -> bool:
         """Whether it is a point of the sweep of η and α."""
         return "_eta" in self.variant
@@ -58,6 +63,22 @@ class Key(NamedTuple):
     def partner(self) -> "Key":
         """The same run without SPHERE, whatever its length; itself if it is one."""
         return self._replace(variant="anchored_plain" if self.variant.startswith("anchored") else "plain", edits=0)
+
+
+def papers_strength(method: str) -> float:
+    """The paper's α for a method."""
+    return STRENGTH.get(method, 0.8)
+
+
+def swept(variant: str) -> tuple[str, float, float]:
+    """Basis, η and α of a point of the sweep.
+
+    Example:
+        >>> swept("pretrained_eta0.3_alpha0.25")
+        ('pretrained', 0.3, 0.25)
+    """
+    basis, ratio, strength = variant.split("_")
+    return basis, float(ratio.removeprefix("eta")), float(strength.removeprefix("alpha"))
 
 
 def parse(name: str) -> Key:
@@ -91,16 +112,16 @@ def cell(
 
 def _sphere(method: str, variant: str) -> list[str]:
     """The arguments of SPHERE; PRUNE projects the restrained change itself."""
-    strength = STRENGTH.get(method, 0.8)
+    strength = papers_strength(method)
     if method == "prune":
         inner = 0.0 if variant == "plain" else strength
         return ["--projection.strength=0", f"--trainer.callbacks.init_args.project_strength={inner}"]
     if variant in VARIANTS:
         return [f"--projection.strength={strength}", *VARIANTS[variant]]
-    basis, eta, alpha = variant.split("_")
+    basis, ratio, alpha = swept(variant)
     return [
-        f"--projection.cumulative_ratio={eta.removeprefix('eta')}",
-        f"--projection.strength={alpha.removeprefix('alpha')}",
+        f"--projection.cumulative_ratio={ratio:g}",
+        f"--projection.strength={alpha:g}",
         f"--projection.basis={basis}",
     ]
 

@@ -15,7 +15,7 @@ from benchmarks.study.runs import (
     kind,
     pairs,
     pooled,
-    shares,
+    share_ratios,
 )
 from sphere_callbacks.functional.statistics import SpearmanResult
 
@@ -102,7 +102,7 @@ def _fate(run: Run) -> str:
 def interferes(runs: Sequence[Run]) -> Verdict:
     """Do updates lie in the principal directions more than by chance?"""
     means = {
-        name: [sum(ratios) / len(ratios) for ratios in zip(*map(_ratios, members), strict=True)]
+        name: [sum(ratios) / len(ratios) for ratios in zip(*map(share_ratios, members), strict=True)]
         for name, members in grouped(filter(is_plain, runs), kind).items()
     }
     means = {name: layers for name, layers in means.items() if layers}
@@ -118,11 +118,6 @@ def interferes(runs: Sequence[Run]) -> Verdict:
         "From two methods on: holds if every layer of every method is above 1.25 times chance, in part if some are, "
         "does not if none is.",
     )
-
-
-def _ratios(run: Run) -> list[float]:
-    """Share of the updates in the principal directions as a multiple of chance, layer by layer."""
-    return [update / chance for update, chance in shares(run).values()]
 
 
 def energy_follows(runs: Sequence[Run]) -> Verdict:

@@ -5,9 +5,7 @@ from typing import NamedTuple
 
 from benchmarks.study.cells import MEMORY, PAIR
 from benchmarks.study.claims import title
-from benchmarks.study.runs import Run, grouped, shares
-
-SCORES = ("efficacy", "generalization", "neighborhood_agreement")
+from benchmarks.study.runs import SCORES, Run, grouped, shares
 
 
 class Quartet(NamedTuple):

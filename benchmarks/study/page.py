@@ -11,7 +11,7 @@ from benchmarks.cells import STOPPED
 from benchmarks.study.cells import FULL, PAIR, parse
 from benchmarks.study.claims import title, verdicts
 from benchmarks.study.figures import changes, curves, share_curves
-from benchmarks.study.runs import Run, correlation, grouped, load, pairs
+from benchmarks.study.runs import SCORES, Run, correlation, grouped, load, pairs
 from benchmarks.study.short import draw_effects, in_short
 from benchmarks.study.sweep import draw_sweep, figure_name, sweep_section, sweeps
 from benchmarks.study.why import share_runs, why
@@ -26,8 +26,7 @@ EXTRAS = {
     "abilities/": "general abilities",
     "generation/": "free generation",
 }
-TUNED_BY = ("efficacy", "generalization", "neighborhood_agreement")
-SCORES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
+IN_TABLE = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 
 HEAD = """# The paper's claims on a model that everyone can run
 
@@ -56,7 +55,7 @@ def write_page() -> None:
 
 def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
     """The page's text."""
-    counted = [run for run in runs if run.key.draw > 0 and not run.key.is_swept]
+    counted = compared(runs)
     parts = [
         HEAD,
         in_short(counted),
@@ -78,20 +77,21 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
 def groups(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that belong in one figure, by its name: with SPHERE and without on all draws, its variants apart."""
     found = {}
-    for name, members in grouped(runs, _figure).items():
+    for name, members in grouped(runs, lambda run: run.key.settings).items():
         found[name] = [run for run in members if run.key.variant in PAIR]
         others = {run.key.draw for run in members if run.key.variant not in PAIR}
         found[f"{name}-variants"] = [run for run in members if run.key.draw in others]
     return {name: members for name, members in found.items() if members}
 
 
-def _figure(run: Run) -> str:
-    return "-".join(part for part in (run.key.data, run.key.method, run.key.label) if part)
+def compared(runs: Sequence[Run]) -> list[Run]:
+    """The runs that stand in tables and figures: not those for tuning, nor the points of the sweep."""
+    return [run for run in runs if run.key.draw > 0 and not run.key.is_swept]
 
 
 def draw_figures(runs: Sequence[Run]) -> None:
     """All figures of the page."""
-    counted = [run for run in runs if run.key.draw > 0 and not run.key.is_swept]
+    counted = compared(runs)
     for sweep in sweeps(runs):
         draw_sweep(sweep, FIGURES / figure_name(sweep))
     for name, members in groups(counted).items():
@@ -102,7 +102,7 @@ def draw_figures(runs: Sequence[Run]) -> None:
     if plain:
         share_curves(plain, FIGURES / "shares.png")
         two = [run for run in counted if run.key.variant in PAIR]
-        changes(grouped(two, _figure), FIGURES / "changes.png")
+        changes(grouped(two, lambda run: run.key.settings), FIGURES / "changes.png")
 
 
 def claims(runs: Sequence[Run]) -> str:
@@ -160,8 +160,8 @@ def _ranked(runs: Sequence[Run], edits: float) -> list[str]:
     """A row for each run that was scored after so many edits, the best first."""
     scores = {}
     for run in runs:
-        values = [value for name in TUNED_BY if (value := run.at(f"val/{name}", edits)) is not None]
-        if run.key.data == "counterfact" and len(values) == len(TUNED_BY):
+        values = [value for name in SCORES if (value := run.at(f"val/{name}", edits)) is not None]
+        if run.key.data == "counterfact" and len(values) == len(SCORES):
             scores[title(run)] = (harmonic_mean(values), *values, run.at("val/perplexity", edits) or math.nan)
     return [
         f"| {name} | {' | '.join(f'{value:.3f}' for value in means)} | {perplexity:.1f} |"
@@ -171,7 +171,7 @@ def _ranked(runs: Sequence[Run], edits: float) -> list[str]:
 
 def _row(run: Run) -> str:
     scores = []
-    for name in SCORES:
+    for name in IN_TABLE:
         points = run.series(f"val/{name}")
         value = points[-1][1] if points else None
         error = None if value is None else (value * (1 - value) / run.last) ** 0.5
@@ -291,7 +291,7 @@ def tuned(runs: Sequence[Run]) -> str:
 
 
 def _tuned_scores(run: Run) -> list[float]:
-    return [run.series(f"val/{name}")[-1][1] for name in TUNED_BY]
+    return [run.series(f"val/{name}")[-1][1] for name in SCORES]
 
 
 def missing(runs: Sequence[Run]) -> str:

@@ -15,6 +15,7 @@ from benchmarks.study.cells import Key, parse
 from sphere_callbacks.functional.statistics import SpearmanResult, spearman_test
 
 COLLAPSE = 0.6  # efficacy over all edits below it is a collapse
+SCORES = ("efficacy", "generalization", "neighborhood_agreement")  # what a run shall keep
 Item = TypeVar("Item")
 Name = TypeVar("Name", bound=Hashable)
 
@@ -199,3 +200,8 @@ def shares(run: Run, ratio: float = 0.5) -> dict[str, tuple[float, float]]:
             update = [value for _, value in run.series(name)]
             found[weight] = (sum(update) / len(update), sum(chance) / len(chance))
     return found
+
+
+def share_ratios(run: Run) -> list[float]:
+    """Mean share of the updates in the principal directions as a multiple of chance, for each weight."""
+    return [update / chance for update, chance in shares(run).values()]

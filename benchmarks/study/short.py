@@ -7,7 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.study.figures import save
-from benchmarks.study.runs import COLLAPSE, Pair, Run, grouped, kind, pairs, pooled, shares
+from benchmarks.study.runs import COLLAPSE, Pair, Run, grouped, kind, pairs, pooled, share_ratios
 from sphere_pl.report.style import FAINT, GREEN, INK, VERMILLION
 
 HIGHER, LOWER, SAME = "**Higher with SPHERE**", "**lower with SPHERE**", "**no difference seen**"
@@ -57,7 +57,7 @@ def _effect(name: str, found: Sequence[Pair]) -> Effect:
     values = [value for pair in found if (value := pair.value("val/efficacy")) is not None]
     behind, without = (sum(column) / len(column) for column in zip(*values, strict=True))
     low, high = pooled([d for pair in found if (d := pair.difference("val/efficacy"))]).interval
-    ratios = [update / chance for pair in found for update, chance in shares(pair.plain).values()]
+    ratios = [ratio for pair in found for ratio in share_ratios(pair.plain)]
     return Effect(
         name,
         without,

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from benchmarks.study.cells import STRENGTH, Key
+from benchmarks.study.cells import Key, papers_strength, swept
 from benchmarks.study.claims import title
 from benchmarks.study.figures import save
 from benchmarks.study.runs import Run, grouped
@@ -80,9 +80,8 @@ def point(key: Key) -> tuple[str, float, float] | None:
         ('pretrained', 0.3, 0.25)
     """
     if key.is_swept:
-        basis, ratio, strength = key.variant.split("_")
-        return basis, float(ratio.removeprefix("eta")), float(strength.removeprefix("alpha"))
-    return (key.variant, 0.5, STRENGTH.get(key.method, 0.8)) if key.variant in ("current", "pretrained") else None
+        return swept(key.variant)
+    return (key.variant, 0.5, papers_strength(key.method)) if key.variant in ("current", "pretrained") else None
 
 
 def sweeps(runs: Sequence[Run]) -> list[Sweep]:
@@ -90,10 +89,10 @@ def sweeps(runs: Sequence[Run]) -> list[Sweep]:
     found = []
     for key, members in grouped(runs, lambda run: run.key.partner).items():
         plain = [run for run in members if run.key.variant == "plain"]
-        swept = [run.last for run in members if run.key.is_swept]
-        if key.variant == "plain" and plain and swept:
+        lengths = [run.last for run in members if run.key.is_swept]
+        if key.variant == "plain" and plain and lengths:
             points = {where: run for run in members if (where := point(run.key))}
-            found.append(Sweep(plain[0], points, min(swept)))
+            found.append(Sweep(plain[0], points, min(lengths)))
     return found
 
 
@@ -118,8 +117,7 @@ def sweep_section(runs: Sequence[Run]) -> str:
 
 def figure_name(sweep: Sweep) -> str:
     """Name of the file with a sweep's heat maps."""
-    key = sweep.plain.key
-    return "-".join(part for part in ("sweep", key.data, key.method, key.label) if part) + ".png"
+    return f"sweep-{sweep.plain.key.settings}.png"
 
 
 def _efficacies(sweep: Sweep) -> dict[tuple[str, float, float], float]:

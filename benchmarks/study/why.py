@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.study.cells import MEMORY, STRENGTH, VARIANTS
+from benchmarks.study.cells import MEMORY, VARIANTS, papers_strength
 from benchmarks.study.claims import in_points, is_plain, title
 from benchmarks.study.memory import memory_section
-from benchmarks.study.runs import Pair, Run, pairs, shares
+from benchmarks.study.runs import SCORES, Pair, Run, pairs, share_ratios, shares
 
 
 def share_runs(runs: Sequence[Run]) -> list[Run]:
@@ -101,13 +101,13 @@ def ends(run: Run, weight: str) -> tuple[float, float]:
 
 
 def _taken(run: Run, weight: str) -> float:
-    strength = STRENGTH.get(run.key.method, 0.8)
+    strength = papers_strength(run.key.method)
     return float((2 * strength - strength**2) * shares(run)[weight][0])
 
 
 def _share_summary(plain: Sequence[Run]) -> str:
     taken = [_taken(run, weight) for run in plain for weight in shares(run)]
-    ratios = [update / chance for run in plain for update, chance in shares(run).values()]
+    ratios = [ratio for run in plain for ratio in share_ratios(run)]
     shorter = [1 - (1 - value) ** 0.5 for value in (min(taken), max(taken))]
     lines = [
         f"Over all these rows an update has {min(ratios):.2f} to {max(ratios):.2f} times chance in the directions that "
@@ -148,7 +148,7 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
     ]
     for pair in found:
         cells = []
-        for name in ("efficacy", "generalization", "neighborhood_agreement"):
+        for name in SCORES:
             difference = pair.difference(f"val/{name}")
             cells.append("" if difference is None else _bold(difference.interval, in_points(difference)))
         perplexities, energies = pair.value("val/perplexity"), pair.value("energy/change")
