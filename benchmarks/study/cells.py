@@ -201,6 +201,7 @@ ROME = [
 # Many small updates: the paper's 15,000 edits are 150 of them, eight hundred in batches of ten are 80.
 STEPS = [small_batches("memit", variant, draw=draw) for draw in (1, 2, 3) for variant in PAIR]
 STEPS += [small_batches("alphaedit", variant, label="ridge10-batch10", more=RIDGE_10) for variant in PAIR]
+STEPS += [small_batches(method, variant, edits=600) for method in ("rect", "prune") for variant in PAIR]
 # AlphaEdit beside the long plain run, at the ridge that the tuning found.
 WHY = [
     alphaedit(variant, 10, edits=edits)
@@ -238,6 +239,8 @@ ZSRE = [
     *(small_batches("memit", variant, data="zsre", edits=600) for variant in PAIR),
     *(alphaedit(variant, 10, edits=600, data="zsre") for variant in PAIR),
     *(cell(method, variant, data="zsre", edits=600) for method in ("memit", "ultraedit", "ft") for variant in PAIR),
+    *(cell("rome", variant, data="zsre", edits=200) for variant in PAIR),
+    *(small_batches(method, variant, data="zsre", edits=600) for method in ("rect", "prune") for variant in PAIR),
 ]
 TUNING = [
     *(tuning("alphaedit", f"ridge{r:g}", f"--model.method.init_args.ridge={r:g}") for r in (1, 10, 100)),
