@@ -77,6 +77,7 @@ def run(args: Sequence[str]) -> None:
     module = importlib.import_module(COMMANDS[name][0])
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    _quieten_lightning()
     try:
         module.main(rest)
     except MisconfigurationException as error:
@@ -93,10 +94,6 @@ def _quieten() -> None:
     # What one process of several warns of, all would.
     level = logging.ERROR if os.environ.get("LOCAL_RANK", "0") != "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Says that a process of the run died, just before it ends the others.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     # Every process measures and logs the same numbers.
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     # The hub's retries: what could not be had is said once, at the end.
@@ -107,3 +104,12 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")
     # lightning 2.6 asks torch 2.13 in a way that is about to change.
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
+
+
+def _quieten_lightning() -> None:
+    """Leave out Lightning's remarks on seeds, devices and products; when imported it sets its levels itself, to INFO."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning").propagate = False  # it has a handler of its own: the root's would say all twice
+    # Says that a process of the run died, just before it ends the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
