@@ -142,14 +142,19 @@ def dump(found: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def seconds_left(cells: Iterable[Cell], results: Callable[[Cell], Path], measured: Mapping[str, float]) -> float:
-    """Estimate how long the cells that are not finished will take.
+def left_over(
+    cells: Sequence[Cell], results: Callable[[Cell], Path], jobs: int, measured: Mapping[str, float] | None = None
+) -> list[Cell]:
+    """The cells that are not finished; says how many, and how long they take `jobs` at a time.
 
     Args:
         cells: All cells.
         results: Where a cell's JSON is.
+        jobs: Cells at a time.
         measured: Seconds an edit took, by cell name, where that is known; a cell's own `cost` otherwise.
     """
-    return sum(
-        STARTING + cell.edits * measured.get(cell.name, cell.cost) for cell in cells if not finished(results(cell))
-    )
+    left, known = [cell for cell in cells if not finished(results(cell))], measured or {}
+    seconds = sum(STARTING + cell.edits * known.get(cell.name, cell.cost) for cell in left) / jobs
+    done = len(cells) - len(left)
+    print(f"{done} of {len(cells)} cells are finished; the rest takes about {seconds / 60:.0f} min.")
+    return left

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, finished, run_cell, run_cells, seconds_left
+from benchmarks.cells import Cell, left_over, run_cell, run_cells
 from benchmarks.measure import device_name
 from sphere_pl.files import write_text
 
@@ -97,9 +97,7 @@ def main() -> None:
         gather(args.runs, args.jobs)
         return
     cells = [cell for cell in CELLS if not args.only or cell.name in args.only]
-    left = [cell for cell in cells if not finished(args.runs / f"{cell.name}.json")]
-    seconds = seconds_left(left, lambda cell: args.runs / f"{cell.name}.json", {}) / args.jobs
-    print(f"{len(cells) - len(left)} of {len(cells)} cells are finished; the rest takes about {seconds / 60:.0f} min.")
+    left = left_over(cells, lambda cell: args.runs / f"{cell.name}.json", args.jobs)
     if args.estimate:
         return
     if args.path is None:

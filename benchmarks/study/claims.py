@@ -145,7 +145,7 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
 
 
 def _followed(cases: Sequence[Difference]) -> str:
-    apart = [low > 0 or high < 0 for low, high in (case.interval for case in cases)]
+    apart = [case.side != 0 for case in cases]
     if any(apart):
         return HOLDS if 2 * sum(apart) > len(apart) else IN_PART
     return DOES_NOT if cases and all(map(_is_weak, cases)) else OPEN
@@ -243,8 +243,8 @@ def gain(differences: Sequence[Difference], claimed: float) -> str:
     """The word for a mean gain of which the paper claims a size."""
     if not differences:
         return OPEN
-    low, high = pooled(differences).interval
-    return HOLDS if low > 0 else DOES_NOT if high < claimed else OPEN
+    mean = pooled(differences)
+    return HOLDS if mean.side > 0 else DOES_NOT if mean.interval[1] < claimed else OPEN
 
 
 def editing_score(pair: Pair) -> Difference | None:
@@ -333,7 +333,7 @@ def _relative(pair: Pair) -> Difference | None:
 
 
 def _plugged_in(methods: Sequence[Difference]) -> str:
-    gains = [method.interval[0] > 0 for method in methods]
+    gains = [method.side > 0 for method in methods]
     if len(methods) < ENOUGH:
         return OPEN
     # One method that gains a great deal lifts any mean.

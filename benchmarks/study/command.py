@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import Cell, collect, finished, run_cell, run_cells, seconds_left
+from benchmarks.cells import Cell, collect, finished, left_over, run_cell, run_cells
 from benchmarks.study.cells import MAPS, PRESETS, parse
 from benchmarks.study.page import write_page
 from sphere_pl.files import write_text
@@ -109,10 +109,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.preset:
         cells = [cell for cell in PRESETS[args.preset] if not args.only or cell.name in args.only]
-        left = [cell for cell in cells if not finished(result_of(cell))]
-        seconds = seconds_left(cells, result_of, measured_costs(cells)) / args.jobs
-        done = len(cells) - len(left)
-        print(f"{done} of {len(cells)} cells are finished; the rest takes about {seconds / 60:.0f} min:")
+        left = left_over(cells, result_of, args.jobs, measured_costs(cells))
         print("\n".join(f"  {cell.name}" for cell in left))
         if args.collect:
             for cell in left:

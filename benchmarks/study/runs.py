@@ -78,6 +78,12 @@ class Difference(NamedTuple):
         reach = float(t.ppf(0.975, self.freedom)) * self.error
         return self.value - reach, self.value + reach
 
+    @property
+    def side(self) -> int:
+        """1 if the interval lies above 0, -1 if below, 0 if it includes it: not told apart."""
+        low, high = self.interval
+        return (low > 0) - (high < 0)
+
 
 class Pair(NamedTuple):
     """A run with SPHERE and the same run without, and the last edit count at which both were measured."""

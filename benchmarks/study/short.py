@@ -11,6 +11,7 @@ from benchmarks.study.runs import COLLAPSE, Pair, Run, grouped, kind, pairs, poo
 from sphere_pl.report.style import FAINT, GREEN, INK, VERMILLION
 
 HIGHER, LOWER, SAME = "**Higher with SPHERE**", "**lower with SPHERE**", "**no difference seen**"
+WORDS = {1: HIGHER, -1: LOWER, 0: SAME}  # by the side of 0 on which the interval of the difference lies
 COLORS = {HIGHER: GREEN, LOWER: VERMILLION, SAME: FAINT}
 READING = """How to read it: the principal directions of an edited weight are, more and more, those that earlier edits
 wrote. A method that remembers no earlier key (ROME, MEMIT) writes into them again, the more the more updates there
@@ -56,7 +57,7 @@ def effects(runs: Sequence[Run]) -> list[Effect]:
 def _effect(name: str, found: Sequence[Pair]) -> Effect:
     values = [value for pair in found if (value := pair.value("val/efficacy")) is not None]
     behind, without = (sum(column) / len(column) for column in zip(*values, strict=True))
-    low, high = pooled([d for pair in found if (d := pair.difference("val/efficacy"))]).interval
+    difference = pooled([d for pair in found if (d := pair.difference("val/efficacy"))])
     ratios = [ratio for pair in found for ratio in share_ratios(pair.plain)]
     return Effect(
         name,
@@ -65,7 +66,7 @@ def _effect(name: str, found: Sequence[Pair]) -> Effect:
         " or ".join(dict.fromkeys(f"{pair.edits:.0f}" for pair in found)),
         len({edits for edits in found[0].plain.found["batches"]["edits"] if 0 < edits <= found[0].edits}),
         sum(ratios) / len(ratios) if ratios else None,
-        HIGHER if low > 0 else LOWER if high < 0 else SAME,
+        WORDS[difference.side],
     )
 
 

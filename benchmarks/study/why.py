@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.study.cells import MEMORY, VARIANTS, papers_strength
 from benchmarks.study.claims import in_points, is_plain, title
 from benchmarks.study.memory import memory_section
-from benchmarks.study.runs import SCORES, Pair, Run, pairs, share_ratios, shares
+from benchmarks.study.runs import SCORES, Difference, Pair, Run, pairs, share_ratios, shares
 
 
 def share_runs(runs: Sequence[Run]) -> list[Run]:
@@ -150,7 +150,7 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         cells = []
         for name in SCORES:
             difference = pair.difference(f"val/{name}")
-            cells.append("" if difference is None else _bold(difference.interval, in_points(difference)))
+            cells.append("" if difference is None else _bold(difference))
         perplexities, energies = pair.value("val/perplexity"), pair.value("energy/change")
         cells.append("" if perplexities is None else f"{perplexities[0] / perplexities[1] - 1:+.1%}")
         cells.append("" if energies is None else f"{energies[0]:+.3%} / {energies[1]:+.3%}")
@@ -160,23 +160,20 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
     return [*lines, "", best(found)]
 
 
-def _bold(interval: tuple[float, float], text: str) -> str:
-    return f"**{text}**" if interval[0] > 0 or interval[1] < 0 else text
+def _bold(difference: Difference) -> str:
+    return f"**{in_points(difference)}**" if difference.side else in_points(difference)
 
 
 def best(found: Sequence[Pair]) -> str:
     """Which variants did better or worse than none, by their intervals."""
-    better: list[str] = []
-    worse: list[str] = []
-    same: list[str] = []
-    for pair in found:
-        difference = pair.difference("val/efficacy")
-        if difference is not None:
-            low, high = difference.interval
-            (better if low > 0 else worse if high < 0 else same).append(title(pair.sphere))
+    differences = {title(pair.sphere): pair.difference("val/efficacy") for pair in found}
+    sides = {name: difference.side for name, difference in differences.items() if difference is not None}
+    better, same, worse = (
+        "; ".join(name for name, side in sides.items() if side == wanted) or "none" for wanted in (1, 0, -1)
+    )
     return (
-        f"Efficacy over all edits is higher with SPHERE beyond doubt in: {'; '.join(better) or 'none'}. Lower in: "
-        f"{'; '.join(worse) or 'none'}. Not told apart in: {'; '.join(same) or 'none'}."
+        f"Efficacy over all edits is higher with SPHERE beyond doubt in: {better}. Lower in: {worse}. Not told apart "
+        f"in: {same}."
     )
 
 

@@ -107,7 +107,7 @@ def _quieten() -> None:
 
 
 def _quieten_lightning() -> None:
-    """Leave out Lightning's remarks on seeds, devices and products; when imported it sets its levels itself, to INFO."""
+    """Leave out Lightning's remarks on seeds, devices and products; its import sets its levels, so call this after."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("lightning").propagate = False  # it has a handler of its own: the root's would say all twice

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import cells
-from benchmarks.cells import STOPPED, Cell, collect, columns, dump, finished, read_run, run_cell, seconds_left
+from benchmarks.cells import STOPPED, Cell, collect, columns, dump, finished, left_over, read_run, run_cell
 
 METRICS = """step,edits,energy/mean,time/seconds,val/efficacy,wandb,spearman/val/efficacy
 0,10,0.5,2.25,,,
@@ -97,11 +97,13 @@ def test_a_finished_cell_is_not_run_again(folder, tmp_path, monkeypatch):
     run_cell(Cell("one", (), 20), folder, tmp_path / "one.json", [])
 
 
-def test_the_estimate_counts_what_is_left_at_measured_cost(tmp_path):
+def test_the_estimate_counts_what_is_left_at_measured_cost(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cells, "STARTING", 35.0)
     (tmp_path / "done.json").write_text("{}")
     table = [Cell("done", (), 100, 9.0), Cell("known", (), 100, 9.0), Cell("new", (), 10, 2.0)]
-    left = seconds_left(table, lambda cell: tmp_path / f"{cell.name}.json", {"known": 0.5})
-    assert left == pytest.approx(2 * cells.STARTING + 50 + 20)
+    left = left_over(table, lambda cell: tmp_path / f"{cell.name}.json", 2, {"known": 1.5})
+    assert [cell.name for cell in left] == ["known", "new"]
+    assert capsys.readouterr().out == "1 of 3 cells are finished; the rest takes about 2 min.\n"
 
 
 def test_a_stopped_run_is_kept_and_still_counts_as_not_finished(folder, tmp_path):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from benchmarks.study.runs import correlation, pairs, shares
+from benchmarks.study.runs import Difference, correlation, pairs, shares
 from tests.benchmarks.study.made import WEIGHT, make_pairs, make_run
 
 
@@ -23,6 +23,11 @@ def test_a_pair_is_compared_where_both_were_measured():
     difference = pair.difference("val/efficacy")
     assert difference.value == pytest.approx(0.05)
     assert difference.error == pytest.approx(math.sqrt((0.85 * 0.15 + 0.8 * 0.2) / 200))
+
+
+def test_a_difference_is_told_from_zero_by_its_interval():
+    assert [Difference(value, 1.0).side for value in (2.0, 1.9, -1.9, -2.0)] == [1, 0, 0, -1]
+    assert Difference(2.0, 1.0, freedom=2).side == 0  # three draws: 4.3 standard errors
 
 
 def test_anchored_runs_are_paired_with_each_other():
