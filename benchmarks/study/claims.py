@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from benchmarks.study.runs import (
     COLLAPSE,
-    Difference,
+    Estimate,
     Pair,
     Run,
     averaged,
@@ -144,14 +144,14 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
     )
 
 
-def _followed(cases: Sequence[Difference]) -> str:
+def _followed(cases: Sequence[Estimate]) -> str:
     apart = [case.side != 0 for case in cases]
     if any(apart):
         return HOLDS if 2 * sum(apart) > len(apart) else IN_PART
     return DOES_NOT if cases and all(map(_is_weak, cases)) else OPEN
 
 
-def _is_weak(correlation: Difference) -> bool:
+def _is_weak(correlation: Estimate) -> bool:
     return max(map(abs, correlation.interval)) < WEAK
 
 
@@ -178,7 +178,7 @@ def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, list[str]]:
     return (IN_PART if any(several) else DOES_NOT if several else OPEN), parts
 
 
-def percent(log_ratio: Difference) -> str:
+def percent(log_ratio: Estimate) -> str:
     """A ratio less 1 in percent, with its interval."""
     value, low, high = (f"{100 * math.expm1(min(each, 99)):+.1f}" for each in (log_ratio.value, *log_ratio.interval))
     return f"{value} % [{low}, {high}]" if math.isfinite(log_ratio.error) else f"{value} %, one draw"
@@ -239,7 +239,7 @@ def tasks(runs: Sequence[Run]) -> list[str]:
     return parts
 
 
-def gain(differences: Sequence[Difference], claimed: float) -> str:
+def gain(differences: Sequence[Estimate], claimed: float) -> str:
     """The word for a mean gain of which the paper claims a size."""
     if not differences:
         return OPEN
@@ -247,14 +247,14 @@ def gain(differences: Sequence[Difference], claimed: float) -> str:
     return HOLDS if mean.side > 0 else DOES_NOT if mean.interval[1] < claimed else OPEN
 
 
-def editing_score(pair: Pair) -> Difference | None:
+def editing_score(pair: Pair) -> Estimate | None:
     """Difference of the mean of efficacy, generalization and specificity."""
     names = ("val/efficacy", "val/generalization", "val/specificity")
     each = [d for d in (pair.difference(name) for name in names) if d is not None]
     return pooled(each) if len(each) == len(names) else None
 
 
-def in_points(difference: Difference) -> str:
+def in_points(difference: Estimate) -> str:
     """A difference with its interval, in percentage points."""
     low, high = difference.interval
     return f"{100 * difference.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
@@ -324,15 +324,15 @@ def plug_and_play(runs: Sequence[Run]) -> Verdict:
     )
 
 
-def _relative(pair: Pair) -> Difference | None:
+def _relative(pair: Pair) -> Estimate | None:
     """Difference of the efficacy as a share of what it is without SPHERE."""
     values, difference = pair.value("val/efficacy"), pair.difference("val/efficacy")
     if values is None or difference is None or values[1] <= 0:
         return None
-    return Difference(difference.value / values[1], difference.error / values[1])
+    return Estimate(difference.value / values[1], difference.error / values[1])
 
 
-def _plugged_in(methods: Sequence[Difference]) -> str:
+def _plugged_in(methods: Sequence[Estimate]) -> str:
     gains = [method.side > 0 for method in methods]
     if len(methods) < ENOUGH:
         return OPEN

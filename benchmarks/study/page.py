@@ -4,14 +4,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any
 
 from benchmarks.cells import STOPPED
 from benchmarks.study.cells import FULL, PAIR, parse
 from benchmarks.study.claims import title, verdicts
 from benchmarks.study.figures import changes, curves, share_curves
-from benchmarks.study.runs import SCORES, Run, correlation, grouped, load, pairs
+from benchmarks.study.runs import SCORES, Estimate, Run, correlation, grouped, load, pairs
 from benchmarks.study.short import draw_effects, in_short
 from benchmarks.study.sweep import draw_sweep, figure_name, sweep_section, sweeps
 from benchmarks.study.why import share_runs, why
@@ -146,7 +145,8 @@ def ranking(runs: Sequence[Run]) -> str:
     lines += [
         "CounterFact, by the harmonic mean of efficacy, generalization and agreement. `default` has the default run's "
         "layers, contexts and targets, these norm-anchored, and `default free` the same not anchored "
-        "(`--config experiment/long_stream`).",
+        "(`--config experiment/long_stream`). In bold the scores that are not told apart from the best: within two "
+        "standard errors of the difference.",
         "",
     ]
     for words, rows in tables:
@@ -158,24 +158,30 @@ def ranking(runs: Sequence[Run]) -> str:
 
 def _ranked(runs: Sequence[Run], edits: float) -> list[str]:
     """A row for each run that was scored after so many edits, the best first."""
-    scores = {}
-    for run in runs:
-        values = [value for name in SCORES if (value := run.at(f"val/{name}", edits)) is not None]
-        if run.key.data == "counterfact" and len(values) == len(SCORES):
-            scores[title(run)] = (harmonic_mean(values), *values, run.at("val/perplexity", edits) or math.nan)
-    return [
-        f"| {name} | {' | '.join(f'{value:.3f}' for value in means)} | {perplexity:.1f} |"
-        for name, (*means, perplexity) in sorted(scores.items(), key=lambda item: -item[1][0])
-    ]
+    scored = [(held, run) for run in runs if run.key.data == "counterfact" and (held := run.held(edits)) is not None]
+    scored.sort(key=lambda item: -item[0].value)
+    return [_ranked_row(run, edits, held, scored[0][0]) for held, run in scored]
+
+
+def _ranked_row(run: Run, edits: float, score: Estimate, best: Estimate) -> str:
+    is_best = best.value - score.value <= 2 * math.hypot(best.error, score.error)
+    return f"| {title(run)} {_cells(run, edits, score, bold=is_best)}"
+
+
+def _cells(run: Run, edits: float, score: Estimate, *, bold: bool) -> str:
+    """Score, its parts and perplexity, as the rest of a row."""
+    shown = f"{score.value:.3f} ± {score.error:.3f}"
+    parts = [f"{run.at(f'val/{name}', edits):.3f}" for name in SCORES]
+    perplexity = run.at("val/perplexity", edits) or math.nan
+    return f"| {f'**{shown}**' if bold else shown} | {' | '.join(parts)} | {perplexity:.1f} |"
 
 
 def _row(run: Run) -> str:
     scores = []
     for name in IN_TABLE:
         points = run.series(f"val/{name}")
-        value = points[-1][1] if points else None
-        error = None if value is None else (value * (1 - value) / run.last) ** 0.5
-        scores.append("" if value is None else f"{value:.3f} ± {error:.3f}")
+        found = run.proportion(f"val/{name}", points[-1][0]) if points else None
+        scores.append("" if found is None else f"{found.value:.3f} ± {found.error:.3f}")
     before = (run.found.get("before") or {}).get("perplexity")
     perplexity = "".join(f"{points[-1][1]:.1f}" for points in [run.series("val/perplexity")] if points)
     perplexity += "" if before is None else f" (from {before:.1f})"
@@ -276,22 +282,16 @@ def tuned(runs: Sequence[Run]) -> str:
         "Candidates of each method's own settings, four a method, on draw 0, without SPHERE. In bold the best of a "
         "method, by the harmonic mean of the three scores, as ROME's: a method that does nothing scores nothing.",
         "",
-        "| candidate | edits | efficacy | generalization | agreement | score | perplexity |",
+        "| candidate | edits | score | efficacy | generalization | agreement | perplexity |",
         "|---|---|---|---|---|---|---|",
     ]
-    means = {run.key.name: harmonic_mean(_tuned_scores(run)) for run in found}
-    for run in found:
-        mean = means[run.key.name]
-        best = mean == max(means[other.key.name] for other in found if other.key.method == run.key.method)
-        scores = " | ".join(f"{value:.3f}" for value in _tuned_scores(run))
-        shown = f"**{mean:.3f}**" if best else f"{mean:.3f}"
-        perplexity = run.series("val/perplexity")[-1][1]
-        lines.append(f"| {run.key.method} {run.key.label} | {run.last:.0f} | {scores} | {shown} | {perplexity:.1f} |")
+    for candidates in grouped(found, lambda run: run.key.method).values():
+        scored = [(held, run) for run in candidates if (held := run.held(run.last)) is not None]
+        best = max(held for held, _ in scored)
+        for held, run in scored:
+            label = f"{run.key.method} {run.key.label} | {run.last:.0f}"
+            lines.append(f"| {label} {_cells(run, run.last, held, bold=held == best)}")
     return "\n".join([*lines, ""])
-
-
-def _tuned_scores(run: Run) -> list[float]:
-    return [run.series(f"val/{name}")[-1][1] for name in SCORES]
 
 
 def missing(runs: Sequence[Run]) -> str:

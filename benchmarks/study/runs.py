@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import dropwhile
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import harmonic_mean, mean, stdev
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,6 +18,32 @@ COLLAPSE = 0.6  # efficacy over all edits below it is a collapse
 SCORES = ("efficacy", "generalization", "neighborhood_agreement")  # what a run shall keep
 Item = TypeVar("Item")
 Name = TypeVar("Name", bound=Hashable)
+
+
+class Estimate(NamedTuple):
+    """A figure with its standard error.
+
+    Attributes:
+        value: The figure.
+        error: Its standard error.
+        freedom: Degrees of freedom that the error rests on.
+    """
+
+    value: float
+    error: float
+    freedom: float = math.inf
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval."""
+        reach = float(t.ppf(0.975, self.freedom)) * self.error
+        return self.value - reach, self.value + reach
+
+    @property
+    def side(self) -> int:
+        """1 if the interval lies above 0, -1 if below, 0 if it includes it: not told apart."""
+        low, high = self.interval
+        return (low > 0) - (high < 0)
 
 
 class Run(NamedTuple):
@@ -44,6 +70,21 @@ class Run(NamedTuple):
         most = [float(word.removeprefix(prefix)) for word in self.found.get("arguments", ()) if word.startswith(prefix)]
         return edits if edits == self.key.edits else min([edits, *most])
 
+    def proportion(self, name: str, edits: float) -> Estimate | None:
+        """A metric that is a share p of n records, one prompt of each: its standard error is `sqrt(p (1 - p) / n)`."""
+        p = self.at(name, edits)
+        return None if p is None else Estimate(p, math.sqrt(p * (1 - p) / self.scored(edits)))
+
+    def held(self, edits: float) -> Estimate | None:
+        """The score of a run: the harmonic mean of `SCORES` after so many edits, their errors taken as independent."""
+        parts = [part for name in SCORES if (part := self.proportion(f"val/{name}", edits)) is not None]
+        if len(parts) < len(SCORES):
+            return None
+        score = harmonic_mean([part.value for part in parts])
+        # The derivative of 3 / (1/a + 1/b + 1/c) after a is score^2 / (3 a^2); at 0 it has none, and the score is 0.
+        slopes = [score**2 / (len(parts) * part.value**2) if part.value else 0.0 for part in parts]
+        return Estimate(score, math.hypot(*(k * part.error for k, part in zip(slopes, parts, strict=True))))
+
     @property
     def last(self) -> float:
         """Edits at the last validation."""
@@ -59,32 +100,6 @@ class Run(NamedTuple):
         return next((edits for edits, value in reached if value < COLLAPSE), None)
 
 
-class Difference(NamedTuple):
-    """What SPHERE changed, with its standard error.
-
-    Attributes:
-        value: The difference.
-        error: Its standard error.
-        freedom: Degrees of freedom that the error rests on.
-    """
-
-    value: float
-    error: float
-    freedom: float = math.inf
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval."""
-        reach = float(t.ppf(0.975, self.freedom)) * self.error
-        return self.value - reach, self.value + reach
-
-    @property
-    def side(self) -> int:
-        """1 if the interval lies above 0, -1 if below, 0 if it includes it: not told apart."""
-        low, high = self.interval
-        return (low > 0) - (high < 0)
-
-
 class Pair(NamedTuple):
     """A run with SPHERE and the same run without, and the last edit count at which both were measured."""
 
@@ -97,18 +112,15 @@ class Pair(NamedTuple):
         values = self.sphere.at(name, self.edits), self.plain.at(name, self.edits)
         return None if values[0] is None or values[1] is None else (values[0], values[1])
 
-    def difference(self, name: str) -> Difference | None:
-        """Difference of a metric that is a share of the edits.
+    def difference(self, name: str) -> Estimate | None:
+        """Difference of a metric that is a share of the records.
 
-        One prompt a record is scored, so a share p of n has the standard error `sqrt(p (1 - p) / n)`. The runs are
-        taken as independent; both score the same records, so the true error is rather smaller.
+        The runs are taken as independent; both score the same records, so the true error is rather smaller.
         """
-        values = self.value(name)
-        if values is None:
+        sphere, plain = (run.proportion(name, self.edits) for run in (self.sphere, self.plain))
+        if sphere is None or plain is None:
             return None
-        scored = (run.scored(self.edits) for run in (self.sphere, self.plain))
-        variance = sum(p * (1 - p) / n for p, n in zip(values, scored, strict=True))
-        return Difference(values[0] - values[1], math.sqrt(variance))
+        return Estimate(sphere.value - plain.value, math.hypot(sphere.error, plain.error))
 
 
 def kind(run: Run) -> str:
@@ -152,10 +164,10 @@ def pairs(runs: Sequence[Run], variant: str | None = "current") -> list[Pair]:
     return found
 
 
-def pooled(differences: Sequence[Difference]) -> Difference:
+def pooled(differences: Sequence[Estimate]) -> Estimate:
     """Mean of differences that are independent of each other."""
     n = len(differences)
-    return Difference(sum(d.value for d in differences) / n, math.sqrt(sum(d.error**2 for d in differences)) / n)
+    return Estimate(sum(d.value for d in differences) / n, math.sqrt(sum(d.error**2 for d in differences)) / n)
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Name]) -> dict[Name, list[Item]]:
@@ -171,13 +183,13 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Name]) -> dict[Name, li
     return found
 
 
-def averaged(values: Sequence[float]) -> Difference:
+def averaged(values: Sequence[float]) -> Estimate:
     """Mean of draws, with the standard error that they show; that of one draw is infinite.
 
     Methods are not pooled: draws of one that collapses lie far apart.
     """
     n = len(values)
-    return Difference(mean(values), stdev(values) / math.sqrt(n) if n > 1 else math.inf, max(1, n - 1))
+    return Estimate(mean(values), stdev(values) / math.sqrt(n) if n > 1 else math.inf, max(1, n - 1))
 
 
 def correlation(run: Run, metric: str, *, differences: bool) -> SpearmanResult | None:

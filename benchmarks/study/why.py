@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.study.cells import MEMORY, VARIANTS, papers_strength
 from benchmarks.study.claims import in_points, is_plain, title
 from benchmarks.study.memory import memory_section
-from benchmarks.study.runs import SCORES, Difference, Pair, Run, pairs, share_ratios, shares
+from benchmarks.study.runs import SCORES, Estimate, Pair, Run, pairs, share_ratios, shares
 
 
 def share_runs(runs: Sequence[Run]) -> list[Run]:
@@ -160,7 +160,7 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
     return [*lines, "", best(found)]
 
 
-def _bold(difference: Difference) -> str:
+def _bold(difference: Estimate) -> str:
     return f"**{in_points(difference)}**" if difference.side else in_points(difference)
 
 

@@ -15,7 +15,7 @@ def test_the_page_shows_every_run_and_what_was_not_run():
     text = page.page(runs, geometry())
     assert "| alphaedit, draw 1 | 200 | 0.500 ± 0.035 |" in text
     assert "| alphaedit current, draw 1 | 200 | 0.700 ± 0.032 |" in text
-    assert "| memit tune_weight1000 | 200 | 0.800 |" in text
+    assert "| memit tune_weight1000 | 200 | **0.667 ± 0.023** | 0.800 |" in text
     assert "- counterfact-alphaedit-ridge1-draw1-800: plain, current\n" in text
 
 
@@ -26,8 +26,8 @@ def test_runs_are_ranked_by_the_harmonic_mean_of_their_scores():
     ]
     lines = page.ranking([*runs, make_run("counterfact-memit-plain-draw1-300", [0.9] * 3)]).splitlines()
     assert lines[-2:] == [
-        "| rome, draw 1 | 0.688 | 0.900 | 0.500 | 0.800 | 50.0 |",
-        "| ft, draw 1 | 0.364 | 0.200 | 0.500 | 0.800 | 50.0 |",
+        "| rome, draw 1 | **0.688 ± 0.012** | 0.900 | 0.500 | 0.800 | 50.0 |",
+        "| ft, draw 1 | 0.364 ± 0.016 | 0.200 | 0.500 | 0.800 | 50.0 |",
     ]
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from benchmarks.study.runs import Difference, correlation, pairs, shares
+from benchmarks.study.runs import Estimate, correlation, pairs, shares
 from tests.benchmarks.study.made import WEIGHT, make_pairs, make_run
 
 
@@ -26,8 +26,8 @@ def test_a_pair_is_compared_where_both_were_measured():
 
 
 def test_a_difference_is_told_from_zero_by_its_interval():
-    assert [Difference(value, 1.0).side for value in (2.0, 1.9, -1.9, -2.0)] == [1, 0, 0, -1]
-    assert Difference(2.0, 1.0, freedom=2).side == 0  # three draws: 4.3 standard errors
+    assert [Estimate(value, 1.0).side for value in (2.0, 1.9, -1.9, -2.0)] == [1, 0, 0, -1]
+    assert Estimate(2.0, 1.0, freedom=2).side == 0  # three draws: 4.3 standard errors
 
 
 def test_anchored_runs_are_paired_with_each_other():
