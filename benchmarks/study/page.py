@@ -144,9 +144,9 @@ def ranking(runs: Sequence[Run]) -> str:
     lines = ["## What holds most", ""]
     lines += [
         "CounterFact, by the harmonic mean of efficacy, generalization and agreement. `default` has the default run's "
-        "layers, contexts and targets, these norm-anchored, and `default free` the same not anchored "
-        "(`--config experiment/long_stream`). In bold the scores that are not told apart from the best: within two "
-        "standard errors of the difference.",
+        "layers, contexts and targets; `stop0.3` optimises these longer, and `anchored` rescales them to the norm of "
+        "the unedited states. In bold the scores that are not told apart from the best: within two standard errors of "
+        "the difference.",
         "",
     ]
     for words, rows in tables:
