@@ -83,7 +83,7 @@ def targets(batch: int = 20, repeats: int = 3, model: str = DEFAULT) -> Measurem
 
 def targets_default(repeats: int = 3, model: str = DEFAULT) -> Measurement:
     """The default run's settings and batch; requests that have converged stop on both sides, so no share is given."""
-    settings = replace(SETTINGS, kl_weight=0.3, stop_loss=0.3, max_tokens=4096)
+    settings = replace(SETTINGS, kl_weight=0.3, stop_loss=0.4, max_tokens=4096)
     return _targets("z per edit, default settings, batch 10", settings, 2, 10, 8, repeats, model)
 
 

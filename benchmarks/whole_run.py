@@ -35,7 +35,7 @@ LAYERS = [2, 3, 4, 5, 6]
 RIDGE, THRESHOLD, RATIO, STRENGTH = 10.0, 0.02, 0.5, 0.5
 TOLERANCE = 1e-3
 ASKED = 0.3  # seconds an edit on an H100, with LLaMA3-8B's shapes
-SETTINGS = TargetSettings(learning_rate=0.5, clamp=4.0, weight_decay=1e-3, kl_weight=0.3, stop_loss=0.3)
+SETTINGS = TargetSettings(learning_rate=0.5, clamp=4.0, weight_decay=1e-3, kl_weight=0.3, stop_loss=0.4)
 
 
 class _Problem(NamedTuple):

@@ -286,5 +286,5 @@ def _scores(trainer: "L.Trainer") -> str:
     if "val/efficacy" in values:
         shown.append(f"efficacy {float(values['val/efficacy']):.2f}")
     if "energy/change" in values:
-        shown.append(f"energy {float(values['energy/change']):+.4%}")
+        shown.append(f"energy {float(values['energy/change']):+z.4%}")
     return ", ".join(shown)

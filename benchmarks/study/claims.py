@@ -312,7 +312,7 @@ def plug_and_play(runs: Sequence[Run]) -> Verdict:
     methods = {
         name: pooled([one for _, one in members]) for name, members in grouped(gains, lambda named: named[0]).items()
     }
-    parts = [f"{name}: {d.value:+.1%} ± {d.error:.1%}" for name, d in methods.items()]
+    parts = [f"{name}: {d.value:+z.1%} ± {d.error:.1%}" for name, d in methods.items()]
     return Verdict(
         f"As a plug-in SPHERE improves other methods, their efficacy by {FIGURE_7[0]:.0%} on average.",
         _plugged_in(list(methods.values())),

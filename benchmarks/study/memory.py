@@ -71,7 +71,7 @@ def memory_section(runs: Sequence[Run]) -> list[str]:
 def _row(run: Run, edits: float) -> str:
     scores = [run.at(f"val/{name}", edits) for name in SCORES]
     cells = ["" if score is None else f"{score:.3f}" for score in scores]
-    cells += [f"{run.at('energy/change', edits) or 0.0:+.3%}", f"{latest_ratio(run, edits):.2f}"]
+    cells += [f"{run.at('energy/change', edits) or 0.0:+z.3%}", f"{latest_ratio(run, edits):.2f}"]
     return f"| {title(run)} | {edits:.0f} | {' | '.join(cells)} |"
 
 

@@ -185,7 +185,7 @@ def _row(run: Run) -> str:
     before = (run.found.get("before") or {}).get("perplexity")
     perplexity = "".join(f"{points[-1][1]:.1f}" for points in [run.series("val/perplexity")] if points)
     perplexity += "" if before is None else f" (from {before:.1f})"
-    energy = "".join(f"{points[-1][1]:+.3%}" for points in [run.series("energy/change")] if points)
+    energy = "".join(f"{points[-1][1]:+z.3%}" for points in [run.series("energy/change")] if points)
     collapse = "" if run.collapse is None else f"{run.collapse:.0f}"
     failed = run.found.get("failed")
     edits = f"{run.last:.0f}" + ("" if not failed else f", {STOPPED}" if failed == STOPPED else ", broke off")

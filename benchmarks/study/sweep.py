@@ -33,7 +33,7 @@ MEASURES = (
     Measure("val/generalization", "generalization", "{:.2f}", np.negative),
     Measure("val/neighborhood_agreement", "agreement on neighbours", "{:.2f}", np.negative),
     Measure("val/perplexity", "perplexity", "{:.1f}", np.positive),
-    Measure("energy/change", "change of the energy", "{:+.3%}", np.abs),
+    Measure("energy/change", "change of the energy", "{:+z.3%}", np.abs),
 )
 
 

@@ -152,8 +152,8 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
             difference = pair.difference(f"val/{name}")
             cells.append("" if difference is None else _bold(difference))
         perplexities, energies = pair.value("val/perplexity"), pair.value("energy/change")
-        cells.append("" if perplexities is None else f"{perplexities[0] / perplexities[1] - 1:+.1%}")
-        cells.append("" if energies is None else f"{energies[0]:+.3%} / {energies[1]:+.3%}")
+        cells.append("" if perplexities is None else f"{perplexities[0] / perplexities[1] - 1:+z.1%}")
+        cells.append("" if energies is None else f"{energies[0]:+z.3%} / {energies[1]:+z.3%}")
         removed = [value for _, value in pair.sphere.series("projection/removed")]
         cells.append(f"{sum(removed) / len(removed):.1%}" if removed else "")
         lines.append(f"| {title(pair.sphere)} | {pair.edits:.0f} | {' | '.join(cells)} |")

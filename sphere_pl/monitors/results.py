@@ -228,7 +228,7 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     if energies and all(energy["after"] is not None for energy in energies):
         totals = [sum(energy[when] for energy in energies) for when in ("before", "after")]
         table.add_row(
-            "hyperspherical energy", f"{totals[0]:.6g}", f"{totals[1]:.6g} ({totals[1] / totals[0] - 1:+.3%})"
+            "hyperspherical energy", f"{totals[0]:.6g}", f"{totals[1]:.6g} ({totals[1] / totals[0] - 1:+z.3%})"
         )
     table.add_section()
     table.add_row("seconds per edit", "", f"{results['seconds_per_edit']:.2f}")

@@ -82,7 +82,6 @@ model:
   contexts: 1
   targets:
     steps: 3
-    anchor: false  # the default run anchors its targets; a method without any says so
   evaluation:
     perplexity_tokens: 32
 data:

@@ -1,8 +1,10 @@
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks.study.cells import FULL, PRESETS, alphaedit, cell, parse
+from benchmarks.study.cells import DEFAULT, FULL, PRESETS, alphaedit, cell, parse
 from sphere_pl.commands import main
 
 
@@ -17,6 +19,23 @@ def test_a_cells_name_says_what_it_is(cell):
 def test_no_two_cells_have_one_name():
     assert len({cell.name for cell in FULL}) == len(FULL)
     assert all(cell in FULL for preset in PRESETS.values() for cell in preset)
+
+
+CONF = Path(__file__).parents[3] / "conf"
+
+
+def test_the_cells_named_default_have_the_default_runs_settings():
+    wanted = yaml.safe_load((CONF / "default.yaml").read_text())["model"]
+    study = yaml.safe_load((CONF / "experiment" / "study" / "base.yaml").read_text())["model"]
+    for argument in DEFAULT["default"]:
+        name, _, value = argument.removeprefix("--model.").partition("=")
+        *path, last = name.split(".")
+        place = study
+        for step in path:
+            place = place[step]
+        place[last] = yaml.safe_load(value)
+    assert study["targets"].pop("anchor") is wanted["targets"].pop("anchor", False)
+    assert {name: study[name] for name in wanted} == wanted
 
 
 SHOWN = {parse(cell.name)._replace(draw=0, edits=0, label=""): cell for cell in FULL if "_eta" not in cell.name}
