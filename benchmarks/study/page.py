@@ -89,7 +89,9 @@ def compared(runs: Sequence[Run]) -> list[Run]:
 
 
 def draw_figures(runs: Sequence[Run]) -> None:
-    """All figures of the page."""
+    """All figures of the page, and no other."""
+    for earlier in FIGURES.glob("*.png"):
+        earlier.unlink()
     counted = compared(runs)
     for sweep in sweeps(runs):
         draw_sweep(sweep, FIGURES / figure_name(sweep))

@@ -49,8 +49,9 @@ def test_a_run_that_broke_off_says_so():
     assert "| ft, draw 1 | 200, broke off |" in page.page([run], geometry())
 
 
-def test_the_figures_are_drawn(tmp_path, monkeypatch):
+def test_the_figures_are_drawn_and_those_of_runs_that_are_gone_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "FIGURES", tmp_path)
+    (tmp_path / "counterfact-gone.png").write_bytes(b"")
     page.draw_figures(make_pairs([0.9, 0.5], [0.9, 0.7], draws=(1, 2)))
     assert {path.name for path in tmp_path.iterdir()} == {
         "counterfact-alphaedit.png",
