@@ -1,6 +1,6 @@
 """What the alarm after every batch costs: `python -m benchmarks.drift`.
 
-Runs two batches of the default run and writes, beside this file, the processor time of the alarm as a share of a
+Runs a few batches of the default run and writes, beside this file, the processor time of the alarm as a share of a
 batch's. Processor time and not wall time, so that other work on the machine weighs on both alike.
 """
 
@@ -40,7 +40,7 @@ def timed(owner: type, name: str) -> list[float]:
 def main() -> None:
     """Run and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=6)
     args = parser.parse_args()
     batch, alarm = timed(SequentialEditor, "training_step"), timed(Drift, "on_train_batch_end")
     with tempfile.TemporaryDirectory() as folder:
