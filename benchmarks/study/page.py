@@ -10,9 +10,11 @@ from benchmarks.cells import STOPPED
 from benchmarks.study.cells import FULL, PAIR, parse
 from benchmarks.study.claims import title, verdicts
 from benchmarks.study.figures import changes, curves, share_curves
+from benchmarks.study.markup import folded
 from benchmarks.study.runs import SCORES, Estimate, Run, correlation, grouped, load, pairs
 from benchmarks.study.short import draw_effects, in_short
 from benchmarks.study.sweep import draw_sweep, figure_name, sweep_section, sweeps
+from benchmarks.study.table1 import COLUMNS, table1
 from benchmarks.study.why import share_runs, why
 from sphere_pl.files import write_text
 
@@ -25,7 +27,8 @@ EXTRAS = {
     "abilities/": "general abilities",
     "generation/": "free generation",
 }
-IN_TABLE = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
+RANKING = ("| run | score | efficacy | generalization | agreement | perplexity |", "|---|---|---|---|---|---|")
+RANKED = 10  # runs of a ranking that stay in sight
 
 HEAD = """# The paper's claims on a model that everyone can run
 
@@ -59,6 +62,7 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
         HEAD,
         in_short(counted),
         claims(runs),
+        table1(counted),
         table(counted),
         ranking(counted),
         correlations(counted),
@@ -113,13 +117,13 @@ def claims(runs: Sequence[Run]) -> str:
     lines += [f"| {verdict.claim} | **{verdict.word}** |" for verdict in found]
     for verdict in found:
         lines += ["", f"### {verdict.claim}", "", f"*{verdict.word.capitalize()}.* {verdict.measured}", ""]
-        lines += [f"- {figure}" for figure in verdict.figures or ["not measured yet"]]
+        lines += folded("The figures", [f"- {figure}" for figure in verdict.figures or ["not measured yet"]])
         lines += ["", f"Rule: {verdict.rule}"]
     return "\n".join([*lines, ""])
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Table 1's form: the last validation of each run."""
+    """The last validation of each run."""
     lines = [
         "## All runs",
         "",
@@ -127,11 +131,13 @@ def table(runs: Sequence[Run]) -> str:
         "are teacher-forced, with one paraphrase and one neighbour a record. Collapse is the first validation that "
         "falls to an efficacy below 60 %. Seconds an edit leave validation out.",
         "",
+    ]
+    head = [
         "| run | edits | efficacy | generalization | specificity | agreement | perplexity | energy | collapse | "
         "s/edit |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [_row(run) for run in runs]
+    lines += folded(f"{len(runs)} runs", head + [_row(run) for run in runs])
     loads = [run.found.get("load") for run in runs]
     busy = sum(load is None or load["average"] > load["cores"] for load in loads)
     if busy:
@@ -153,8 +159,9 @@ def ranking(runs: Sequence[Run]) -> str:
     ]
     for words, rows in tables:
         if rows:
-            lines += [f"{words}:", "", "| run | score | efficacy | generalization | agreement | perplexity |"]
-            lines += ["|---|---|---|---|---|---|", *rows, ""]
+            lines += [f"{words}:", "", *RANKING, *rows[:RANKED], ""]
+        if rows[RANKED:]:
+            lines += [*folded(f"{len(rows) - RANKED} more", [*RANKING, *rows[RANKED:]], at_most=0), ""]
     return "\n".join(lines) if tables[0][1] else ""
 
 
@@ -180,7 +187,7 @@ def _cells(run: Run, edits: float, score: Estimate, *, bold: bool) -> str:
 
 def _row(run: Run) -> str:
     scores = []
-    for name in IN_TABLE:
+    for name in COLUMNS:
         points = run.series(f"val/{name}")
         found = run.proportion(f"val/{name}", points[-1][0]) if points else None
         scores.append("" if found is None else f"{found.value:.3f} ± {found.error:.3f}")
@@ -212,11 +219,11 @@ def extras(runs: Sequence[Run]) -> str:
         found = {title(run): extra(run, prefix) for run in runs if extra(run, prefix)}
         names = list(dict.fromkeys(name for values in found.values() for name in values))
         if found:
-            lines += [f"## {words.capitalize()}", "", f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+            rows = [f"| run | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
             for run, values in found.items():
                 cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
-                lines.append(f"| {run} | {' | '.join(cells)} |")
-            lines.append("")
+                rows.append(f"| {run} | {' | '.join(cells)} |")
+            lines += [f"## {words.capitalize()}", "", *folded(f"{len(found)} runs", rows), ""]
     return "\n".join(lines)
 
 
@@ -249,6 +256,8 @@ def correlations(runs: Sequence[Run]) -> str:
         "measured after every batch; levels as in the paper's Fig. 2, consecutive differences as in its Fig. 3. Two "
         "series that trend always correlate on levels, so the differences are the honest column.",
         "",
+    ]
+    rows = [
         "| run | validations | efficacy, levels | efficacy, differences | perplexity, levels | perplexity, differences "
         "| KL, levels | KL, differences |",
         "|---|---|---|---|---|---|---|---|",
@@ -259,7 +268,8 @@ def correlations(runs: Sequence[Run]) -> str:
             for differences in (False, True):
                 test = correlation(run, metric, differences=differences)
                 cells.append("" if test is None else f"{test.rho:+.2f} [{test.low:+.2f}, {test.high:+.2f}]")
-        lines.append(f"| {title(run)} | {len(run.series('val/efficacy'))} | {' | '.join(cells)} |")
+        rows.append(f"| {title(run)} | {len(run.series('val/efficacy'))} | {' | '.join(cells)} |")
+    lines += folded(f"{len(runs)} runs", rows)
     if share_runs(runs):
         lines += ["", "![Changes of efficacy against changes of energy](study/changes.png)"]
     return "\n".join([*lines, ""])

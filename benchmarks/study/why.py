@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.study.cells import MEMORY, VARIANTS, papers_strength
 from benchmarks.study.claims import in_points, is_plain, title
+from benchmarks.study.markup import folded
 from benchmarks.study.memory import memory_section
 from benchmarks.study.runs import SCORES, Estimate, Pair, Run, pairs, share_ratios, shares
 
@@ -66,13 +67,15 @@ def share_table(runs: Sequence[Run]) -> list[str]:
         "the accumulated change in those of the start at the end. The last column is the share of the squared norm "
         "that SPHERE with η = 0.5 and the paper's α would take of such updates, `(2α − α²)` times the share.",
         "",
+    ]
+    rows = [
         "| run | layer | r / d_in at η 0.5 | now, η 0.5: mean, first → last batch | now, η 0.1 | now, η 0.9 | start, "
         "η 0.1 | start, η 0.5 | accumulated, η 0.5 | SPHERE takes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in plain:
-        lines += [_share_row(run, weight) for weight in shares(run)]
-    lines += ["", _share_summary(plain), ""]
+        rows += [_share_row(run, weight) for weight in shares(run)]
+    lines += [*folded("Layer by layer", rows), "", *_share_summary(plain), ""]
     if share_runs(runs):
         lines += ["![Share of the updates in the principal directions](study/shares.png)", ""]
     return lines
@@ -105,25 +108,26 @@ def _taken(run: Run, weight: str) -> float:
     return float((2 * strength - strength**2) * shares(run)[weight][0])
 
 
-def _share_summary(plain: Sequence[Run]) -> str:
+def _share_summary(plain: Sequence[Run]) -> list[str]:
     taken = [_taken(run, weight) for run in plain for weight in shares(run)]
     ratios = [ratio for run in plain for ratio in share_ratios(run)]
     shorter = [1 - (1 - value) ** 0.5 for value in (min(taken), max(taken))]
-    lines = [
+    summary = (
         f"Over all these rows an update has {min(ratios):.2f} to {max(ratios):.2f} times chance in the directions that "
         f"SPHERE weakens, so SPHERE takes {min(taken):.1%} to {max(taken):.1%} of its squared norm: the update becomes "
         f"{shorter[0]:.1%} to {shorter[1]:.1%} shorter, much as if as many random directions had been weakened."
-    ]
+    )
+    lines = []
     for run in plain:
         both = [ends(run, weight) for weight in shares(run)]
         first, last = (sum(values) / len(values) for values in zip(*both, strict=True))
         kept = run.series("principal/overlap")
         turned = f", while {1 - kept[-1][1]:.0%} of those of the start have turned away" if kept else ""
         lines.append(
-            f"{title(run)}: {first:.2f} times chance in the first batch, {last:.2f} in the last{turned}; "
+            f"- {title(run)}: {first:.2f} times chance in the first batch, {last:.2f} in the last{turned}; "
             f"{_memory(run)}."
         )
-    return "\n\n".join([lines[0], "\n".join(f"- {line}" for line in lines[1:])])
+    return [summary, "", *folded("From the first batch to the last", lines)]
 
 
 def _memory(run: Run) -> str:
@@ -142,6 +146,8 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         "in bold where the interval excludes 0. Removed is the squared norm of the part that SPHERE took, as a share "
         "of the update's, mean over the batches.",
         "",
+    ]
+    rows = [
         "| run | edits | efficacy | generalization | agreement | perplexity | change of the energy, with / without | "
         "removed |",
         "|---|---|---|---|---|---|---|---|",
@@ -156,8 +162,8 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         cells.append("" if energies is None else f"{energies[0]:+z.3%} / {energies[1]:+z.3%}")
         removed = [value for _, value in pair.sphere.series("projection/removed")]
         cells.append(f"{sum(removed) / len(removed):.1%}" if removed else "")
-        lines.append(f"| {title(pair.sphere)} | {pair.edits:.0f} | {' | '.join(cells)} |")
-    return [*lines, "", best(found)]
+        rows.append(f"| {title(pair.sphere)} | {pair.edits:.0f} | {' | '.join(cells)} |")
+    return [*lines, *folded(f"{len(found)} runs", rows), "", best(found)]
 
 
 def _bold(difference: Estimate) -> str:
