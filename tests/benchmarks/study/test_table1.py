@@ -11,7 +11,9 @@ def rows(runs):
 
 
 def test_every_method_has_a_row_without_and_one_with_sphere():
-    (name, edits, draws, efficacy, *_), (sphere, _, _, behind, *_) = rows(make_pairs([0.9, 0.5], [0.9, 0.5], draws=(1, 2)))
+    (name, edits, draws, efficacy, *_), (sphere, _, _, behind, *_) = rows(
+        make_pairs([0.9, 0.5], [0.9, 0.5], draws=(1, 2))
+    )
     assert (name, edits, draws, sphere) == ("| alphaedit", "200", "2", "| + SPHERE")
     assert efficacy == behind == f"0.500 ± {math.sqrt(0.25 / 200 / 2):.3f}"
 
