@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.measure import device, device_name
+from benchmarks.measure import device_name
 from sphere_pl.abilities.evaluate import Score, answer_items, fingerprint_of, load_items, score
 from sphere_pl.abilities.journal import Journal, weights_digest
 from sphere_pl.abilities.task import Item, Task
 from sphere_pl.abilities.tasks import TASKS
+from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel, load_language_model
 from sphere_pl.progress import EditProgress
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--kept", action="store_true", help="score nothing: write what is kept from interrupted runs")
     parser.add_argument("--keep", type=Path, default=Path("runs/abilities.json"))
     args = parser.parse_args()
-    lm = load_language_model(dtype="bfloat16").to(device())
+    lm = load_language_model(dtype="bfloat16").to(default_device())
     journal, digest, rows = Journal(args.keep), weights_digest(lm), []
     for name in args.task or TASKS:
         try:

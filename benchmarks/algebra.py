@@ -5,8 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Measurement, alternate, device, device_name, matmul_rate, relative_error, seconds
+from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error, seconds
 from sphere_callbacks.functional import principal_directions, project_out
+from sphere_pl.devices import default_device as device
 from sphere_pl.methods.functional import alphaedit_update, memit_update, null_space_basis
 from sphere_pl.methods.memory import KeyMemory
 

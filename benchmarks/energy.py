@@ -5,8 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Measurement, alternate, device, device_name, seconds
+from benchmarks.measure import Measurement, alternate, device_name, seconds
 from sphere_callbacks.functional import EnergyFollower, EnergyTracker, hyperspherical_energy
+from sphere_pl.devices import default_device
 
 # One down-projection of an 8-billion-parameter LLaMA.
 ROWS, COLUMNS, RANK, UPDATES = 4096, 14336, 100, 100
@@ -15,7 +16,7 @@ WORST_DRIFT = 1e-6
 
 
 def _weight(scale: float) -> Tensor:
-    return torch.randn(int(ROWS * scale), int(COLUMNS * scale), device=device())
+    return torch.randn(int(ROWS * scale), int(COLUMNS * scale), device=default_device())
 
 
 def _change(weight: Tensor) -> tuple[Tensor, Tensor]:

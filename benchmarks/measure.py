@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sphere_pl.devices import default_device
+
 
 class Measurement(NamedTuple):
     """One cost, measured against its plain implementation.
@@ -30,15 +32,9 @@ class Measurement(NamedTuple):
     device: str
 
 
-def device() -> torch.device:
-    """The accelerator if there is one."""
-    found = torch.accelerator.current_accelerator()
-    return torch.device("cpu") if found is None else found
-
-
 def device_name() -> str:
     """The device in words."""
-    if device().type == "cpu":
+    if default_device().type == "cpu":
         threads = torch.get_num_threads()
         return f"{platform.processor() or platform.machine()} CPU, {threads} thread{'' if threads == 1 else 's'}"
     return str(torch.cuda.get_device_name())
@@ -46,7 +42,7 @@ def device_name() -> str:
 
 def clock() -> Callable[[], float]:
     """The processor's clock on one thread of a CPU, since other programs disturb it least; the wall's otherwise."""
-    alone = device().type == "cpu" and torch.get_num_threads() == 1
+    alone = default_device().type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
 
 
@@ -61,7 +57,7 @@ def seconds(program: Callable[[], Any], now: Callable[[], float] | None = None) 
 
 
 def _wait() -> None:
-    if device().type != "cpu":
+    if default_device().type != "cpu":
         torch.accelerator.synchronize()
 
 
@@ -74,7 +70,7 @@ def alternate(plain: Callable[[], Any], ours: Callable[[], Any], repeats: int) -
 
 def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """The machine's matrix-product rate, in floating-point operations a second: the best of five."""
-    a = torch.randn(size, size, device=device()).to(dtype)
+    a = torch.randn(size, size, device=default_device()).to(dtype)
     a @ a
     return 2 * size**3 / min(seconds(lambda: a @ a) for _ in range(5))
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.measure import device
 from sphere_pl.data.builtin import heldout_text
+from sphere_pl.devices import default_device
 from sphere_pl.language_model import Dtype, LanguageModel, load_language_model
 from sphere_pl.sampling import sample_contexts
 
@@ -27,7 +27,7 @@ WORDS = 8  # of a context behind a model that cannot write
 
 def fitting_model() -> str:
     """The default model on a CPU, LLaMA3-8B's shapes on an accelerator."""
-    return DEFAULT if device().type == "cpu" else "llama3-8b"
+    return DEFAULT if default_device().type == "cpu" else "llama3-8b"
 
 
 def model_of(name: str, dtype: Dtype) -> LanguageModel:
@@ -39,13 +39,13 @@ def model_of(name: str, dtype: Dtype) -> LanguageModel:
     """
     default = load_language_model(dtype=dtype)
     if name == DEFAULT:
-        return default.to(device())
+        return default.to(default_device())
     sizes = dict(SHAPES[name])
     if dtype == "float32":
         sizes["num_hidden_layers"] = min(BLOCKS, sizes["num_hidden_layers"])
     config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
     torch.manual_seed(0)
-    with device():
+    with default_device():
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     return LanguageModel(model, default.tokenizer)
 

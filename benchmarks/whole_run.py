@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.profiler import profile
 
 from benchmarks.algebra import made_moment
-from benchmarks.measure import Measurement, alternate, device, device_name, relative_error, seconds
+from benchmarks.measure import Measurement, alternate, device_name, relative_error, seconds
 from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.representations import literal_key, literal_value
 from benchmarks.targets import literal_target
@@ -23,6 +23,7 @@ from sphere_callbacks.functional import principal_directions, project_out
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
+from sphere_pl.devices import default_device
 from sphere_pl.language_model import Dtype, LanguageModel
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
@@ -76,7 +77,7 @@ def profile_step(batch: int = 100, model: str = DEFAULT) -> str:
     problem, states = _warm(batch, model)
     with profile() as seen:
         edit(problem, states)
-    by = "self_cpu_time_total" if device().type == "cpu" else "self_device_time_total"
+    by = "self_cpu_time_total" if default_device().type == "cpu" else "self_device_time_total"
     return str(seen.key_averages().table(sort_by=by, row_limit=20))
 
 
@@ -114,7 +115,7 @@ def _moments(model: str, lm: LanguageModel, sites: Sequence[EditSite]) -> list[T
     if model != DEFAULT:
         return [made_moment(site.read().shape[1]) for site in sites]
     found = second_moments(lm, sites, StatisticsSettings(), untracked)
-    return [found[site.name].matrix.to(device()) for site in sites]
+    return [found[site.name].matrix.to(default_device()) for site in sites]
 
 
 def prepare(problem: _Problem) -> list[State]:

@@ -1,8 +1,11 @@
 """`python -m sphere_pl fit`: Lightning's command line, with group files found by name and a folder for every run."""
 
+import logging
+import re
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +20,7 @@ from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProj
 from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.devices import accelerator_is_idle, default_device
 from sphere_pl.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
@@ -37,6 +41,8 @@ from sphere_pl.resilience.interrupts import RunInterrupted
 from sphere_pl.resilience.resuming import RunConfig, refuse_unfinished, resolve_resume
 from sphere_pl.resilience.run_lock import RunLock
 from sphere_pl.runs.log import Kept
+
+log = logging.getLogger(__name__)
 
 
 class EditingCLI(LightningCLI):
@@ -113,6 +119,7 @@ class EditingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run's folder, for all processes alike."""
         config = self.config[self.subcommand]
+        config.trainer.callbacks = _once(config.trainer.callbacks)
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model.name).name}")
             sys.argv.append(f"--run_dir={config.run_dir}")
@@ -128,6 +135,14 @@ class EditingCLI(LightningCLI):
                 self._held = held.pop_all()
         except (ValueError, TypeError) as error:
             raise UserError(str(error)) from error
+        except RuntimeError as error:
+            twice = re.match(r"Found more than one stateful callback of type `\w+`", str(error))
+            if twice is None:
+                raise
+            raise UserError(
+                f"{twice.group()}: leave it out of --trainer.callbacks. Those that every run has are set by "
+                "--projection.*, --energy.*, --correlation.*, --drift.* and --checkpoints.*."
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
@@ -161,6 +176,10 @@ class EditingCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             settings = self._get(self.config_init, "wandb")
             kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
+        if self._get(self.config_init, "trainer").get("accelerator") == "auto" and accelerator_is_idle():
+            log.warning("The accelerator of this machine has no double precision, which edits need: the CPU is used.")
+            kwargs["accelerator"] = default_device().type
+            warnings.filterwarnings("ignore", "GPU available but not used")
         kwargs["default_root_dir"] = run_dir
         return super().instantiate_trainer(**kwargs)
 
@@ -170,6 +189,16 @@ class EditingCLI(LightningCLI):
         callbacks = [*(configured if isinstance(configured, list) else [configured])]
         method = method_name(self.model.method, [*callbacks, self._get(self.config_init, "projection")])
         return [method, Path(self.model.name).name, self.datamodule.name]
+
+
+def _once(callbacks: Any) -> Any:
+    """Callbacks without those that stand there twice alike.
+
+    A run that goes on takes its own configuration; the `callbacks+:` of the same command given again would add its own.
+    """
+    if not isinstance(callbacks, list):
+        return callbacks
+    return [each for index, each in enumerate(callbacks) if each not in callbacks[:index]]
 
 
 def _refuse_idle(method: str, args: Sequence[str]) -> None:

@@ -32,7 +32,7 @@ from sphere_pl.methods.functional import spread_residual
 from sphere_pl.optim import LayerwiseEdit
 from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
-from sphere_pl.refusals import check_arithmetic, check_batch_size, check_method, check_strategy
+from sphere_pl.refusals import check_arithmetic, check_batch_size, check_method, check_precision, check_strategy
 from sphere_pl.representations import SubjectStream
 from sphere_pl.resilience.fingerprints import check_requests, request_hashes
 from sphere_pl.resilience.randomness import random_states, restore_random_states
@@ -148,6 +148,7 @@ class SequentialEditor(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a method or a strategy that cannot do what is asked of it, before anything is loaded."""
         check_strategy(self.device_map, self.trainer)
+        check_precision(self.trainer.strategy.root_device)
         check_method(self.method, self.layers, self.target_settings)
         datamodule = getattr(self.trainer, "datamodule", None)
         if isinstance(datamodule, EditDataModule):

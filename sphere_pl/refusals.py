@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from sphere_callbacks.functional import computes_in_double
 from sphere_pl.language_model import DeviceMap
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod
 from sphere_pl.targets import TargetSettings
@@ -54,6 +56,19 @@ def check_strategy(device_map: DeviceMap, trainer: L.Trainer) -> None:
             f"`device_map={device_map!r}` spreads one model over the devices of one process, but the trainer's "
             f"strategy is {type(trainer.strategy).__name__} in {trainer.world_size} processes, each with a whole "
             "model. Set --trainer.devices=1 and leave out --trainer.strategy, or leave out --model.device_map."
+        )
+
+
+def check_precision(device: torch.device) -> None:
+    """Refuse a device that editing cannot sum on.
+
+    Raises:
+        MisconfigurationException: If it has no double precision.
+    """
+    if not computes_in_double(device):
+        raise MisconfigurationException(
+            f"The trainer runs on {device}, which has no double precision: second moments, solves and scores need it. "
+            'Set --trainer.accelerator=cpu, or `Trainer(accelerator="cpu")`.'
         )
 
 

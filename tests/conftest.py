@@ -146,6 +146,22 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def single_precision(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that takes float64 from a device, as Apple's GPUs have none."""
+    empty = torch.empty
+
+    def on(name: str) -> None:
+        def refusing(*size: Any, dtype: Any = None, device: Any = None, **more: Any) -> torch.Tensor:
+            if dtype == torch.float64 and str(device) == name:
+                raise TypeError(f"Cannot convert a {name} Tensor to float64 dtype")
+            return empty(*size, dtype=dtype, device=device, **more)
+
+        monkeypatch.setattr(torch, "empty", refusing)
+
+    return on
+
+
+@pytest.fixture
 def bare_trainer() -> Callable[..., L.Trainer]:
     """A trainer on the CPU that writes and shows nothing."""
 

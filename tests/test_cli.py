@@ -111,6 +111,20 @@ def test_a_run_that_a_validation_stops_is_scored_to_the_end_all_the_same(cli, mo
     assert results["cases"]
 
 
+def test_a_run_takes_the_cpu_where_the_accelerator_has_no_double_precision(
+    cli, model_folder, facts, tmp_path, monkeypatch, single_precision, caplog
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("mps"))
+    single_precision("mps")
+    *arguments, chosen = tiny_run(model_folder, facts, tmp_path)
+    assert chosen == "--trainer.accelerator=cpu"
+    status, _, err = cli(*arguments)
+    assert status == 0, err
+    assert "has no double precision, which edits need: the CPU is used" in caplog.text
+    assert (tmp_path / "run" / "edited.safetensors").exists()
+
+
 def test_several_runs_are_compared_on_one_page(cli, model_folder, facts, tmp_path):
     command = tiny_run(model_folder, facts, tmp_path)
     assert cli(*command, f"--run_dir={tmp_path / 'a'}")[0] == 0
@@ -235,6 +249,7 @@ def test_the_edited_matrices_fit_back_into_the_model(cli, model_folder, facts, t
         (["--model.evaluation.perplexity_tokens=1"], "must be 0"),
         (["--model.statistics.cache_dir=/proc/none"], "cannot be made"),
         (["--ckpt_path=missing.ckpt"], "is no file"),
+        (["--trainer.callbacks+=sphere_callbacks.HypersphericalEnergy"], "HypersphericalEnergy`: leave it out"),
     ],
 )
 def test_a_users_mistake_ends_with_one_message(cli, model_folder, facts, tmp_path, change, words):
@@ -348,6 +363,20 @@ def test_a_run_goes_on_from_its_folder_alone(cli, cut, model_folder, facts, tmp_
     status, _, err = cli("fit", "--run_dir", str(run), "--ckpt_path", "last")
     assert status == 2
     assert "is finished" in err
+
+
+def test_the_whole_command_given_again_goes_on_with_the_run(cli, cut, model_folder, facts, tmp_path):
+    command = [*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    command += ["--config=callbacks/prune", "--trainer.callbacks+=sphere_callbacks.PrincipalDirections"]
+    status, _, err = cli(*command, f"--run_dir={tmp_path / 'whole'}")
+    assert status == 0, err
+    cut(2)
+    assert cli(*command, "--ckpt_path=last")[0] == 9
+    cut(None)
+    status, _, err = cli(*command, "--ckpt_path=last")
+    assert status == 0, err
+    edited = [(tmp_path / name / "edited.safetensors").read_bytes() for name in ("run", "whole")]
+    assert edited[0] == edited[1]
 
 
 def test_an_interrupted_run_is_not_overwritten_by_mistake(cli, cut, model_folder, facts, tmp_path):

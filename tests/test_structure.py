@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     line.split()
     for line in """
-errors trainers budget forward monitors resilience tracing
+errors devices trainers budget forward monitors resilience tracing
 files architectures configs embedded data.builtin data.request evaluation.forest evaluation.sample evaluation.settings
 distributed guard resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
 language_model data.records data.review methods.functional methods.memory methods.base resilience.run_lock

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from sphere_callbacks.functional import computes_in_double
+
 
 class EditedWeight(NamedTuple):
     """A matrix that an optimizer changes.
@@ -117,7 +119,8 @@ def require_weights(
         At least one weight, each under a name of its own.
 
     Raises:
-        MisconfigurationException: If no weight matches, two share a name, or a weight is sharded over processes.
+        MisconfigurationException: If no weight matches, two share a name, or a weight is sharded over processes or lies
+            on a device without double precision.
     """
     optimizers = list(optimizers)
     found = edited_weights(optimizers, module, pattern)
@@ -127,19 +130,33 @@ def require_weights(
             f"`{owner}(modules={pattern!r})` matches no floating matrix in the optimizers' param groups. "
             f"They hold: {', '.join(known) if known else 'no matrix at all'}."
         )
+    _check_names(found, owner)
+    _check_places(found, owner)
+    return found
+
+
+def _check_names(found: Sequence[EditedWeight], owner: str) -> None:
     names = [weight.name for weight in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise MisconfigurationException(
             f"`{owner}` found several weights named {', '.join(twice)}. Give each param group a name of its own."
         )
+
+
+def _check_places(found: Sequence[EditedWeight], owner: str) -> None:
     sharded = [weight.name for weight in found if isinstance(weight.parameter, DTensor)]
     if sharded:
         raise MisconfigurationException(
             f"`{owner}` needs whole matrices, but {', '.join(sharded)} is sharded over processes. Use a strategy that "
             "keeps parameters whole, such as ddp."
         )
-    return found
+    single = [weight for weight in found if not computes_in_double(weight.parameter.device)]
+    if single:
+        raise MisconfigurationException(
+            f"`{owner}` needs double precision, which {single[0].parameter.device} has not; {single[0].name} lies "
+            'there. Train on the CPU: `Trainer(accelerator="cpu")`.'
+        )
 
 
 def stack(measured: Sequence[Tensor]) -> Tensor:

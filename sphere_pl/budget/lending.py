@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sphere_pl.devices import accelerator
 from sphere_pl.methods.base import State
 
 
@@ -86,8 +87,8 @@ class Lender:
 
 def _overlaps(home: torch.device | None, device: torch.device) -> bool:
     """Whether a device can fetch from main memory beside its work."""
-    accelerator = torch.accelerator.current_accelerator()
-    return home is not None and home.type == "cpu" and accelerator is not None and device.type == accelerator.type
+    found = accelerator()
+    return home is not None and home.type == "cpu" and found is not None and device.type == found.type
 
 
 def move(tensor: Tensor, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.request import EditRequest
+from sphere_pl.devices import accelerator
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.methods.base import EditingMethod, Method
 from sphere_pl.prompts import LOGITS_AT_ONCE, MOST_TOKENS, in_context, micro_batches, tokenize
@@ -159,11 +160,11 @@ def capacity(device: torch.device) -> int:
     On an accelerator that is what others leave free; in main memory all there is, so that one machine's runs are the
     same whatever else it does.
     """
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None and device.type == accelerator.type:
+    found = accelerator()
+    if found is not None and device.type == found.type:
         try:
             return torch.accelerator.get_memory_info(device)[0] + torch.accelerator.memory_reserved(device)
-        except (RuntimeError, NotImplementedError):  # Apple's: it works in main memory
+        except (RuntimeError, NotImplementedError):  # one that does not tell
             pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
 

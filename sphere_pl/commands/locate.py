@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
 from sphere_pl.language_model import LanguageModel, load_language_model
@@ -44,7 +45,7 @@ def main(args: Sequence[str]) -> None:
     given.data.setup("fit")
     prompts = [true_answer(request) for request in given.data.requests]  # refused before a model is loaded
     lm = load_language_model(**given.model)
-    lm.to(Fabric(accelerator=given.accelerator, devices=1).device)
+    lm.to(default_device() if given.accelerator == "auto" else Fabric(accelerator=given.accelerator, devices=1).device)
     if not 1 <= given.count <= lm.n_layers:
         raise UserError(f"`--count={given.count}` must lie between 1 and the model's {lm.n_layers} layers.")
     with tracking(given.quiet) as track:

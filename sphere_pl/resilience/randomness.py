@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from sphere_pl.devices import accelerator
+
 
 def random_states() -> dict[str, Any]:
     """The state of Python's, NumPy's and PyTorch's generators, the accelerators' included."""
     version, numbers, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
-    accelerator = torch.accelerator.current_accelerator()
-    backend = None if accelerator is None else torch.get_device_module(accelerator)
+    found = accelerator()
+    backend = None if found is None else torch.get_device_module(found)
     return {
         "python": [version, torch.tensor(numbers), gauss],
         "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
@@ -28,8 +30,8 @@ def restore_random_states(states: dict[str, Any]) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"].cpu())
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is not None:
-        backend = torch.get_device_module(accelerator)
+    found = accelerator()
+    if found is not None:
+        backend = torch.get_device_module(found)
         for index, state in enumerate(states["accelerators"][: torch.accelerator.device_count()]):
             backend.set_rng_state(state.cpu(), index)

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel, load_language_model
 from sphere_pl.runs.arguments import add_load_arguments, load_options
 from sphere_pl.runs.log import LOG_FILE
 from sphere_pl.runs.low_rank import ROUNDING
-from sphere_pl.runs.saved import LoadOptions, SavedRun, default_device
+from sphere_pl.runs.saved import LoadOptions, SavedRun
 
 _WIDTH = 112  # a name of a matrix and six numbers; narrower terminals wrap it
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sphere_pl.architectures import EditSite
+from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
 from sphere_pl.resilience.checkpoint_file import read_checkpoint as read_run_checkpoint
@@ -52,7 +53,7 @@ class LoadOptions:
         model: Hub id or folder to use in place of the one that the log names, for a model that has moved.
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
         trust_remote_code: Whether code from the hub may run. Never taken from the run folder.
-        device: Where to put it; an accelerator if there is one.
+        device: Where to put it; `default_device()` if None.
         device_map: How to spread it over several devices; see `load_language_model`.
     """
 
@@ -182,11 +183,6 @@ class SavedRun:
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}. Delete it to rebuild the weights from the log.") from error
         return bool(about.get("edits") == self.history.edits)
-
-
-def default_device() -> torch.device:
-    """An accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Shapes throughout: a weight and its update are ``[d_out, d_in]``, each row is on
 direction a column.
 """
 
-from sphere_callbacks.functional._checks import exact_products
+from sphere_callbacks.functional._checks import computes_in_double, exact_products
 from sphere_callbacks.functional.energy import (
     DegenerateRows,
     EnergyStatistics,
@@ -58,6 +58,7 @@ __all__ = [
     "LowRank",
     "SpearmanResult",
     "bootstrap_interval",
+    "computes_in_double",
     "degenerate_rows",
     "energy_constant",
     "energy_of_changed_gram_",

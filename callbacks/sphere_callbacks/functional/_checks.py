@@ -1,4 +1,4 @@
-"""What every function asks of its arguments, and the precision in which products are formed."""
+"""What every function asks of its arguments and of their device, and the precision in which products are formed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def as_matrix(weight: Tensor, name: str = "weight") -> Tensor:
 
     Raises:
         TypeError: If the dtype is an integer, a boolean or a complex one.
-        ValueError: If the tensor is not a matrix.
+        ValueError: If the tensor is not a matrix, or lies on a device without double precision.
 
     Example:
         >>> as_matrix(torch.ones(2, 3, dtype=torch.bfloat16)).dtype
@@ -32,7 +32,26 @@ def as_matrix(weight: Tensor, name: str = "weight") -> Tensor:
         )
     if weight.ndim != 2:
         raise ValueError(f"`{name}` must be a matrix [d_out, d_in], got shape {list(weight.shape)}.")
+    if not computes_in_double(weight.device):
+        raise ValueError(
+            f"`{name}` lies on {weight.device}, which has no double precision: sums over many rows would drown what an "
+            f"edit changes. Move it to the CPU first, for instance with `{name}.cpu()`."
+        )
     return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+
+
+def computes_in_double(device: torch.device) -> bool:
+    """Tell whether a device knows float64; Apple's GPUs do not.
+
+    Example:
+        >>> computes_in_double(torch.device("cpu"))
+        True
+    """
+    try:
+        torch.empty((), dtype=torch.float64, device=device)
+    except TypeError:  # what PyTorch raises there
+        return False
+    return True
 
 
 @contextmanager

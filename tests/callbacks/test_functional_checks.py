@@ -1,0 +1,39 @@
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from sphere_callbacks import HypersphericalEnergy, Loop
+from sphere_callbacks.functional import computes_in_double, hyperspherical_energy
+
+
+def test_a_device_without_double_precision_is_found_out(single_precision):
+    assert computes_in_double(torch.device("meta"))
+    single_precision("meta")
+    assert not computes_in_double(torch.device("meta"))
+    assert computes_in_double(torch.device("cpu"))
+
+
+def test_a_weight_on_such_a_device_is_refused_with_what_to_do(single_precision):
+    single_precision("meta")
+    with pytest.raises(ValueError, match=r"`weight` lies on meta.*`weight.cpu\(\)`"):
+        hyperspherical_energy(torch.empty(3, 2, device="meta"))
+
+
+def test_a_callback_says_so_before_the_first_batch(single_precision):
+    single_precision("meta")
+    model = torch.nn.Linear(3, 2, device="meta")
+    loop = Loop([torch.optim.SGD(model.parameters(), lr=0.1)])
+    with pytest.raises(MisconfigurationException, match="`HypersphericalEnergy` needs double precision, which meta"):
+        HypersphericalEnergy().on_train_start(loop, model)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "words"),
+    [
+        (torch.ones(2, 2, dtype=torch.int8), TypeError, "floating"),
+        (torch.ones(4), ValueError, r"matrix \[d_out, d_in\], got shape \[4\]"),
+    ],
+)
+def test_what_is_no_floating_matrix_is_refused(weight, error, words):
+    with pytest.raises(error, match=words):
+        hyperspherical_energy(weight)
