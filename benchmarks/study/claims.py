@@ -1,7 +1,7 @@
 """The paper's claims, each decided by a rule from measured figures: holds, does not, cannot be told."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from benchmarks.study.runs import (
@@ -23,6 +23,7 @@ HOLDS, IN_PART, DOES_NOT, OPEN = "holds here", "holds in part", "does not hold h
 UNMOVED = 1e-5  # relative change of the energy that says nothing
 SCALE = 1536  # edits: one for each input dimension; the paper's 15,000 are 1.05
 ENOUGH = 3  # pairs that must agree before a direction counts
+ABOVE = 1.25  # times chance: a share of the updates that is more than chance
 WEAK = 0.5  # a Spearman coefficient below it is no strong correlation
 FOLLOWED = {"val/efficacy": "efficacy over all edits", "drift/kl": "distance to the unedited model"}
 TABLE_1 = 0.1641  # the paper's mean gain over AlphaEdit
@@ -86,11 +87,18 @@ def collapses(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         "Sequential editing without SPHERE collapses the model.",
         HOLDS if fallen else OPEN,
-        "Efficacy over all edits, without SPHERE.",
+        f"Efficacy over all edits, without SPHERE. {len(fallen)} of {len(plain)} runs fall below {COLLAPSE:.0%}"
+        f"{_kinds(fallen)}.",
         parts,
         f"Holds if a run without SPHERE falls below {COLLAPSE:.0%}; cannot be told as long as none has, since more "
         "edits might.",
     )
+
+
+def _kinds(runs: Sequence[Run]) -> str:
+    """Which kinds of runs they are, behind a colon; nothing if there is none."""
+    names = "; ".join(dict.fromkeys(map(kind, runs)))
+    return f": {names}" if names else ""
 
 
 def _fate(run: Run) -> str:
@@ -106,17 +114,24 @@ def interferes(runs: Sequence[Run]) -> Verdict:
         for name, members in grouped(filter(is_plain, runs), kind).items()
     }
     means = {name: layers for name, layers in means.items() if layers}
-    above = [value > 1.25 for layers in means.values() for value in layers]
+    above = [value > ABOVE for layers in means.values() for value in layers]
     word = OPEN if len(means) < 2 else some(above)
     parts = [f"{name}: {', '.join(f'{v:.2f}' for v in layers)}" for name, layers in means.items()]
+    found = {
+        "Every layer": [name for name, layers in means.items() if min(layers) > ABOVE],
+        "Some layers": [name for name, layers in means.items() if min(layers) <= ABOVE < max(layers)],
+        "No layer": [name for name, layers in means.items() if max(layers) <= ABOVE],
+    }
+    where = [f" {layers} above {ABOVE:g}: {'; '.join(names)}." for layers, names in found.items() if names]
     return Verdict(
         "Updates of the usual methods interfere with the principal directions of the weights.",
         word,
         "Share of the squared norm of the updates without SPHERE in the principal directions (η = 0.5), as a multiple "
-        "of what a random update would have there: mean over batches and draws, layer by layer.",
+        f"of what a random update would have there: mean over batches and draws, layer by layer."
+        + "".join(where),
         parts,
-        "From two methods on: holds if every layer of every method is above 1.25 times chance, in part if some are, "
-        "does not if none is.",
+        f"From two methods on: holds if every layer of every method is above {ABOVE:g} times chance, in part if some "
+        "are, does not if none is.",
     )
 
 
@@ -135,13 +150,18 @@ def energy_follows(runs: Sequence[Run]) -> Verdict:
         "Spearman's ρ of the consecutive differences of energy and efficacy (validation by validation), and of energy "
         "and the KL divergence from the unedited model on ordinary text (batch by batch). "
         f"{sum(map(_is_weak, enough))} of the {len(enough)} cases that count exclude a strong correlation, |ρ| ≥ "
-        f"{WEAK:g}.",
+        f"{WEAK:g}{_listed({n: _coefficients(tests) for n, tests in cases.items() if len(tests) >= ENOUGH})}.",
         [f"{name}: {_coefficients(tests)}" for name, tests in cases.items()],
         f"Methods with at least {ENOUGH} draws count, each with both measures. Holds if the 95 % interval of the mean "
         "over the draws (Student's) excludes 0 in most cases, in part if in some; does not if in none and all "
         f"intervals lie within ±{WEAK:g}; cannot be told otherwise. Levels are not used: two series that trend always "
         "correlate. A single draw's interval is a bootstrap one.",
     )
+
+
+def _listed(figures: Mapping[str, str]) -> str:
+    """Figures by what they are of, behind a colon; nothing if there is none."""
+    return f": {'; '.join(f'{name} {figure}' for name, figure in figures.items())}" if figures else ""
 
 
 def _followed(cases: Sequence[Estimate]) -> str:
@@ -167,15 +187,19 @@ def some(signs: Sequence[bool]) -> str:
     return HOLDS if all(signs) else IN_PART if any(signs) else DOES_NOT
 
 
-def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, list[str]]:
-    """The word for logarithms of ratios of which SPHERE wants each below 0, and all of them in words."""
+def lowered(figures: Sequence[tuple[Pair, float]]) -> tuple[str, str, list[str]]:
+    """The word for logarithms of ratios of which SPHERE wants each below 0, a sentence, and all of them in words."""
     groups = grouped(figures, lambda figure: kind(figure[0].sphere))
     draws = {name: [value for _, value in members] for name, members in groups.items()}
     parts = [f"{name}: {percent(averaged(values))}" for name, values in draws.items()]
-    several = [all(value < 0 for value in values) for values in draws.values() if len(values) >= ENOUGH]
+    enough = {name: values for name, values in draws.items() if len(values) >= ENOUGH}
+    several = [all(value < 0 for value in values) for values in enough.values()]
+    word = IN_PART if any(several) else DOES_NOT if several else OPEN
     if len(figures) >= ENOUGH and all(value < 0 for _, value in figures):
-        return HOLDS, parts
-    return (IN_PART if any(several) else DOES_NOT if several else OPEN), parts
+        word = HOLDS
+    lower = sum(value < 0 for _, value in figures)
+    means = _listed({name: percent(averaged(values)) for name, values in enough.items()})
+    return word, f"Lower in {lower} of {len(figures)} pairs; methods with {ENOUGH} draws or more{means}.", parts
 
 
 def percent(log_ratio: Estimate) -> str:
@@ -197,12 +221,12 @@ def steadier_energy(runs: Sequence[Run]) -> Verdict:
         values = pair.value("energy/change")
         if values is not None and values[0] and abs(values[1]) > UNMOVED:
             figures.append((pair, math.log(abs(values[0] / values[1]))))
-    word, parts = lowered(figures)
+    word, sentence, parts = lowered(figures)
     return Verdict(
         "SPHERE holds the hyperspherical energy.",
         word,
         "Absolute change of the energy since the start at the last edit count that both have, with SPHERE against "
-        "without, mean over the draws.",
+        f"without, mean over the draws. {sentence}",
         parts,
         f"{LOWERED} Methods that move the energy by less than {UNMOVED:.3%} without SPHERE are left out, and "
         "PRUNE, whose energy is that of the weights before it restrains them.",
@@ -216,11 +240,11 @@ def keeps_ability(runs: Sequence[Run]) -> Verdict:
         values = pair.value("val/perplexity")
         if values is not None:
             figures.append((pair, math.log(values[0] / values[1])))
-    word, parts = lowered(figures)
+    word, sentence, parts = lowered(figures)
     return Verdict(
         "SPHERE keeps general ability.",
         word,
-        "Perplexity on held-out text with SPHERE against without, mean over the draws; tasks below.",
+        f"Perplexity on held-out text with SPHERE against without, mean over the draws; tasks below. {sentence}",
         [*parts, *(tasks(runs) or ["Tasks were not run."])],
         f"{LOWERED} Tasks do not enter the word.",
     )
@@ -316,7 +340,9 @@ def plug_and_play(runs: Sequence[Run]) -> Verdict:
     return Verdict(
         f"As a plug-in SPHERE improves other methods, their efficacy by {FIGURE_7[0]:.0%} on average.",
         _plugged_in(list(methods.values())),
-        "Relative change of the efficacy over all edits, mean over the draws, ± its standard error.",
+        "Relative change of the efficacy over all edits, mean over the draws, ± its standard error. Above 0 beyond "
+        f"doubt in {sum(d.side > 0 for d in methods.values())} of {len(methods)} cases, below in "
+        f"{sum(d.side < 0 for d in methods.values())}.",
         parts,
         f"From {ENOUGH} methods on: holds if the 95 % interval lies above 0 for most methods and for their mean, in "
         "part if it does for some methods; does not if it does for none, and that of the mean excludes the paper's "

@@ -39,6 +39,20 @@ def test_interference_is_measured_against_chance(share, word):
     assert words(runs[:1])[INTERFERE] == OPEN
 
 
+def test_the_verdict_says_in_a_sentence_what_decided_it():
+    runs = [
+        make_run("counterfact-memit-plain-draw1-200", [0.9, 0.5], share=0.2),
+        make_run("counterfact-rome-plain-draw1-200", [0.9, 0.7], share=0.09),
+        *make_pairs([0.9, 0.8], [0.9, 0.8], energy=[0.0005, 0.001]),
+    ]
+    measured = {verdict.claim: verdict.measured for verdict in verdicts(runs)}
+    assert measured[COLLAPSE].endswith("1 of 5 runs fall below 60%: memit.")
+    assert measured[INTERFERE].endswith("Every layer above 1.25: memit. No layer above 1.25: rome; alphaedit.")
+    assert measured[STEADY].endswith(
+        "Lower in 3 of 3 pairs; methods with 3 draws or more: alphaedit current -50.0 % [-50.0, -50.0]."
+    )
+
+
 def wave(n=24):
     """An energy that goes up and down."""
     turns = [(-1) ** (i // 2) * (1 + i % 5) for i in range(n)]
