@@ -127,8 +127,7 @@ def interferes(runs: Sequence[Run]) -> Verdict:
         "Updates of the usual methods interfere with the principal directions of the weights.",
         word,
         "Share of the squared norm of the updates without SPHERE in the principal directions (η = 0.5), as a multiple "
-        f"of what a random update would have there: mean over batches and draws, layer by layer."
-        + "".join(where),
+        "of what a random update would have there: mean over batches and draws, layer by layer." + "".join(where),
         parts,
         f"From two methods on: holds if every layer of every method is above {ABOVE:g} times chance, in part if some "
         "are, does not if none is.",
