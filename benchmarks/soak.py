@@ -36,7 +36,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     """The logged rows that tell the cost of a batch."""
     if not path.exists():
         return []
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row.get("time/seconds")]
 
 

@@ -45,7 +45,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
 
 
 def _wait_for_disk(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows waits for a file only if it may be written
         os.fsync(file.fileno())
 
 
