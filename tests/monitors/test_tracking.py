@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,13 +49,12 @@ def sent(folder):
     panels.on_fit_end(trainer, None)
     wandb.experiment.finish()
     (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    done = subprocess.run(["wandb", "leet", "inspect", "--json", log], capture_output=True, text=True, check=True)
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    done = subprocess.run([*inspect, log], capture_output=True, text=True, check=True)
     found = {}
     for record in map(json.loads, done.stdout.splitlines()):
         found.setdefault(record["type"], []).append(record.get(record["type"]))
-    done = subprocess.run(
-        ["wandb", "leet", "inspect", "--summary", "--json", log], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([*inspect, "--summary", log], capture_output=True, text=True, check=True)
     return SimpleNamespace(records=found, summary=json.loads(done.stdout)["summary"], files=log.parent)
 
 
