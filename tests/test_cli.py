@@ -365,9 +365,11 @@ def test_a_run_goes_on_from_its_folder_alone(cli, cut, model_folder, facts, tmp_
     assert "is finished" in err
 
 
-def test_the_whole_command_given_again_goes_on_with_the_run(cli, cut, model_folder, facts, tmp_path):
-    command = [*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1", "--checkpoints.max_overhead=1"]
-    command += ["--config=callbacks/prune", "--trainer.callbacks+=sphere_callbacks.PrincipalDirections"]
+@pytest.mark.parametrize("group", ["callbacks/prune", "callbacks/rect", "experiment/study/base"])
+def test_the_whole_command_given_again_goes_on_with_the_run(cli, cut, model_folder, facts, tmp_path, group):
+    fit, *settings = tiny_run(model_folder, facts, tmp_path)
+    command = [fit, f"--config={group}", *settings, "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    command.append("--trainer.callbacks+=sphere_callbacks.CollapseGuard")
     status, _, err = cli(*command, f"--run_dir={tmp_path / 'whole'}")
     assert status == 0, err
     cut(2)
