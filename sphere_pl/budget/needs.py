@@ -164,7 +164,7 @@ def capacity(device: torch.device) -> int:
     if found is not None and device.type == found.type:
         try:
             return torch.accelerator.get_memory_info(device)[0] + torch.accelerator.memory_reserved(device)
-        except (RuntimeError, NotImplementedError):  # one that does not tell
+        except RuntimeError:  # one that does not tell
             pass
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
 
