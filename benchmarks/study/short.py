@@ -18,8 +18,8 @@ wrote. A method that remembers no earlier key (ROME, MEMIT, RECT) writes into th
 there are, whatever the number of edits: the same edits in ten times as many batches wear the model out sooner. SPHERE
 takes that part away, and there it keeps what was edited. PRUNE restrains what is evaluated and edits on without, and
 SPHERE goes with the restraint: no update changes. AlphaEdit's memory of keys keeps its updates out of these directions
-already, so that little is left for SPHERE to take; *A memory of earlier keys*, below, shows that it is the memory that
-does it. The paper's longest runs have 150 updates."""
+already, so that little is left for SPHERE to take, and taking it gains nothing; *A memory of earlier keys*, below, shows
+that it is the memory that does it. The paper's longest runs have 150 updates."""
 
 
 class Effect(NamedTuple):
