@@ -75,7 +75,7 @@ def step(batch: int = 100, repeats: int = 3, model: str = DEFAULT) -> Measuremen
 def profile_step(batch: int = 100, model: str = DEFAULT) -> str:
     """Where the time of one batch goes, operator by operator."""
     problem, states = _warm(batch, model)
-    with profile() as seen:
+    with profile(acc_events=True) as seen:
         edit(problem, states)
     by = "self_cpu_time_total" if default_device().type == "cpu" else "self_device_time_total"
     return str(seen.key_averages().table(sort_by=by, row_limit=20))

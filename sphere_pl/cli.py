@@ -116,6 +116,12 @@ class EditingCLI(LightningCLI):
             ) from error
         sys.argv[1:] = args
 
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from the checkpoint: a run's settings are in its config.yaml.
+
+        Lightning would read hyperparameters from it with `torch.load`, which before 2.13 knows no safetensors.
+        """
+
     def before_instantiate_classes(self) -> None:
         """Name the run's folder, for all processes alike."""
         config = self.config[self.subcommand]

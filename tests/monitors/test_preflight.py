@@ -66,7 +66,7 @@ def test_what_is_held_elsewhere_leaves_room_for_one_matrix_and_the_next():
 @pytest.mark.parametrize("method", [AlphaEdit(10.0, 0.6), MEMIT()])
 def test_preparing_a_matrix_takes_no_more_than_the_method_says_and_not_much_less(method):
     moment = torch.diag(torch.linspace(0.1, 1, 300))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as seen:
         method.initial_state(torch.zeros(20, 300), moment)
     now = most = 4 * 300**2  # the moment itself
     for event in seen.profiler.kineto_results.events():
