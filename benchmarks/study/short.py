@@ -13,13 +13,13 @@ from sphere_pl.report.style import FAINT, GREEN, INK, VERMILLION
 HIGHER, LOWER, SAME = "**Higher with SPHERE**", "**lower with SPHERE**", "**no difference seen**"
 WORDS = {1: HIGHER, -1: LOWER, 0: SAME}  # by the side of 0 on which the interval of the difference lies
 COLORS = {HIGHER: GREEN, LOWER: VERMILLION, SAME: FAINT}
-READING = """How to read it: the principal directions of an edited weight are, more and more, those that earlier edits wrote. A
-method that remembers no earlier key (ROME, MEMIT, RECT) writes into them again, the more the more updates there are,
-whatever the number of edits: the same edits in ten times as many batches wear the model out sooner. SPHERE takes that
-part away, and there it keeps what was edited. PRUNE restrains what is evaluated and edits on without, and SPHERE goes
-with the restraint: no update changes. AlphaEdit's memory of keys keeps its updates out of these directions already,
-so that little is left for SPHERE to take, and taking it gains nothing; *A memory of earlier keys*, below, shows that
-it is the memory that does it. The paper's longest runs have 150 updates."""
+READING = """How to read it: the principal directions of an edited weight are, more and more, those that earlier edits
+wrote. A method that remembers no earlier key (ROME, MEMIT, RECT) writes into them again, the more the more updates
+there are, whatever the number of edits: the same edits in ten times as many batches wear the model out sooner. SPHERE
+takes that part away, and there it keeps what was edited. PRUNE restrains what is evaluated and edits on without, and
+SPHERE goes with the restraint: no update changes. AlphaEdit's memory of keys keeps its updates out of these
+directions already, so that little is left for SPHERE to take, and taking it gains nothing; *A memory of earlier
+keys*, below, shows that it is the memory that does it. The paper's longest runs have 150 updates."""
 
 
 class Effect(NamedTuple):
