@@ -9,7 +9,7 @@ HEAD = """## Table 1
 
 Scores over all edits at the last validation that the runs with and without SPHERE share: mean over the draws ± its
 standard error, which counts records and not draws. In bold the better of two scores where the 95 % interval of their
-difference excludes 0.
+difference excludes 0; of {differences} differences about {chance:.0f} would be so by chance alone.
 
 | method | edits | draws | efficacy | generalization | specificity | agreement |
 |---|---|---|---|---|---|---|"""
@@ -19,7 +19,9 @@ def table1(runs: Sequence[Run]) -> str:
     """Two rows for each method with its settings, without and with SPHERE."""
     found = grouped(pairs(runs), lambda pair: (kind(pair.plain), pair.edits))
     rows = [row for (name, _), members in found.items() for row in _rows(name, members)]
-    return "\n".join([HEAD, *rows, ""]) if rows else ""
+    differences = len(found) * len(COLUMNS)
+    head = HEAD.format(differences=differences, chance=0.05 * differences)
+    return "\n".join([head, *rows, ""]) if rows else ""
 
 
 def _rows(name: str, members: Sequence[Pair]) -> tuple[str, str]:

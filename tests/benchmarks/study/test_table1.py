@@ -40,3 +40,8 @@ def test_methods_are_compared_where_both_runs_were_scored():
 
 def test_there_is_no_table_without_a_pair():
     assert table1([make_run("counterfact-memit-plain-draw1-300", [0.9])]) == ""
+
+
+def test_it_says_how_many_would_be_bold_by_chance():
+    runs = [run for name in ("ft", "memit", "rect", "rome", "prune") for run in make_pairs([0.9], [0.9], name)]
+    assert "of 20 differences about 1 would be so by chance alone" in table1(runs)
