@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from sphere_callbacks.functional import _checks
 from sphere_pl.commands import main
 from sphere_pl.data.request import EditRequest
 from sphere_pl.language_model import LanguageModel
@@ -147,16 +148,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def single_precision(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """A function that takes float64 from a device, as Apple's GPUs have none."""
-    empty = torch.empty
+    """A function that takes float64 from a kind of device, as Apple's GPUs have none."""
 
     def on(name: str) -> None:
-        def refusing(*size: Any, dtype: Any = None, device: Any = None, **more: Any) -> torch.Tensor:
-            if dtype == torch.float64 and str(device) == name:
-                raise TypeError(f"Cannot convert a {name} Tensor to float64 dtype")
-            return empty(*size, dtype=dtype, device=device, **more)
-
-        monkeypatch.setattr(torch, "empty", refusing)
+        monkeypatch.setattr(_checks, "_WITHOUT_DOUBLE", {name})
 
     return on
 
