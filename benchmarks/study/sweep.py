@@ -164,7 +164,7 @@ def _summary(sweep: Sweep) -> str:
 def draw_sweep(sweep: Sweep, path: Path) -> Path:
     """A heat map for each measure and basis: η up, α across, the run without SPHERE in the column α = 0."""
     rows, columns = len(sweep.bases), len(MEASURES)
-    figure = Figure(figsize=(3.1 * columns, 2.6 * rows + 0.3), dpi=80, layout="constrained")
+    figure = Figure(figsize=(3.5 * columns, 2.6 * rows + 0.3), dpi=80, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for column, measure in enumerate(MEASURES):
         grids = [_grid(sweep, measure.metric, basis) for basis in sweep.bases]
@@ -189,6 +189,6 @@ def _label(panel: "Axes", sweep: Sweep, grid: "NDArray[np.float64]", form: str) 
     outline = [withStroke(linewidth=2, foreground="white")]
     for (y, x), value in np.ndenumerate(grid):
         if np.isfinite(value):
-            panel.text(x, y, form.format(value), ha="center", va="center", fontsize=8, path_effects=outline)
+            panel.text(x, y, form.format(value), ha="center", va="center", fontsize=7.5, path_effects=outline)
     panel.set_xticks(range(len(sweep.strengths)), [f"{strength:g}" for strength in sweep.strengths])
     panel.set_yticks(range(len(sweep.ratios)), [f"{ratio:g}" for ratio in sweep.ratios])
