@@ -163,24 +163,22 @@ def variant_table(found: Sequence[Pair]) -> list[str]:
         removed = [value for _, value in pair.sphere.series("projection/removed")]
         cells.append(f"{sum(removed) / len(removed):.1%}" if removed else "")
         rows.append(f"| {title(pair.sphere)} | {pair.edits:.0f} | {' | '.join(cells)} |")
-    return [*lines, *folded(f"{len(found)} runs", rows), "", best(found)]
+    return [*lines, *folded(f"{len(found)} runs", rows), "", *sides(found)]
 
 
 def _bold(difference: Estimate) -> str:
     return f"**{in_points(difference)}**" if difference.side else in_points(difference)
 
 
-def best(found: Sequence[Pair]) -> str:
+def sides(found: Sequence[Pair]) -> list[str]:
     """Which variants did better or worse than none, by their intervals."""
     differences = {title(pair.sphere): pair.difference("val/efficacy") for pair in found}
-    sides = {name: difference.side for name, difference in differences.items() if difference is not None}
-    better, same, worse = (
-        "; ".join(name for name, side in sides.items() if side == wanted) or "none" for wanted in (1, 0, -1)
-    )
-    return (
-        f"Efficacy over all edits is higher with SPHERE beyond doubt in: {better}. Lower in: {worse}. Not told apart "
-        f"in: {same}."
-    )
+    words = {1: "Higher with SPHERE beyond doubt", -1: "Lower", 0: "Not told apart"}
+    lines = ["Efficacy over all edits, run by run:", ""]
+    for side, word in words.items():
+        names = [name for name, difference in differences.items() if difference is not None and difference.side == side]
+        lines.append(f"- {word} ({len(names)}): {'; '.join(names) or 'none'}.")
+    return lines
 
 
 def legend() -> str:
