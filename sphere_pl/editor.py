@@ -146,7 +146,7 @@ class SequentialEditor(L.LightningModule):
     # ------------------------------------------------------------------ set-up
 
     def setup(self, stage: str) -> None:
-        """Refuse a method or a strategy that cannot do what is asked of it, before anything is loaded."""
+        """Refuse a strategy, a device or a method that cannot do what is asked of it, before anything is loaded."""
         check_strategy(self.device_map, self.trainer)
         check_precision(self.trainer.strategy.root_device)
         check_method(self.method, self.layers, self.target_settings)

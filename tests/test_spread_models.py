@@ -179,7 +179,7 @@ METHODS = {  # with targets and second moments; with gradients of a likelihood
 
 
 @pytest.fixture
-def fit(tmp_path, requests):
+def fit(tmp_path, requests, bare_trainer):
     """Edit with everything that looks at an edited model; returns the editor."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(TEXT)
@@ -197,9 +197,7 @@ def fit(tmp_path, requests):
         )
         editor.lm = lm
         folder = tmp_path / name
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = bare_trainer(
             max_epochs=1,
             default_root_dir=folder,
             callbacks=[
@@ -216,12 +214,6 @@ def fit(tmp_path, requests):
                 *more,
             ],
             logger=MetricsFile(str(folder)),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            inference_mode=False,
-            log_every_n_steps=1,
             val_check_interval=1,
         )
         path = newest_checkpoint(folder / "checkpoints") if resume else None

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from benchmarks.study.runs import Estimate
+
 LONG = 12  # lines; more are folded
 
 
@@ -17,3 +19,14 @@ def folded(words: str, lines: Sequence[str], at_most: int = LONG) -> list[str]:
         return list(lines)
     # Markdown inside HTML is read as such only between empty lines.
     return ["<details>", f"<summary>{words}</summary>", "", *lines, "", "</details>"]
+
+
+def shown(score: Estimate, *, bold: bool = False) -> str:
+    """A score with its standard error.
+
+    Example:
+        >>> shown(Estimate(0.5, 0.0125), bold=True)
+        '**0.500 ± 0.013**'
+    """
+    words = f"{score.value:.3f} ± {score.error:.3f}"
+    return f"**{words}**" if bold else words

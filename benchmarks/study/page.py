@@ -10,7 +10,7 @@ from benchmarks.cells import STOPPED
 from benchmarks.study.cells import FULL, PAIR, parse
 from benchmarks.study.claims import title, verdicts
 from benchmarks.study.figures import changes, curves, share_curves
-from benchmarks.study.markup import folded
+from benchmarks.study.markup import folded, shown
 from benchmarks.study.runs import SCORES, Estimate, Run, correlation, grouped, load, pairs
 from benchmarks.study.short import draw_effects, in_short
 from benchmarks.study.sweep import draw_sweep, figure_name, sweep_section, sweeps
@@ -179,10 +179,9 @@ def _ranked_row(run: Run, edits: float, score: Estimate, best: Estimate) -> str:
 
 def _cells(run: Run, edits: float, score: Estimate, *, bold: bool) -> str:
     """Score, its parts and perplexity, as the rest of a row."""
-    shown = f"{score.value:.3f} ± {score.error:.3f}"
     parts = [f"{run.at(f'val/{name}', edits):.3f}" for name in SCORES]
     perplexity = run.at("val/perplexity", edits) or math.nan
-    return f"| {f'**{shown}**' if bold else shown} | {' | '.join(parts)} | {perplexity:.1f} |"
+    return f"| {shown(score, bold=bold)} | {' | '.join(parts)} | {perplexity:.1f} |"
 
 
 def _row(run: Run) -> str:
@@ -190,7 +189,7 @@ def _row(run: Run) -> str:
     for name in COLUMNS:
         points = run.series(f"val/{name}")
         found = run.proportion(f"val/{name}", points[-1][0]) if points else None
-        scores.append("" if found is None else f"{found.value:.3f} ± {found.error:.3f}")
+        scores.append("" if found is None else shown(found))
     before = (run.found.get("before") or {}).get("perplexity")
     perplexity = "".join(f"{points[-1][1]:.1f}" for points in [run.series("val/perplexity")] if points)
     perplexity += "" if before is None else f" (from {before:.1f})"

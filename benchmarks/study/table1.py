@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.study.runs import Estimate, Pair, Run, grouped, kind, pairs, pooled
+from benchmarks.study.markup import shown
+from benchmarks.study.runs import Pair, Run, grouped, kind, pairs, pooled
 
 COLUMNS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
 HEAD = """## Table 1
@@ -41,9 +42,4 @@ def _cells(members: Sequence[Pair], column: str) -> tuple[str, str]:
         for runs in ([pair.plain for pair in members], [pair.sphere for pair in members])
     )
     side = pooled(differences).side
-    return _shown(without, bold=side < 0), _shown(behind, bold=side > 0)
-
-
-def _shown(score: Estimate, *, bold: bool) -> str:
-    words = f"{score.value:.3f} ± {score.error:.3f}"
-    return f"**{words}**" if bold else words
+    return shown(without, bold=side < 0), shown(behind, bold=side > 0)

@@ -50,7 +50,7 @@ def data(requests):
 
 
 @pytest.fixture
-def fit(tiny_lm, tmp_path, data):
+def fit(tiny_lm, tmp_path, data, bare_trainer):
     """Fit a tiny model in a folder; returns editor and trainer."""
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris.\n\nRome is a city in Italy by the sea.")
@@ -67,9 +67,7 @@ def fit(tiny_lm, tmp_path, data):
             contexts=2,
         )
         editor.lm = lm or tiny_lm()
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = bare_trainer(
             max_epochs=1,
             default_root_dir=tmp_path / folder,
             callbacks=[
@@ -81,12 +79,6 @@ def fit(tiny_lm, tmp_path, data):
                 *callbacks,
             ],
             logger=MetricsFile(str(tmp_path / folder)),
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            inference_mode=False,
-            log_every_n_steps=1,
             val_check_interval=interval,
             check_val_every_n_epoch=None,
         )
