@@ -25,6 +25,7 @@ Oslo, the capital of Norway, lies by the water. Mount Fuji stands in Japan. An a
 def pytest_configure() -> None:
     """One thread for each process: several processes with several threads each wait for one another."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    os.environ.setdefault("WANDB__SERVICE_WAIT", "300")  # after its own 30 seconds a run has no log, on a busy machine
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
