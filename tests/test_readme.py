@@ -4,9 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,6 +77,15 @@ def test_the_commands_are_found():
 def test_every_file_that_is_linked_exists():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    (paper,) = cited["references"]
+    (bibtex,) = blocks("bibtex")
+    for part in (paper["title"], paper["url"], *(author["family-names"] for author in paper["authors"])):
+        assert part in bibtex
 
 
 def test_every_benchmark_that_is_named_answers():

@@ -8,7 +8,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# A module may import from its own layer and the ones above it in this list.
 # A module may import those of its own line and of the lines above it. `*` stands for any name.
 LAYERS = [
     line.split()
