@@ -79,8 +79,8 @@ def in_short(runs: Sequence[Run]) -> str:
     head = (
         "Efficacy over all edits, without → with SPHERE (η 0.5, the paper's α), mean over the draws, and in brackets "
         "how much of the updates without SPHERE lies in the principal directions, as a multiple of chance. ROME edits "
-        "one fact at a time, `batch10` ten, all others a hundred; `ridge` is AlphaEdit's regulariser, `memory` one of "
-        "the keys of earlier edits."
+        "one fact at a time, `batch10` ten, all others a hundred; `far` goes on for longer; `ridge` is AlphaEdit's "
+        "regulariser, `memory` one of the keys of earlier edits."
     )
     lines = [f"- {word}: {'; '.join(map(str, found[word]))}" for word in (HIGHER, LOWER, SAME) if word in found]
     picture = ["![Efficacy with and without SPHERE, method by method](study/short.png)", ""]
