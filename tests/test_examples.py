@@ -33,8 +33,16 @@ def test_a_foreign_loop_is_watched_and_its_updates_are_projected(path):
     assert 5 < float(removed) < 95
 
 
-def test_a_model_of_ones_own_is_taken(tiny_lm, tmp_path):
+def test_each_batch_of_closed_form_edits_does_what_it_is_for():
+    lines = run("examples/closed_form_edits.py", "--steps", "4").splitlines()
+    losses = [re.search(r"before ([\d.]+) loss ([\d.]+)", line).groups() for line in lines]
+    assert len(losses) == 4
+    assert all(float(after) < float(before) for before, after in losses)
+
+
+@pytest.mark.parametrize("path", ["examples/plain_pytorch.py", "examples/closed_form_edits.py"])
+def test_a_model_of_ones_own_is_taken(path, tiny_lm, tmp_path):
     lm = tiny_lm()
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
-    assert "step 1 loss" in run("examples/plain_pytorch.py", "--steps", "2", "--model", str(tmp_path))
+    assert re.search(r" 1 .*loss", run(path, "--steps", "2", "--model", str(tmp_path)))
