@@ -213,14 +213,19 @@ LOWERED = (
 )
 
 
-def steadier_energy(runs: Sequence[Run]) -> Verdict:
-    """Does SPHERE change the energy less?"""
+def energy_ratios(runs: Sequence[Run]) -> list[tuple[Pair, float]]:
+    """Logarithm of the energy's absolute change with SPHERE over that without, of each pair that moves it."""
     figures = []
     for pair in (pair for pair in pairs(runs) if pair.sphere.key.method != "prune"):
         values = pair.value("energy/change")
         if values is not None and values[0] and abs(values[1]) > UNMOVED:
             figures.append((pair, math.log(abs(values[0] / values[1]))))
-    word, sentence, parts = lowered(figures)
+    return figures
+
+
+def steadier_energy(runs: Sequence[Run]) -> Verdict:
+    """Does SPHERE change the energy less?"""
+    word, sentence, parts = lowered(energy_ratios(runs))
     return Verdict(
         "SPHERE holds the hyperspherical energy.",
         word,

@@ -9,9 +9,10 @@ from typing import Any
 from benchmarks.cells import STOPPED
 from benchmarks.study.cells import FULL, PAIR, parse
 from benchmarks.study.claims import title, verdicts
+from benchmarks.study.energy import correlations
 from benchmarks.study.figures import changes, curves, share_curves
 from benchmarks.study.markup import folded, shown
-from benchmarks.study.runs import SCORES, Estimate, Run, correlation, grouped, load, pairs
+from benchmarks.study.runs import SCORES, Estimate, Run, grouped, load, pairs
 from benchmarks.study.short import draw_effects, in_short
 from benchmarks.study.sweep import draw_sweep, figure_name, sweep_section, sweeps
 from benchmarks.study.table1 import COLUMNS, table1
@@ -38,7 +39,8 @@ SmolLM2-135M-Instruct; the records are CounterFact requests with rebuilt paraphr
 scores on CounterFact must not be set beside published ones. Settings and what was made cheaper are in
 [conf/experiment/study](../conf/experiment/study/base.yaml). A *draw* is which records, in which order; draw 0 is for
 tuning and appears in no comparison. The natural scale is edits for each input dimension of an edited matrix, 1,536
-here: the paper's 15,000 on LLaMA3-8B are 1.05, so 1,600 edits here.
+here: the paper's 15,000 on LLaMA3-8B are 1.05, so 1,600 edits here. Runs named `far` go on past that: AlphaEdit to
+5,000 edits, 3.3 for each dimension, methods that wear out sooner to 2,000.
 
 ```bash
 python -m benchmarks.study --preset quick --jobs 2 --data <folder>    # the main comparison, three draws
@@ -243,35 +245,6 @@ def heat_maps(runs: Sequence[Run]) -> str:
 def drawing(run: Run) -> Path:
     """Where the heat maps of a run are, if it has drawn any."""
     return RESULTS / f"{run.key.name}.png"
-
-
-def correlations(runs: Sequence[Run]) -> str:
-    """Spearman of the energy with two metrics, levels and differences."""
-    lines = [
-        "## Energy and performance",
-        "",
-        "Spearman's ρ between the relative change of the energy, mean over the matrices, and a metric over the "
-        "validations of a run, with its 95 % bootstrap interval; KL is that of the unedited model on ordinary text, "
-        "measured after every batch; levels as in the paper's Fig. 2, consecutive differences as in its Fig. 3. Two "
-        "series that trend always correlate on levels, so the differences are the honest column.",
-        "",
-    ]
-    rows = [
-        "| run | validations | efficacy, levels | efficacy, differences | perplexity, levels | perplexity, differences "
-        "| KL, levels | KL, differences |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for run in runs:
-        cells = []
-        for metric in ("val/efficacy", "val/perplexity", "drift/kl"):
-            for differences in (False, True):
-                test = correlation(run, metric, differences=differences)
-                cells.append("" if test is None else f"{test.rho:+.2f} [{test.low:+.2f}, {test.high:+.2f}]")
-        rows.append(f"| {title(run)} | {len(run.series('val/efficacy'))} | {' | '.join(cells)} |")
-    lines += folded(f"{len(runs)} runs", rows)
-    if share_runs(runs):
-        lines += ["", "![Changes of efficacy against changes of energy](study/changes.png)"]
-    return "\n".join([*lines, ""])
 
 
 def figures(runs: Sequence[Run]) -> str:

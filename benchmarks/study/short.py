@@ -19,7 +19,9 @@ there are, whatever the number of edits: the same edits in ten times as many bat
 takes that part away, and there it keeps what was edited. PRUNE restrains what is evaluated and edits on without, and
 SPHERE goes with the restraint: no update changes. AlphaEdit's memory of keys keeps its updates out of these
 directions already, so that little is left for SPHERE to take, and taking it gains nothing; *A memory of earlier
-keys*, below, shows that it is the memory that does it. The paper's longest runs have 150 updates."""
+keys*, below, shows that it is the memory that does it. Past its collapse (`far`) AlphaEdit, too, writes into them.
+SPHERE then holds the energy, but not the edits: the one does not bring the other. The paper's longest runs have 150
+updates."""
 
 
 class Effect(NamedTuple):
