@@ -103,7 +103,7 @@ def sweep_section(runs: Sequence[Run]) -> str:
     for sweep in found:
         lines += [
             f"Efficacy over all edits after {sweep.edits:.0f} of them, {title(sweep.plain)}; α = 0 is the run without "
-            f"SPHERE, ± {_error(sweep):.3f} is the standard error of each. In bold the best.",
+            f"SPHERE, ± {_error(sweep):.3f} is the standard error of each. In bold the best with it.",
             "",
             *_table(sweep),
             "",
@@ -149,15 +149,19 @@ def _table(sweep: Sweep) -> list[str]:
 
 
 def _summary(sweep: Sweep) -> str:
-    """The best point, and how many points are above the run without SPHERE."""
+    """The best point, and how many points are above the run without SPHERE and below it."""
     values = _efficacies(sweep)
     without = sweep.plain.at("val/efficacy", sweep.edits) or 0.0
     basis, ratio, strength = max(values, key=lambda where: values[where])
-    above = sum(value > without + 2 * 2**0.5 * _error(sweep) for value in values.values())
+    apart = 2 * 2**0.5 * _error(sweep)
+    above = sum(value > without + apart for value in values.values())
+    below = sum(value < without - apart for value in values.values())
     grid = len(sweep.bases) * len(sweep.ratios) * (len(sweep.strengths) - 1)
+    of_grid = f" (of a grid of {grid})" if len(values) < grid else ""
     return (
-        f"{above} of {len(values)} points (of a grid of {grid}) are more than two standard errors of a difference "
-        f"above the run without SPHERE, {without:.3f}. The best: η = {ratio:g}, α = {strength:g}, {basis} basis."
+        f"Of {len(values)} points{of_grid} {above} are more than two standard errors of a difference above the run "
+        f"without SPHERE, {without:.3f}, and {below} below it. The best with SPHERE: η = {ratio:g}, α = {strength:g}, "
+        f"{basis} basis."
     )
 
 

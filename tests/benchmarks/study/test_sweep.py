@@ -52,8 +52,21 @@ def test_the_section_has_a_row_for_each_ratio_and_marks_the_best():
     assert "| current | 0.9 | 0.500 | 0.500 |  |" in text
     assert "| pretrained | 0.9 | 0.500 |  | 0.520 |" in text
     assert "| pretrained | 0.5 |" not in text  # nothing was run there
-    assert "2 of 4 points (of a grid of 8)" in text
-    assert "The best: η = 0.5, α = 1, current basis." in text
+    assert "Of 4 points (of a grid of 8) 2 are more than" in text
+    assert "SPHERE, 0.500, and 0 below it." in text
+    assert "The best with SPHERE: η = 0.5, α = 1, current basis." in text
+
+
+def test_points_that_are_worse_than_the_run_without_sphere_are_counted():
+    plain = make_run("counterfact-memit-plain-batch10-draw1-200", [0.9, 0.79])
+    text = sweep_section([POINTS[1], POINTS[3], plain])
+    assert "Of 2 points (of a grid of 4) 0 are" in text
+    assert "SPHERE, 0.790, and 2 below it." in text
+
+
+def test_a_whole_grid_is_not_called_a_part():
+    text = sweep_section([POINTS[2], PLAIN])
+    assert "Of 1 points 1 are" in text
 
 
 def test_the_heat_maps_are_drawn(tmp_path):
