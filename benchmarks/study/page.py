@@ -279,17 +279,25 @@ def tuned(runs: Sequence[Run]) -> str:
 
 
 def missing(runs: Sequence[Run]) -> str:
-    """What the full plan has and this page has not."""
+    """How much of the full plan this page rests on, and what is left of it."""
     done = {run.key.name for run in runs if run.found.get("failed") != STOPPED}
     left = [cell for cell in FULL if cell.name not in done]
     unmeasured = [words for prefix, words in EXTRAS.items() if not any(extra(run, prefix) for run in runs)]
     unmeasured += [] if any(drawing(run).exists() for run in runs) else ["heat maps"]
-    done_of = f"{len(FULL) - len(left)} of the {len(FULL)} cells of the full plan are finished."
+    share = f"{len(FULL) - len(left)} of the" if left else "All"
+    done_of = f"{share} {len(FULL)} cells of the full plan are finished{_versions(runs)}."
     not_measured = f" Not measured by any of them: {', '.join(unmeasured)}." if unmeasured else ""
-    lines = ["## Not run", "", done_of + not_measured]
+    lines = ["## What was run", "", done_of + not_measured]
     if left:
         lines += ["", "`python -m benchmarks.study --preset full --jobs 2 --data <folder>` runs what is left:", ""]
         keys = [parse(cell.name) for cell in left]
         for alike, members in grouped(keys, lambda key: key._replace(variant="")).items():
             lines.append(f"- {alike.name}: {', '.join(key.variant for key in members)}")
     return "\n".join([*lines, ""])
+
+
+def _versions(runs: Sequence[Run]) -> str:
+    """Which builds of torch and transformers the runs had, as far as they say so."""
+    known = [run.found["versions"] for run in runs if run.found.get("versions")]
+    names = [", ".join(sorted({f"{name} {each[name]}" for each in known})) for name in ("torch", "transformers")]
+    return f", with {' and '.join(names)}" if known else ""

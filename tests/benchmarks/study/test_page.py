@@ -19,6 +19,16 @@ def test_the_page_shows_every_run_and_what_was_not_run():
     assert "- counterfact-alphaedit-ridge1-draw1-800: plain, current\n" in text
 
 
+def test_the_page_says_how_much_of_the_plan_was_run_and_with_which_builds():
+    versions = {"torch": "2.13.0+cpu", "transformers": "5.17.0", "python": "3.11.7"}
+    everything = [make_run(cell.name, [0.9], versions=versions) for cell in page.FULL]
+    every = f"{len(page.FULL)} cells of the full plan are finished, with torch 2.13.0+cpu and transformers 5.17.0."
+    assert f"All {every}" in page.missing(everything)
+    text = page.missing(everything[1:])
+    assert f"{len(page.FULL) - 1} of the {every}" in text
+    assert "runs what is left:\n\n- counterfact-alphaedit-ridge1-draw1-800: plain" in text
+
+
 def test_runs_are_ranked_by_the_harmonic_mean_of_their_scores():
     runs = [
         make_run("counterfact-ft-plain-draw1-800", [0.2] * 8),
