@@ -16,7 +16,7 @@ layer.weight.requires_grad_(True)
 
 
 def look(prompts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys `[n, d_in]` and values `[n, d_out]` of the edited layer at the last token, and the targets' loss."""
+    """Keys `[n, d_in]` and residuals `[n, d_out]` of the edited layer at the last token, and the targets' loss."""
     seen = []
     handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0][:, -1], output)))
     logits = model(input_ids=prompts).logits[:, -1]

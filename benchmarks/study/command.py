@@ -27,7 +27,7 @@ from sphere_pl.files import write_text
 RESULTS = Path(__file__).with_name("results")
 SOURCES = {"counterfact": "counterfact_rebuilt.json", "zsre": "zsre_official.json"}
 TUNING = 400  # records that only the tuning edits
-LONGEST = 6000
+LONGEST = 6000  # records that are kept of a draw
 
 
 def records(path: Path, draw: int) -> list[dict[str, Any]]:

@@ -10,11 +10,11 @@ from benchmarks.study.claims import energy_ratios, title
 from benchmarks.study.markup import folded
 from benchmarks.study.runs import Run, correlation
 from benchmarks.study.why import share_runs
-from sphere_callbacks.functional.statistics import spearman_test
+from sphere_callbacks.functional.statistics import SpearmanResult, spearman_test
 
 
-def correlations(runs: Sequence[Run]) -> str:
-    """Spearman of the energy with two metrics, levels and differences."""
+def energy_section(runs: Sequence[Run]) -> str:
+    """Spearman of the energy with three metrics, levels and differences, and whether holding it keeps the edits."""
     lines = [
         "## Energy and performance",
         "",
@@ -34,7 +34,7 @@ def correlations(runs: Sequence[Run]) -> str:
         for metric in ("val/efficacy", "val/perplexity", "drift/kl"):
             for differences in (False, True):
                 test = correlation(run, metric, differences=differences)
-                cells.append("" if test is None else f"{test.rho:+.2f} [{test.low:+.2f}, {test.high:+.2f}]")
+                cells.append("" if test is None else _coefficient(test))
         rows.append(f"| {title(run)} | {len(run.series('val/efficacy'))} | {' | '.join(cells)} |")
     lines += folded(f"{len(runs)} runs", rows)
     if share_runs(runs):
@@ -62,7 +62,10 @@ def held_and_kept(runs: Sequence[Run]) -> list[str]:
     if not math.isnan(test.rho):
         words += (
             " Spearman's ρ over the pairs, between how much less the energy changes (logarithm of the ratio) and how "
-            f"much more efficacy is left: {test.rho:+.2f} [{test.low:+.2f}, {test.high:+.2f}]; pairs of one method are "
-            "not independent."
+            f"much more efficacy is left: {_coefficient(test)}; pairs of one method are not independent."
         )
     return ["", words]
+
+
+def _coefficient(test: SpearmanResult) -> str:
+    return f"{test.rho:+.2f} [{test.low:+.2f}, {test.high:+.2f}]"

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.cells import STOPPED
 from benchmarks.study.cells import FULL, PAIR, parse
 from benchmarks.study.claims import title, verdicts
-from benchmarks.study.energy import correlations
+from benchmarks.study.energy import energy_section
 from benchmarks.study.figures import changes, curves, share_curves
 from benchmarks.study.markup import folded, shown
 from benchmarks.study.runs import SCORES, Estimate, Run, grouped, load, pairs
@@ -67,14 +67,14 @@ def page(runs: Sequence[Run], geometry: dict[str, Any]) -> str:
         table1(counted),
         table(counted),
         ranking(counted),
-        correlations(counted),
+        energy_section(counted),
         figures(counted),
         extras(counted),
         heat_maps(counted),
         why(counted, geometry),
         sweep_section(runs),
         tuned(runs),
-        missing(runs),
+        what_was_run(runs),
     ]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
@@ -278,7 +278,7 @@ def tuned(runs: Sequence[Run]) -> str:
     return "\n".join([*lines, ""])
 
 
-def missing(runs: Sequence[Run]) -> str:
+def what_was_run(runs: Sequence[Run]) -> str:
     """How much of the full plan this page rests on, and what is left of it."""
     done = {run.key.name for run in runs if run.found.get("failed") != STOPPED}
     left = [cell for cell in FULL if cell.name not in done]

@@ -23,8 +23,8 @@ def test_the_page_says_how_much_of_the_plan_was_run_and_with_which_builds():
     versions = {"torch": "2.13.0+cpu", "transformers": "5.17.0", "python": "3.11.7"}
     everything = [make_run(cell.name, [0.9], versions=versions) for cell in page.FULL]
     every = f"{len(page.FULL)} cells of the full plan are finished, with torch 2.13.0+cpu and transformers 5.17.0."
-    assert f"All {every}" in page.missing(everything)
-    text = page.missing(everything[1:])
+    assert f"All {every}" in page.what_was_run(everything)
+    text = page.what_was_run(everything[1:])
     assert f"{len(page.FULL) - 1} of the {every}" in text
     assert "runs what is left:\n\n- counterfact-alphaedit-ridge1-draw1-800: plain" in text
 
