@@ -23,7 +23,6 @@ class Architecture(NamedTuple):
         final_norm: The normalisation between the last block and the language-model head.
         attention: The self-attention inside the block.
         fan_in_fan_out: True if the projection stores its weight as `[d_in, d_out]` (GPT-2's Conv1D).
-        returns_tuple: True if a block returns a tuple whose first item is the hidden state.
     """
 
     block: str
@@ -31,7 +30,6 @@ class Architecture(NamedTuple):
     final_norm: str
     attention: str = "self_attn"
     fan_in_fan_out: bool = False
-    returns_tuple: bool = False
 
     @property
     def mlp(self) -> str:
@@ -59,7 +57,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "phi": Architecture("model.layers.{}", "mlp.fc2", "model.final_layernorm"),
         "gpt2": _GPT2,
         "gpt_neox": Architecture("gpt_neox.layers.{}", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm", "attention"),
-        "gptj": Architecture("transformer.h.{}", "mlp.fc_out", "transformer.ln_f", "attn", returns_tuple=True),
+        "gptj": Architecture("transformer.h.{}", "mlp.fc_out", "transformer.ln_f", "attn"),
     }
 )
 

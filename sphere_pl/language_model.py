@@ -1,7 +1,8 @@
 """A pretrained causal language model, taken apart at the places that editing works on."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -96,6 +97,9 @@ class LanguageModel(nn.Module):
         self.config = model.config.get_text_config()
         # In a tuple, which registers them no second time: they are asked for at every call.
         self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
+        # What differs between releases of transformers is found out now, before anybody's hooks are on the model.
+        self._cache_argument = _cache_argument(model)
+        self._tuples = self._returns_tuples()
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in eval mode: editing differentiates through the model but never trains it (GPT-2 has dropout)."""
@@ -165,22 +169,33 @@ class LanguageModel(nn.Module):
         )
         calls = BlockCalls(input_ids, [], [], [])
         entering: list[Tensor] = []
-        with _recording(self, calls, entering):
+        with _recording(self, calls, entering, lambda hidden: (hidden,) if self._tuples else hidden):
             self.model.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=cache is not None,
+                **{self._cache_argument: cache},
             )
         devices = [_device_of(self.block(layer)) for layer in range(self.n_layers)]
         return calls._replace(hidden=entering[0]).placed(devices)
+
+    @torch.no_grad()
+    def _returns_tuples(self) -> bool:
+        """Whether a block returns a tuple, found out by calling the first one: it differs between releases."""
+        ids = torch.full((1, 1), self.pad_id, device=self.device)
+        calls, entering = BlockCalls(ids, [], [], []), cast(list[Tensor], [])
+        with suppress(_BlockReachedError), _recording(self, calls, entering, _stop):
+            self.model.base_model(input_ids=ids, use_cache=False)
+        block, device = self.block(0), _device_of(self.block(0))
+        args, kwargs = (_moved(part[0], device, {}) for part in (calls.args, calls.kwargs))
+        return isinstance(block(entering[0].to(device), *args, **kwargs), tuple)
 
     def run(self, hidden: Tensor, calls: BlockCalls, start: int, stop: int) -> Tensor:
         """Run blocks `start` to `stop - 1` on `hidden` of shape `[rows, columns, d]`."""
         for layer in range(start, stop):
             output = self.block(layer)(hidden.to(calls.devices[layer]), *calls.args[layer], **calls.kwargs[layer])
-            hidden = output[0] if self.architecture.returns_tuple else output
+            hidden = stream_of(output)
         return hidden
 
     def takes_masks(self, length: int) -> bool:
@@ -205,18 +220,39 @@ def _device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What the model calls its cache: `past_key_values` is renamed to `cache` from transformers 5.24 on."""
+    taken = inspect.signature(model.base_model.forward).parameters
+    return "cache" if "cache" in taken else "past_key_values"
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream in what a block returns: it is that, or the first item of a tuple."""
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
+class _BlockReachedError(Exception):
+    """A block has been called, which is all that was wanted."""
+
+
+def _stop(hidden: Tensor) -> Tensor:
+    raise _BlockReachedError
+
+
 @contextmanager
-def _recording(lm: LanguageModel, calls: BlockCalls, entering: list[Tensor]) -> Iterator[None]:
-    """Make every block note its arguments and hand its input through."""
+def _recording(
+    lm: LanguageModel, calls: BlockCalls, entering: list[Tensor], answer: Callable[[Tensor], Any]
+) -> Iterator[None]:
+    """Make every block note its arguments and, instead of being run, return `answer` of its input."""
     blocks = [lm.block(layer) for layer in range(lm.n_layers)]
 
-    def recorder(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor]:
+    def recorder(*args: Any, **kwargs: Any) -> Any:
         named = "hidden_states" in kwargs
         hidden = kwargs.pop("hidden_states") if named else args[0]
         entering.append(hidden)
         calls.args.append(args if named else args[1:])
         calls.kwargs.append(kwargs)
-        return (hidden,) if lm.architecture.returns_tuple else hidden
+        return answer(hidden)
 
     own = [vars(block).get("forward") for block in blocks]  # accelerate wraps the class's in one of the block's own
     for block in blocks:

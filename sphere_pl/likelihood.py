@@ -22,7 +22,7 @@ from sphere_pl.architectures import EditSite
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.forward.attention import gradient_attention
-from sphere_pl.language_model import BlockCalls, LanguageModel
+from sphere_pl.language_model import BlockCalls, LanguageModel, stream_of
 from sphere_pl.prompts import Tokens, in_context, micro_batches, pad, tokenize
 
 
@@ -159,8 +159,7 @@ class TargetLikelihood:
             (group.hidden.to(stored.device), *group.calls.args[self._layer]),
             group.calls.kwargs[self._layer],
         )
-        hidden: Tensor = output[0] if self.lm.architecture.returns_tuple else output
-        return hidden
+        return stream_of(output)
 
     def _losses(self, hidden: Tensor, group: _Group, layer: int, n: int) -> Tensor:
         """Loss of each request of a group, `[n]`, from the residual stream that enters block `layer`."""

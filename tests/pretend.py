@@ -125,7 +125,7 @@ def spread(lm: LanguageModel, homes: Mapping[str, str], hooked: Container[str] =
             for module in home.modules():
                 _place(module, device)
             if name in hooked:
-                add_hook_to_module(home, AlignDevicesHook(device, skip_keys="past_key_values"))
+                add_hook_to_module(home, AlignDevicesHook(device, skip_keys=["past_key_values", "cache"]))
     return lm
 
 

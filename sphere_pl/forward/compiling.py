@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from sphere_pl.forward.attention import packs
-from sphere_pl.language_model import BlockCalls, LanguageModel
+from sphere_pl.language_model import BlockCalls, LanguageModel, stream_of
 
 
 class CompiledBlocks:
@@ -43,7 +43,7 @@ class CompiledBlocks:
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor")
             for layer in range(start, stop):
                 output = self._block(self.lm.block(layer), hidden, calls.args[layer], calls.kwargs[layer])
-                hidden = output[0] if self.lm.architecture.returns_tuple else output
+                hidden = stream_of(output)
         return hidden
 
     def _warn(self, reason: str) -> None:
