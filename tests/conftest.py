@@ -22,8 +22,17 @@ Berlin is a city in Germany. Rome is a city in Italy. You and I speak because of
 Oslo, the capital of Norway, lies by the water. Mount Fuji stands in Japan. An apple is a fruit that is good to eat."""
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run be strict with the packages it stands on."""
+    parser.addoption("--strict-warnings", action="store_true", help="all warnings are errors, but the ignored ones")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """One thread for each process: several processes with several threads each wait for one another."""
+    if config.getoption("--strict-warnings"):
+        ignored = [line for line in config.getini("filterwarnings") if line.startswith("ignore")]
+        for line in ["error", *ignored]:  # later lines win
+            config.addinivalue_line("filterwarnings", line)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
     os.environ.setdefault("WANDB__SERVICE_WAIT", "300")  # after its own 30 seconds a run has no log, on a busy machine
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
