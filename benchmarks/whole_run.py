@@ -7,7 +7,8 @@ are left out of both.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import lightning as L
 import torch
@@ -19,16 +20,22 @@ from benchmarks.measure import Measurement, alternate, device_name, relative_err
 from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.representations import literal_key, literal_value
 from benchmarks.targets import literal_target
+from sphere_callbacks import LayerwiseEdit
 from sphere_callbacks.functional import principal_directions, project_out
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.devices import default_device
+from sphere_pl.distributed import Shares
+from sphere_pl.editing.algorithm import edit_batch
+from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.problem import ModelBatch, Posing
+from sphere_pl.editing.states import MethodStates
 from sphere_pl.language_model import Dtype, LanguageModel
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.progress import untracked
-from sphere_pl.representations import SubjectStream
+from sphere_pl.prompts import MOST_TOKENS
 from sphere_pl.statistics import StatisticsSettings, second_moments
 from sphere_pl.targets import TargetSettings, optimize_targets
 
@@ -130,20 +137,23 @@ def ours(problem: _Problem) -> list[Tensor]:
 
 
 def edit(problem: _Problem, states: Sequence[State]) -> list[Tensor]:
-    """What `SequentialEditor.training_step` and `SparseProjection` do, without Lightning around it."""
-    sites, method, states = problem.restore(), AlphaEdit(RIDGE, THRESHOLD), list(states)
+    """What `SequentialEditor` does with SPHERE, without Lightning around it."""
+    sites, method = problem.restore(), AlphaEdit(RIDGE, THRESHOLD)
     weights = [weight.clone() for weight in problem.weights]
+
+    def project(layer: int) -> None:
+        U = principal_directions(weights[layer], RATIO)
+        weights[layer].grad = project_out(cast(Tensor, weights[layer].grad), U, STRENGTH)
+
+    groups = [{"params": [weight]} for weight in weights]
+    write = lambda layer: sites[layer].write(weights[layer])  # noqa: E731
+    optimizer = LayerwiseEdit(groups, before_update=project, after_update=write)
+    known, guard = MethodStates(states, weights), Guard(GuardSettings())
+    posing = Posing(method, sites, problem.contexts, MOST_TOKENS, Shares())
     for requests in problem.batches:
-        targets = optimize_targets(problem.lm, requests, problem.contexts, LAYERS[-1], SETTINGS).values
-        stream = SubjectStream(problem.lm, requests, problem.contexts, LAYERS[0])
-        for index, site in enumerate(sites):
-            keys = stream.keys(site)
-            residuals = (targets - stream.values(LAYERS[-1])) / (len(sites) - index)
-            update = method.update(keys, residuals, states[index])
-            weights[index] += project_out(update, principal_directions(weights[index], RATIO), STRENGTH)
-            site.write(weights[index])
-        for index, keys in enumerate(stream.all_keys(sites)):
-            states[index] = method.remember(keys, states[index])
+        find = partial(optimize_targets, problem.lm, requests, problem.contexts, LAYERS[-1], SETTINGS)
+        batch = ModelBatch(problem.lm, weights, EditBatch(tuple(requests)), posing, find)
+        edit_batch(batch, method, known, optimizer, guard)
     return weights
 
 

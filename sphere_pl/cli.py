@@ -24,7 +24,6 @@ from sphere_pl.devices import accelerator_is_idle, default_device
 from sphere_pl.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import LikelihoodMethod
 from sphere_pl.monitors.drift import Drift
 from sphere_pl.monitors.edit_log import EditLog
 from sphere_pl.monitors.live import LiveReport
@@ -170,7 +169,7 @@ class EditingCLI(LightningCLI):
         # A mistake in the data ends the run before anything is written.
         self.datamodule.setup("fit")
         abilities.load()
-        if isinstance(self.model.method, LikelihoodMethod):
+        if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
         resumed = self._get(self.config_init, "ckpt_path") is not None
         if is_first_process():

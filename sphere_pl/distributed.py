@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,26 @@ def gather_shares(part: Tensor, n: int, processes: int, gather: Gather = exchang
     gathered = gather(padded)  # [processes, longest, ...]
     sizes = [last - first for first, last in (_bounds(n, rank, processes) for rank in range(processes))]
     return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+
+
+class Shares(NamedTuple):
+    """How the processes of a run share the work on a batch.
+
+    Attributes:
+        rank: The number of this process.
+        processes: How many there are.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's share; see `share_of`."""
+        return share_of(items, self.rank, self.processes)
+
+    def together(self, part: Tensor, n: int) -> Tensor:
+        """The rows of all `n` items from every process's share; see `gather_shares`."""
+        return gather_shares(part, n, self.processes)
 
 
 def is_first_process() -> bool:

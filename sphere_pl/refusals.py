@@ -8,12 +8,25 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sphere_callbacks.functional import computes_in_double
+from sphere_pl.errors import UserError
 from sphere_pl.language_model import DeviceMap
-from sphere_pl.methods.base import EditingMethod, LikelihoodMethod
+from sphere_pl.methods.base import Method
 from sphere_pl.targets import TargetSettings
 
 
-def check_method(method: EditingMethod | LikelihoodMethod, layers: Sequence[int], targets: TargetSettings) -> None:
+def check_arguments(method: object, contexts: int, context_length: int) -> None:
+    """Refuse what no editor can be made of.
+
+    Raises:
+        UserError: If the method is none, or a number is out of range.
+    """
+    if not isinstance(method, Method):
+        raise UserError(f"`method={method!r}` is no editing method. Subclass `sphere_pl.methods.Method`.")
+    if contexts < 0 or context_length < 2:
+        raise UserError(f"`contexts={contexts}` must be at least 0 and `context_length={context_length}` at least 2.")
+
+
+def check_method(method: Method, layers: Sequence[int], targets: TargetSettings) -> None:
     """Refuse layers or target settings that the method cannot use.
 
     Raises:
@@ -25,14 +38,14 @@ def check_method(method: EditingMethod | LikelihoodMethod, layers: Sequence[int]
             f"{method.name} edits at most {most} layer, but `layers={layers}` names {len(layers)}. "
             f"Choose one, for example --model.layers=[{layers[-1]}]."
         )
-    if targets.anchor and isinstance(method, LikelihoodMethod):
+    if targets.anchor and not method.needs_targets:
         raise MisconfigurationException(
             f"`targets.anchor=true` rescales target values, but {method.name} has none. Leave it at false, or choose a "
             "method that solves for target values, such as AlphaEdit."
         )
 
 
-def check_batch_size(method: EditingMethod | LikelihoodMethod, size: int) -> None:
+def check_batch_size(method: Method, size: int) -> None:
     """Refuse batches of more edits than the method makes at a time.
 
     Raises:

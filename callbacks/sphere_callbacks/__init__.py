@@ -10,6 +10,7 @@ from sphere_callbacks.directions import PrincipalDirections
 from sphere_callbacks.energy import HypersphericalEnergy
 from sphere_callbacks.geometry import WeightGeometry
 from sphere_callbacks.guard import CollapseGuard
+from sphere_callbacks.layerwise import LayerwiseEdit
 from sphere_callbacks.loop import Loop
 from sphere_callbacks.projection import SparseProjection
 from sphere_callbacks.prune import SpectrumRestraint
@@ -21,6 +22,7 @@ __all__ = [
     "Correlation",
     "EnergyCorrelation",
     "HypersphericalEnergy",
+    "LayerwiseEdit",
     "Loop",
     "PerturbationBound",
     "PrincipalDirections",

@@ -17,7 +17,7 @@ from sphere_pl.architectures import EditSite
 from sphere_pl.data.request import EditRequest
 from sphere_pl.devices import accelerator
 from sphere_pl.language_model import LanguageModel
-from sphere_pl.methods.base import EditingMethod, Method
+from sphere_pl.methods.base import Method
 from sphere_pl.prompts import LOGITS_AT_ONCE, MOST_TOKENS, in_context, micro_batches, tokenize
 
 # Numbers kept for the backward pass for each token and block, in units of the hidden size and of the MLP's width:
@@ -135,7 +135,7 @@ def need(shapes: Shapes, batch: Batch, method: Method, held_elsewhere: bool = Fa
         0 if held_elsewhere else count * state,
         # A state at work and the next one on its way; a memory that takes keys in is there twice for a moment.
         max(prepared, 5 * state // 2 if held_elsewhere else 0),
-        _targets(shapes, batch) if isinstance(method, EditingMethod) else 0,
+        _targets(shapes, batch) if method.needs_targets else 0,
     )
 
 

@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import EditingMethod, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.functional import alphaedit_update, null_space_basis
 from sphere_pl.methods.memory import KeyMemory
+from sphere_pl.methods.problem import LayerProblem
 
 
-class AlphaEdit(EditingMethod):
+class AlphaEdit(Method):
     """Null-space constrained editing with memory of all earlier keys.
 
     Args:
@@ -51,13 +52,13 @@ class AlphaEdit(EditingMethod):
         """The moment as it is and capped, its eigenvectors, and LAPACK's room to find them: two matrices more."""
         return 20 * d_in**2
 
-    def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `alphaedit_update`."""
-        return alphaedit_update(keys, residuals, state["basis"], _memory(state))
+        return alphaedit_update(problem.keys, problem.residuals, state["basis"], _memory(state))
 
-    def remember(self, keys: Tensor, state: State) -> State:
+    def remember(self, problem: LayerProblem, state: State) -> State:
         """Add the batch's keys to the past."""
-        return {**state, **_memory(state).extend(keys @ state["basis"])._asdict()}
+        return {**state, **_memory(state).extend(problem.keys @ state["basis"])._asdict()}
 
 
 def _memory(state: State) -> KeyMemory:

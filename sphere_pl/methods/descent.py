@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import Objective
+from sphere_pl.methods.problem import LayerProblem
 
 
 class Descent(NamedTuple):
@@ -38,26 +38,26 @@ class Descent(NamedTuple):
         return self
 
 
-def descend(objective: Objective, weight: Tensor, plan: Descent, order: torch.Generator | None = None) -> Tensor:
+def descend(problem: LayerProblem, plan: Descent, order: torch.Generator | None = None) -> Tensor:
     """Minimise the mean loss over a batch by Adam, breadth-first: every epoch passes over all requests.
 
     Args:
-        objective: The batch.
-        weight: The matrix to start from, shape `[d_out, d_in]`; it stays as it is.
+        problem: The batch, and the matrix to start from; it stays as it is.
         plan: Learning rate, epochs and so on.
         order: Draws the requests' order anew for every epoch; the batch's own order if None.
 
     Returns:
         Δ of shape `[d_out, d_in]`.
     """
-    current = weight.detach().clone()
+    weight = problem.weight.detach()
+    current = weight.clone()
     optimizer = torch.optim.Adam([current], lr=plan.learning_rate)
-    n = len(objective)
+    n = len(problem)
     for _ in range(plan.epochs):
         total = 0.0
         places = torch.arange(n) if order is None else torch.randperm(n, generator=order)
         for chosen in places.split(plan.batch_size):
-            losses, gradient = objective.loss_and_gradient(current, chosen)
+            losses, gradient = problem.loss_and_gradient(current, chosen)
             total += float(losses.sum())
             if losses.mean() < plan.stop_loss:
                 continue
@@ -67,7 +67,7 @@ def descend(objective: Objective, weight: Tensor, plan: Descent, order: torch.Ge
                 current = _within(current, weight, plan.radius)
         if total / n < plan.stop_loss:
             break
-    return current - weight.detach()
+    return current - weight
 
 
 @torch.no_grad()

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import EditingMethod, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.functional import emmet_update, moment_factor, whiten
+from sphere_pl.methods.problem import LayerProblem
 
 
-class EMMET(EditingMethod):
+class EMMET(Method):
     """Equality-constrained editing: every key of the batch gets its value exactly, ordinary keys change least.
 
     Args:
@@ -31,7 +32,8 @@ class EMMET(EditingMethod):
             raise ValueError("EMMET needs the second moment of the keys.")
         return {"factor": moment_factor(second_moment.to(weight.device, torch.float64, copy=True))}
 
-    def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `emmet_update`."""
-        wide = keys.double()
-        return emmet_update(wide, residuals.double(), whiten(wide, state["factor"]), self.ridge).to(keys.dtype)
+        wide = problem.keys.double()
+        found = emmet_update(wide, problem.residuals.double(), whiten(wide, state["factor"]), self.ridge)
+        return found.to(problem.weight.dtype)

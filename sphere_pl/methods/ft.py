@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from sphere_pl.methods.base import LikelihoodMethod, Objective, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.descent import Descent, descend
+from sphere_pl.methods.problem import LayerProblem
 
 
-class FT(LikelihoodMethod):
+class FT(Method):
     """Fine-tune one matrix on the targets of each batch with a fresh Adam.
 
     The loss is the autoregressive one: each token of the target given those before it, averaged over the target and
@@ -27,6 +28,8 @@ class FT(LikelihoodMethod):
         UserError: If an argument is out of range.
     """
 
+    needs_targets = False
+    needs_second_moment = False
     max_layers = 1
 
     def __init__(
@@ -48,6 +51,6 @@ class FT(LikelihoodMethod):
         """Nothing is remembered."""
         return {}
 
-    def update(self, objective: Objective, weight: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `descend`."""
-        return descend(objective, weight, self.plan)
+        return descend(problem, self.plan)

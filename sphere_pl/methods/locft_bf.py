@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
-from sphere_pl.methods.base import LikelihoodMethod, Objective, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.descent import Descent, descend
+from sphere_pl.methods.problem import LayerProblem
 
 
-class LocFTBF(LikelihoodMethod):
+class LocFTBF(Method):
     """Fine-tune one well-chosen matrix breadth-first.
 
     Every epoch passes over all requests in shuffled mini-batches with one step each, instead of training one request
@@ -30,6 +31,8 @@ class LocFTBF(LikelihoodMethod):
         UserError: If an argument is out of range.
     """
 
+    needs_targets = False
+    needs_second_moment = False
     max_layers = 1
     saved: frozenset[str] = frozenset({"batches"})
 
@@ -53,12 +56,12 @@ class LocFTBF(LikelihoodMethod):
         """How many batches came before: the order of the requests is drawn from it."""
         return {"batches": torch.zeros((), dtype=torch.long)}
 
-    def update(self, objective: Objective, weight: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `descend`."""
         # Seeded by the batch's number, so that a resumed run shuffles as the uninterrupted one does.
         order = torch.Generator().manual_seed(int(state["batches"]))
-        return descend(objective, weight, self.plan, order)
+        return descend(problem, self.plan, order)
 
-    def remember(self, objective: Objective, state: State) -> State:
+    def remember(self, problem: LayerProblem, state: State) -> State:
         """Count the batch."""
         return {"batches": state["batches"] + 1}

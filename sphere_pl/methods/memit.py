@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import EditingMethod, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.functional import memit_update, moment_factor
 from sphere_pl.methods.memory import KeyMemory
+from sphere_pl.methods.problem import LayerProblem
 
 
-class MEMIT(EditingMethod):
+class MEMIT(Method):
     """Least-squares editing that weighs the model's ordinary keys against the new ones.
 
     Args:
@@ -44,11 +45,12 @@ class MEMIT(EditingMethod):
         """The inverse, and recent keys beside it if they are remembered."""
         return 8 * (KeyMemory.most_numbers(d_in) if self.remember_past else d_in**2)
 
-    def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `memit_update`."""
-        wide = keys.double()
-        return memit_update(wide, residuals.double(), KeyMemory(**state).whiten(wide)).to(keys.dtype)
+        wide = problem.keys.double()
+        found = memit_update(wide, problem.residuals.double(), KeyMemory(**state).whiten(wide))
+        return found.to(problem.weight.dtype)
 
-    def remember(self, keys: Tensor, state: State) -> State:
+    def remember(self, problem: LayerProblem, state: State) -> State:
         """Add the batch's keys to the ordinary ones, if asked to."""
-        return KeyMemory(**state).extend(keys.double())._asdict() if self.remember_past else state
+        return KeyMemory(**state).extend(problem.keys.double())._asdict() if self.remember_past else state

@@ -5,11 +5,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sphere_pl.methods.base import EditingMethod, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.functional import moment_factor, rome_update, whiten
+from sphere_pl.methods.problem import LayerProblem
 
 
-class ROME(EditingMethod):
+class ROME(Method):
     """Rank-one editing of a single layer, one fact at a time.
 
     Deviations from the authors' code:
@@ -41,8 +42,8 @@ class ROME(EditingMethod):
             raise ValueError("ROME(whiten=True) needs the second moment of the keys.")
         return {"factor": moment_factor(second_moment.to(weight.device, torch.float64, copy=True))}
 
-    def update(self, keys: Tensor, residuals: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `rome_update`."""
-        wide = keys.double()
+        wide = problem.keys.double()
         direction = whiten(wide, state["factor"]) if self.whiten else wide
-        return rome_update(wide, residuals.double(), direction).to(keys.dtype)
+        return rome_update(wide, problem.residuals.double(), direction).to(problem.weight.dtype)

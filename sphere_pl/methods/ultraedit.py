@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import LikelihoodMethod, Objective, State
+from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.functional import Moments, ultraedit_update
+from sphere_pl.methods.problem import LayerProblem
 
 
-class UltraEdit(LikelihoodMethod):
+class UltraEdit(Method):
     """Closed-form editing from hidden states and gradients, without optimised targets.
 
     For every token of question and target, the input h of the matrix and the gradient g of the loss with respect to its
@@ -31,6 +32,8 @@ class UltraEdit(LikelihoodMethod):
         UserError: If `learning_rate` is not above 0.
     """
 
+    needs_targets = False
+    needs_second_moment = False
     saved: frozenset[str] = frozenset({"seen", "mean", "squares"})
 
     def __init__(self, learning_rate: float = 1e-6) -> None:
@@ -43,12 +46,12 @@ class UltraEdit(LikelihoodMethod):
         zeros = torch.zeros(sum(weight.shape), dtype=torch.float64, device=weight.device)
         return {"seen": zeros.new_zeros(()), "mean": zeros, "squares": zeros.clone()}
 
-    def update(self, objective: Objective, weight: Tensor, state: State) -> Tensor:
+    def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `ultraedit_update`."""
-        keys, gradients = (each.double() for each in objective.features())
+        keys, gradients = (each.double() for each in problem.features())
         moments = Moments(**state).merge(torch.cat([keys, gradients], dim=1))
-        return ultraedit_update(keys, gradients, moments, self.learning_rate).to(weight.dtype)
+        return ultraedit_update(keys, gradients, moments, self.learning_rate).to(problem.weight.dtype)
 
-    def remember(self, objective: Objective, state: State) -> State:
+    def remember(self, problem: LayerProblem, state: State) -> State:
         """Take the batch's tokens into the statistics."""
-        return Moments(**state).merge(torch.cat(objective.features(), dim=1).double())._asdict()
+        return Moments(**state).merge(torch.cat(problem.features(), dim=1).double())._asdict()

@@ -246,7 +246,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
             for site, weight in zip(editor.sites, editor.weights, strict=True)
         ],
         method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
-        solvable=solvable and editor.solves,
+        solvable=solvable and editor.method.needs_targets,
         restraint={
             "modules": restraints[0].modules,
             "cumulative_ratio": restraints[0].project_cumulative_ratio,

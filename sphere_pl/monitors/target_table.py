@@ -1,4 +1,4 @@
-"""How well each request's target value was found: targets.csv in the run folder."""
+"""How well each request's target value was targets: targets.csv in the run folder."""
 
 import csv
 import io
@@ -48,12 +48,12 @@ class TargetTable(L.Callback):
     @override
     def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
         """Add the rows of the batch."""
-        if not isinstance(pl_module, SequentialEditor) or pl_module.found is None:
+        if not isinstance(pl_module, SequentialEditor) or pl_module.targets is None:
             return
-        found, first = pl_module.found, pl_module.batch_start
-        places = torch.arange(first, first + len(found.loss), device=found.loss.device)
-        converged = ~found.unconverged(pl_module.target_settings)
-        columns = [places, found.probability, found.loss, found.steps, found.clamped, converged]
+        targets, first = pl_module.targets, pl_module.batch_start
+        places = torch.arange(first, first + len(targets.loss), device=targets.loss.device)
+        converged = ~targets.unconverged(pl_module.target_settings)
+        columns = [places, targets.probability, targets.loss, targets.steps, targets.clamped, converged]
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
         self._rows = torch.cat([self._rows, rows])
         if trainer.is_global_zero:

@@ -10,7 +10,8 @@ residuals of deeper matrices of the same batch, were measured on weights that he
 of later batches were found on those weights, too.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,11 +19,14 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from sphere_callbacks import Loop, SparseProjection
-from sphere_callbacks.functional import exact_products
+from sphere_callbacks import LayerwiseEdit, Loop, SparseProjection
+from sphere_pl.editing.algorithm import edit_batch, remember
+from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.problem import BatchProblem, Solved
+from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import EditingMethod, Method, Solved, State
-from sphere_pl.optim import LayerwiseEdit
+from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.problem import KnownProblem, LayerProblem
 from sphere_pl.progress import untracked
 from sphere_pl.runs.log import EditHistory, Entry
 from sphere_pl.runs.rebuild import rebuild
@@ -124,7 +128,7 @@ def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], las
     history = run.history
     first = check_without(run, case_ids, last)[0].number
     made = recipe(run)
-    if not isinstance(made.method, EditingMethod):
+    if not made.method.needs_targets:
         raise _no_system(run)
     states = _states(made.method, base, made.statistics)
     again = _Replay(history, base.weights, made, states).run(frozenset(), first)
@@ -132,7 +136,7 @@ def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], las
     return _Replay(history, base.weights, recipe(run), states).run(frozenset(case_ids), last)
 
 
-def _states(method: EditingMethod, base: BaseModel, statistics: StatisticsSettings) -> dict[str, State]:
+def _states(method: Method, base: BaseModel, statistics: StatisticsSettings) -> dict[str, State]:
     """What the method knows of each matrix before the first batch, in CPU memory."""
     moments: dict[str, SecondMoment] = {}
     if method.needs_second_moment:
@@ -195,23 +199,45 @@ class _Matrices(nn.Module):
             weight.copy_(weights[name])
 
 
+class _LoggedBatch(BatchProblem):
+    """A batch of the log without the rows of some cases: what a run measured, with no model behind it."""
+
+    def __init__(self, entry: Entry, weights: Sequence[Tensor], names: Sequence[str], solved: Sequence[Solved]) -> None:
+        self.weights, self.case_ids, self.start = weights, entry.case_ids, entry.edits - len(entry.case_ids)
+        self.names, self.solved = names, solved
+
+    def at(self, layer: int) -> LayerProblem:
+        logged = self.solved[layer]
+        return KnownProblem(logged.keys, logged.residuals, self.weights[layer].detach(), self.names[layer])
+
+    def edited(self) -> Iterator[tuple[int, LayerProblem]]:
+        for layer, logged in enumerate(self.solved):
+            if logged.remembered is not None:
+                yield layer, KnownProblem(logged.remembered, logged.residuals, self.weights[layer].detach())
+
+
 class _Replay:
-    """The editor's loop over logged keys and residuals, with the run's callbacks around the same optimizer."""
+    """The batches of a log, edited again, with the run's callbacks around the optimizer."""
 
     def __init__(
         self, history: EditHistory, base: Mapping[str, Tensor], made: Recipe, states: Mapping[str, State]
     ) -> None:
         self.history = history
-        self.method = cast(EditingMethod, made.method)
+        self.method = made.method
         self.callbacks = made.callbacks
         self.matrices = _Matrices(base)
-        self.states = dict(states)
-        names = zip(self.matrices.names, self.matrices.weights, strict=True)
-        self.optimizer = LayerwiseEdit([{"params": [weight], "name": name} for name, weight in names])
+        self.weights = list(self.matrices.weights)
+        self.states = MethodStates([states[name] for name in self.matrices.names], self.weights)
+        names = zip(self.matrices.names, self.weights, strict=True)
+        self.optimizer = LayerwiseEdit(
+            [{"params": [weight], "name": name} for name, weight in names], before_update=self._show
+        )
+        # What was logged is solved as it was asked, a retry's stronger regulariser included.
+        self.guard = Guard(GuardSettings(action="stop", max_norm_ratio=math.inf))
         self.loop = cast(Any, Loop([self.optimizer]))
 
     def run(self, left_out: frozenset[str], last: int) -> dict[str, Tensor]:
-        """Solve entries 1 to `last`."""
+        """Edit entries 1 to `last`."""
         entries = self.history.entries[:last]
         returns = {entry.base for entry in entries if entry.base != entry.number - 1}
         states = {0: self.matrices.copy()}
@@ -229,22 +255,15 @@ class _Replay:
         rows = torch.tensor([i for i, case in enumerate(entry.case_ids) if case not in left_out], dtype=torch.long)
         if not len(rows):
             return
-        tensors = self.history.tensors(entry)
-        solved = [_rows(tensors, name, rows) for name in self.matrices.names]
-        if entry.ranks:  # else the run put the weights back, but kept the keys in mind
-            self.optimizer.step(lambda: self._solve(solved))
-            self._each("on_train_batch_end")
-        with exact_products():
-            for name, system in zip(self.matrices.names, solved, strict=True):
-                if system.remembered is not None:
-                    self.states[name] = self.method.remember(system.remembered, self.states[name])
+        tensors, names = self.history.tensors(entry), self.matrices.names
+        batch = _LoggedBatch(entry, self.weights, names, [_rows(tensors, name, rows) for name in names])
+        if not entry.ranks:  # the run put the weights back, but kept the keys in mind
+            remember(batch, self.method, self.states)
+            return
+        edit_batch(batch, self.method, self.states, self.optimizer, self.guard)
+        self._each("on_train_batch_end")
 
-    def _solve(self, solved: Sequence[Solved]) -> None:
-        index = self.optimizer.active_group
-        state = self.states[self.matrices.names[index]]
-        with torch.no_grad(), exact_products():
-            update = self.method.update(solved[index].keys, solved[index].residuals, state)
-        self.matrices.weights[index].grad = -update
+    def _show(self, layer: int) -> None:
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self.loop, cast(Any, self.matrices), self.optimizer)
 

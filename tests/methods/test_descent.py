@@ -11,7 +11,8 @@ D_IN, D_OUT, N = 6, 3, 5
 class Squares:
     """Loss of request i: half the squared distance of `W k_i` from `v_i`."""
 
-    def __init__(self):
+    def __init__(self, weight=None):
+        self.weight = torch.zeros(D_OUT, D_IN, dtype=torch.float64) if weight is None else weight
         generator = torch.Generator().manual_seed(0)
         self.keys = torch.randn(N, D_IN, generator=generator, dtype=torch.float64)
         self.values = torch.randn(N, D_OUT, generator=generator, dtype=torch.float64)
@@ -37,8 +38,8 @@ def literal_adam(objective, weight, batches, rate):
 
 def test_every_epoch_passes_over_all_requests_with_one_adam_step_a_mini_batch():
     weight = torch.ones(D_OUT, D_IN, dtype=torch.float64)
-    objective = Squares()
-    found = descend(objective, weight, Descent(0.01, 3, 2, 0.0))
+    objective = Squares(weight)
+    found = descend(objective, Descent(0.01, 3, 2, 0.0))
     assert objective.asked == [[0, 1], [2, 3], [4]] * 3
     expected = literal_adam(Squares(), weight, [[0, 1], [2, 3], [4]] * 3, 0.01)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
@@ -47,7 +48,7 @@ def test_every_epoch_passes_over_all_requests_with_one_adam_step_a_mini_batch():
 
 def test_the_norm_constraint_is_a_box_around_the_weight_before_the_batch():
     weight = torch.ones(D_OUT, D_IN, dtype=torch.float64)
-    found = FT(learning_rate=0.1, epochs=20, norm_constraint=0.03).update(Squares(), weight, {})
+    found = FT(learning_rate=0.1, epochs=20, norm_constraint=0.03).update(Squares(weight), {})
     torch.testing.assert_close(found.abs().max(), torch.tensor(0.03, dtype=torch.float64))
     assert FT(norm_constraint=0.03).name == "FT-L"
     assert FT().name == "FT"
@@ -55,7 +56,7 @@ def test_the_norm_constraint_is_a_box_around_the_weight_before_the_batch():
 
 def test_fine_tuning_stops_at_the_epoch_whose_mean_loss_is_low_enough():
     objective = Squares()
-    descend(objective, torch.zeros(D_OUT, D_IN, dtype=torch.float64), Descent(0.05, 1000, N, 0.05))
+    descend(objective, Descent(0.05, 1000, N, 0.05))
     epochs = len(objective.asked)
     assert 1 < epochs < 1000
     for enough, stops in ((epochs - 1, False), (epochs, True)):
@@ -68,7 +69,7 @@ def test_fine_tuning_stops_at_the_epoch_whose_mean_loss_is_low_enough():
 def test_a_mini_batch_that_has_converged_takes_no_step():
     objective = Squares()
     objective.values[:2] = 0
-    found = descend(objective, torch.zeros(D_OUT, D_IN, dtype=torch.float64), Descent(0.05, 1, 2, 0.05))
+    found = descend(objective, Descent(0.05, 1, 2, 0.05))
     expected = literal_adam(objective, torch.zeros(D_OUT, D_IN, dtype=torch.float64), [[2, 3], [4]], 0.05)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
@@ -77,9 +78,9 @@ def test_locft_bf_shuffles_anew_each_epoch_and_the_same_way_when_resumed():
     method, weight = LocFTBF(epochs=2, batch_size=2, stop_loss=0.0), torch.zeros(D_OUT, D_IN, dtype=torch.float64)
     first, again, later = Squares(), Squares(), Squares()
     state = method.initial_state(weight, None)
-    method.update(first, weight, state)
-    method.update(again, weight, state)
-    method.update(later, weight, method.remember(later, state))
+    method.update(first, state)
+    method.update(again, state)
+    method.update(later, method.remember(later, state))
     assert first.asked == again.asked != later.asked
     epochs = [[place for chosen in half for place in chosen] for half in (first.asked[:3], first.asked[3:])]
     assert epochs[0] != epochs[1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LocFTBF, UltraEdit
+from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, KnownProblem, LocFTBF, UltraEdit
 from sphere_pl.methods.functional import (
     Moments,
     alphaedit_update,
@@ -36,6 +36,11 @@ def problem():
         "second_moment": q * scales @ q.T,
         "weight": normal(D_OUT, D_IN),
     }
+
+
+def keys_alone(keys):
+    """What a method remembers of a batch."""
+    return KnownProblem(keys, keys.new_zeros(len(keys), D_OUT))
 
 
 def literal_alphaedit(keys, residuals, second_moment, past_keys, threshold, ridge):
@@ -101,13 +106,13 @@ def test_the_classes_keep_the_past_as_their_formulas_say(problem):
     first, second = problem["past_keys"], problem["keys"]
     alphaedit, memit = AlphaEdit(2.0, 0.1), MEMIT(3.0, remember_past=True)
     moment, residuals = problem["second_moment"], problem["residuals"]
-    state = alphaedit.remember(first, alphaedit.initial_state(problem["weight"], moment))
+    state = alphaedit.remember(keys_alone(first), alphaedit.initial_state(problem["weight"], moment))
     expected = literal_alphaedit(second, residuals, moment, first, 0.1, 2.0)
-    torch.testing.assert_close(alphaedit.update(second, residuals, state), expected, rtol=1e-8, atol=1e-8)
-    state = memit.remember(first, memit.initial_state(problem["weight"], moment))
+    torch.testing.assert_close(alphaedit.update(KnownProblem(second, residuals), state), expected, rtol=1e-8, atol=1e-8)
+    state = memit.remember(keys_alone(first), memit.initial_state(problem["weight"], moment))
     weighted = 3.0 * (moment + 1e-6 * moment.diagonal().mean() * torch.eye(D_IN))
     expected = literal_memit(second, residuals, weighted + first.T @ first)
-    torch.testing.assert_close(memit.update(second, residuals, state), expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(memit.update(KnownProblem(second, residuals), state), expected, rtol=1e-8, atol=1e-8)
 
 
 def jittered(moment):
@@ -121,7 +126,9 @@ def test_rome_is_its_formula(problem, whiten):
     k, r, moment = problem["keys"][0], problem["residuals"][0], problem["second_moment"]
     u = torch.linalg.inv(jittered(moment)) @ k if whiten else k
     expected = torch.outer(r, u) / torch.dot(u, k)
-    found = rome.update(k[None], r[None], rome.initial_state(problem["weight"], moment if whiten else None))
+    found = rome.update(
+        KnownProblem(k[None], r[None]), rome.initial_state(problem["weight"], moment if whiten else None)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(found @ k, r)
     torch.testing.assert_close(rome_update(k[None], r[None], 7.0 * u[None]), expected, rtol=1e-8, atol=1e-8)
@@ -135,7 +142,7 @@ def test_emmet_is_its_formula(problem, ridge):
     system = k.T @ inverse @ k
     system = system + ridge * system.diagonal().mean() * torch.eye(N)
     expected = r @ torch.linalg.inv(system) @ k.T @ inverse
-    found = emmet.update(k.T, r.T, emmet.initial_state(problem["weight"], moment))
+    found = emmet.update(KnownProblem(k.T, r.T), emmet.initial_state(problem["weight"], moment))
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
     if ridge == 0:
         torch.testing.assert_close(found @ k, r)  # the constraint holds exactly
@@ -170,10 +177,10 @@ def literal_ultraedit(keys, gradients, all_tokens, learning_rate):
 
 
 class Tokens:
-    """An objective that only shows features."""
+    """A problem that only shows features."""
 
-    def __init__(self, keys, gradients):
-        self.keys, self.gradients = keys, gradients
+    def __init__(self, keys, gradients, weight):
+        self.keys, self.gradients, self.weight = keys, gradients, weight
 
     def features(self):
         return self.keys, self.gradients
@@ -193,9 +200,10 @@ def test_ultraedit_is_its_formula_over_the_whole_stream(problem, t):
     state = method.initial_state(problem["weight"], None)
     for i, (keys, gradients) in enumerate(batches):
         seen = torch.cat([torch.cat(batch, 1) for batch in batches[: i + 1]])
-        found = method.update(Tokens(keys, gradients), problem["weight"], state)
+        batch = Tokens(keys, gradients, problem["weight"])
+        found = method.update(batch, state)
         torch.testing.assert_close(found, literal_ultraedit(keys, gradients, seen, 0.3), rtol=1e-8, atol=1e-8)
-        state = method.remember(Tokens(keys, gradients), state)
+        state = method.remember(batch, state)
     assert set(state) == method.saved
 
 
@@ -210,7 +218,7 @@ def test_a_feature_that_never_changes_asks_for_nothing():
 def test_plain_memit_forgets_earlier_batches(problem):
     memit = MEMIT(3.0)
     state = memit.initial_state(problem["weight"], problem["second_moment"])
-    assert memit.remember(problem["keys"], state) is state
+    assert memit.remember(keys_alone(problem["keys"]), state) is state
 
 
 def test_the_shares_of_a_residual_add_up_when_each_layer_achieves_its_own():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sphere_pl.methods import MEMIT, AlphaEdit
+from sphere_pl.methods import MEMIT, AlphaEdit, KnownProblem
 from sphere_pl.methods.memory import KeyMemory
 
 M = 40
@@ -70,13 +70,14 @@ def test_a_state_rebuilt_and_completed_with_what_was_saved_goes_on_bit_for_bit(m
     stream = batches(20, 3, dtype=torch.float32)
     whole = method.initial_state(weight, moment)
     for place, keys in enumerate(stream):
+        problem = KnownProblem(keys, residuals)
         if place == stop:
             saved = {name: whole[name].clone() for name in method.saved}
             resumed = {**method.initial_state(weight, moment), **saved}
         if place >= stop:
-            assert torch.equal(method.update(keys, residuals, whole), method.update(keys, residuals, resumed))
-            resumed = method.remember(keys, resumed)
-        whole = method.remember(keys, whole)
+            assert torch.equal(method.update(problem, whole), method.update(problem, resumed))
+            resumed = method.remember(problem, resumed)
+        whole = method.remember(problem, whole)
 
 
 def test_keys_that_are_no_numbers_spoil_what_is_solved_next_and_raise_nothing_yet():

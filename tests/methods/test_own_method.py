@@ -11,10 +11,10 @@ from sphere_pl.commands import main
 
 CLOSED_FORM = '''
 import torch
-from sphere_pl.methods import EditingMethod
+from sphere_pl.methods import Method
 
 
-class Ridge(EditingMethod):
+class Ridge(Method):
     """Least squares with a bound on the update's norm, and nothing else.
 
     Args:
@@ -29,22 +29,26 @@ class Ridge(EditingMethod):
     def initial_state(self, weight, second_moment):
         return {}
 
-    def update(self, keys, residuals, state):
+    def update(self, problem, state):
+        keys = problem.keys
         system = keys @ keys.T + self.ridge * torch.eye(len(keys), device=keys.device)
-        return torch.linalg.solve(system, residuals).T @ keys
+        return torch.linalg.solve(system, problem.residuals).T @ keys
 '''
 
 LIKELIHOOD = '''
 import torch
-from sphere_pl.methods import LikelihoodMethod
+from sphere_pl.methods import Method
 
 
-class OneStep(LikelihoodMethod):
+class OneStep(Method):
     """One step down the gradient.
 
     Args:
         rate: Its length.
     """
+
+    needs_targets = False
+    needs_second_moment = False
 
     def __init__(self, rate: float = 0.1) -> None:
         self.rate = rate
@@ -52,8 +56,8 @@ class OneStep(LikelihoodMethod):
     def initial_state(self, weight, second_moment):
         return {}
 
-    def update(self, objective, weight, state):
-        _, gradient = objective.loss_and_gradient(weight, torch.arange(len(objective)))
+    def update(self, problem, state):
+        _, gradient = problem.loss_and_gradient(problem.weight, torch.arange(len(problem)))
         return -self.rate * gradient
 '''
 

@@ -10,13 +10,13 @@ import lightning as L
 import pytest
 import torch
 
-from sphere_pl.budget import lending
-from sphere_pl.budget.lending import Lender
 from sphere_pl.data.datamodule import EditLoader
+from sphere_pl.editing import states as offloading
+from sphere_pl.editing.guard import GuardSettings
+from sphere_pl.editing.states import Offload
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.guard import GuardSettings
 from sphere_pl.methods import MEMIT, AlphaEdit, UltraEdit
 from sphere_pl.statistics import StatisticsSettings, compute_second_moments
 from sphere_pl.targets import TargetSettings
@@ -35,15 +35,15 @@ METHODS = {
 def sent(monkeypatch):
     """Weak references to all that was lent, and copies in place of transfers."""
     found = []
-    original = Lender._send
+    original = Offload._send
 
     def send(self, state, device):
         coming = original(self, state, device)
         found.extend(weakref.ref(tensor) for tensor in coming.lent.values())
         return coming
 
-    monkeypatch.setattr(lending, "move", lambda tensor, device: torch.empty_like(tensor).copy_(tensor))
-    monkeypatch.setattr(Lender, "_send", send)
+    monkeypatch.setattr(offloading, "move", lambda tensor, device: torch.empty_like(tensor).copy_(tensor))
+    monkeypatch.setattr(Offload, "_send", send)
     return found
 
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_with_states_held_elsewhere_is_the_uninterrupted_one(edit,
 
 
 def test_what_a_method_left_alone_is_not_copied_back(sent):
-    lender, held = Lender(CPU), {"basis": torch.ones(2), "seen": torch.zeros(1)}
+    lender, held = Offload(CPU), {"basis": torch.ones(2), "seen": torch.zeros(1)}
     with lender.lend([held], 0, [CPU]) as lent:
         kept = lender.take_back({**lent, "seen": lent["seen"] + 1}, lent, held)
     assert kept["basis"] is held["basis"]
@@ -137,7 +137,7 @@ def test_what_a_method_left_alone_is_not_copied_back(sent):
 
 
 def test_the_matrix_after_sets_out_while_one_is_lent_and_a_state_changed_since_is_sent_again(sent):
-    lender, states = Lender(CPU), [{"a": torch.zeros(1)}, {"a": torch.ones(1)}]
+    lender, states = Offload(CPU), [{"a": torch.zeros(1)}, {"a": torch.ones(1)}]
     with lender.lend(states, 0, [CPU, CPU]):
         assert len(sent) == 2
         states[1] = {"a": torch.full((1,), 7.0)}
@@ -147,7 +147,7 @@ def test_the_matrix_after_sets_out_while_one_is_lent_and_a_state_changed_since_i
 
 def test_without_a_device_of_their_own_states_are_lent_as_they_are():
     states = [{"a": torch.zeros(1)}]
-    with Lender(None).lend(states, 0, [CPU]) as lent:
+    with Offload(None).lend(states, 0, [CPU]) as lent:
         assert lent is states[0]
 
 

@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from sphere_pl.data.datamodule import EditLoader
+from sphere_pl.editing.guard import (
+    Guard,
+    GuardSettings,
+    RefusedUpdateError,
+    condition_estimate,
+    diagnose,
+    report_statistics,
+)
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.guard import GuardSettings, RefusedUpdateError, condition_estimate, diagnose, guarded, report_statistics
-from sphere_pl.methods import FT, MEMIT, AlphaEdit
+from sphere_pl.methods import FT, MEMIT, AlphaEdit, KnownProblem, Method
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
 
@@ -25,9 +32,9 @@ class Broken(AlphaEdit):
         super().__init__(ridge=1.0, null_space_threshold=10.0)
         self.wrong, self.value, self.calls = wrong, value, 0
 
-    def update(self, keys, residuals, state):
+    def update(self, problem, state):
         self.calls += 1
-        update = super().update(keys, residuals, state)
+        update = super().update(problem, state)
         return update * self.value if self.calls in self.wrong else update
 
 
@@ -53,21 +60,42 @@ def edit(tiny_lm, tmp_path, requests, bare_trainer):
     return edit
 
 
+class Given(Method):
+    """Returns what a function of the regulariser's strength says."""
+
+    def __init__(self, solve):
+        self.solve, self.strengths = solve, []
+
+    def initial_state(self, weight, second_moment):
+        return {}
+
+    def update(self, problem, state):
+        self.strengths.append(problem.strength)
+        return self.solve(problem.strength)
+
+
+def guarded(solve, settings):
+    """The update of `w` that a guard finds, the strength that it took, and what the guard noted."""
+    guard, method = Guard(settings), Given(solve)
+    problem = KnownProblem(torch.eye(3), torch.eye(3), WEIGHT, "w")
+    return guard.solve(method, problem, {}), problem.strength, guard.retried
+
+
 def test_a_good_update_passes_untouched():
     update = torch.randn(3, 3)
-    found, strength, reason = guarded(lambda s: update / s, WEIGHT, "w", GuardSettings())
+    found, strength, retried = guarded(lambda s: update / s, GuardSettings())
     assert found.equal(update)
-    assert (strength, reason) == (1.0, "")
+    assert (strength, retried) == (1.0, [])
 
 
 @pytest.mark.parametrize(
     ("value", "words"), [(math.nan, "not finite"), (math.inf, "not finite"), (1e6, "times as large")]
 )
 def test_a_bad_update_is_retried_with_a_stronger_regulariser(value, words):
-    found, strength, reason = guarded(lambda s: WEIGHT if s >= 100 else WEIGHT * value, WEIGHT, "w", GuardSettings())
+    found, strength, retried = guarded(lambda s: WEIGHT if s >= 100 else WEIGHT * value, GuardSettings())
     assert found.equal(WEIGHT)
     assert strength == 100
-    assert words in reason
+    assert words in retried[0]["reason"]
 
 
 def test_a_singular_system_is_refused_like_any_other():
@@ -75,14 +103,14 @@ def test_a_singular_system_is_refused_like_any_other():
         return torch.linalg.solve(torch.zeros(3, 3), WEIGHT)
 
     with pytest.raises(RefusedUpdateError, match="the update of w could not be solved for"):
-        guarded(solve, WEIGHT, "w", GuardSettings())
+        guarded(solve, GuardSettings())
 
 
 @pytest.mark.parametrize("settings", [GuardSettings("skip"), GuardSettings("stop"), GuardSettings(retries=0)])
 def test_without_retries_it_is_solved_once(settings):
     calls = []
     with pytest.raises(RefusedUpdateError):
-        guarded(lambda s: calls.append(s) or WEIGHT * math.nan, WEIGHT, "w", settings)
+        guarded(lambda s: calls.append(s) or WEIGHT * math.nan, settings)
     assert calls == [1.0]
 
 
@@ -90,9 +118,10 @@ def test_without_retries_it_is_solved_once(settings):
 def test_scaled_keys_and_residuals_are_a_stronger_regulariser(method):
     torch.manual_seed(0)
     keys, residuals = torch.randn(4, 6), torch.randn(4, 5)
-    moment = torch.eye(6) + 0.1
+    problem, moment = KnownProblem(keys, residuals), torch.eye(6) + 0.1
+    problem.strength = 10.0
     state = method.initial_state(torch.zeros(5, 6), moment)
-    found = method.update(keys / 10**0.5, residuals / 10**0.5, state)
+    found = method.update(problem, state)
     regulariser = 20 * (torch.eye(6) if isinstance(method, AlphaEdit) else moment)
     expected = torch.linalg.solve((keys.T @ keys + regulariser).double(), (keys.T @ residuals).double()).T
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
@@ -101,8 +130,8 @@ def test_scaled_keys_and_residuals_are_a_stronger_regulariser(method):
 def test_a_retried_batch_is_recorded_and_the_run_goes_on(edit, caplog):
     editor = edit(Broken({3}, math.nan), GuardSettings())  # the first matrix of the second batch
     assert editor.edits_seen == 4
-    assert editor.skipped == []
-    (entry,) = editor.retried
+    assert editor.guard.skipped == []
+    (entry,) = editor.guard.retried
     assert entry == {"start": 1, "matrix": editor.sites[0].name, "reason": "is not finite", "strength": 10.0}
     assert "10 times as strong" in caplog.text
     assert all(torch.isfinite(weight).all() for weight in editor.weights)
@@ -122,7 +151,7 @@ def test_a_skipped_batch_leaves_weights_and_memory_as_they_were(edit, requests):
     watch = Watch()
     editor = edit(Broken({4}, 1e9), GuardSettings("skip"), callbacks=[watch])  # the second matrix: the first had moved
     assert editor.edits_seen == 4
-    (entry,) = editor.skipped
+    (entry,) = editor.guard.skipped
     assert (entry["start"], entry["cases"], entry["matrix"]) == (1, ["1"], editor.sites[1].name)
     assert "times as large" in entry["reason"]
     first, second, third, _ = watch.seen
@@ -144,8 +173,8 @@ def test_a_collapsed_model_is_not_edited_to_the_end(edit):
 
 def test_methods_without_keys_are_guarded_too(edit):
     editor = edit(FT(learning_rate=1e6, epochs=3), GuardSettings(max_skipped=9), layers=[2])
-    assert len(editor.skipped) == 4
-    assert editor.retried == []
+    assert len(editor.guard.skipped) == 4
+    assert editor.guard.retried == []
 
 
 @pytest.mark.parametrize(

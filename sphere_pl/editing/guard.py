@@ -1,16 +1,20 @@
 """Updates that would break the model are caught before they touch a weight."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from sphere_callbacks.functional import exact_products
+from sphere_pl.editing.problem import BatchProblem
 from sphere_pl.errors import UserError
+from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.problem import LayerProblem
 
 log = logging.getLogger(__name__)
 _STABLE = 0.05  # of key space: a null space that twice the text changes by more is not settled
@@ -63,33 +67,111 @@ class RefusedUpdateError(Exception):
         self.matrix, self.reason = matrix, reason
 
 
-def guarded(
-    solve: Callable[[float], Tensor], weight: Tensor, matrix: str, settings: GuardSettings, adjustable: bool = True
-) -> tuple[Tensor, float, str]:
-    """Find an update that can be applied.
+class Attempt:
+    """One batch that is edited whole or not at all.
+
+    Attributes:
+        kept: Whether its updates stayed; known when `Guard.all_or_nothing` has ended.
+    """
+
+    kept: bool = True
+
+
+class Guard:
+    """Finds updates that can be applied, and takes back a batch that has none.
 
     Args:
-        solve: Finds the update for a strength of the regulariser; 1 is the method's own.
-        weight: The matrix, shape `[d_out, d_in]`.
-        matrix: Its name.
-        settings: What counts as good and how often to retry.
-        adjustable: Whether the strength makes a difference.
+        settings: What counts as good, how often to retry, and when to stop the run.
 
-    Returns:
-        The update, the strength that it needed, and what was wrong at strength 1 (empty if nothing was).
-
-    Raises:
-        RefusedUpdateError: If there is none.
+    Attributes:
+        retried: What each retry was about, in the order of the stream.
+        skipped: Which batches were skipped, and why.
     """
-    retries = settings.retries if settings.action == "retry" and adjustable else 0
-    first = reason = ""
-    for attempt in range(retries + 1):
-        strength = settings.strengthen**attempt
-        update, reason = _attempt(lambda s=strength: solve(s), weight, settings.max_norm_ratio)  # type: ignore[misc]
-        if update is not None:
-            return update, strength, first
-        first = first or reason
-    raise RefusedUpdateError(matrix, reason)
+
+    def __init__(self, settings: GuardSettings) -> None:
+        self.settings = settings
+        self.retried: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
+        self._skipped_in_a_row = 0
+        self._start = 0  # edits before the batch at hand
+
+    def solve(self, method: Method, problem: LayerProblem, state: State) -> Tensor:
+        """Find one matrix's update; `problem` keeps the strength that it took.
+
+        Returns:
+            Δ of shape `[d_out, d_in]`.
+
+        Raises:
+            RefusedUpdateError: If there is none that can be applied.
+        """
+        settings = self.settings
+        retries = settings.retries if settings.action == "retry" and method.needs_targets else 0
+        first = reason = ""
+        for attempt in range(retries + 1):
+            problem.strength = settings.strengthen**attempt
+            update, reason = _attempt(lambda: method.update(problem, state), problem.weight, settings.max_norm_ratio)
+            if update is not None:
+                if first:
+                    self._note(problem, first)
+                return update
+            first = first or reason
+        raise RefusedUpdateError(problem.name, reason)
+
+    def _note(self, problem: LayerProblem, reason: str) -> None:
+        log.warning("Batch from edit %d: the update of %s %s; solved with a regulariser %g times as strong.",
+                    self._start, problem.name, reason, problem.strength)  # fmt: skip
+        self.retried.append(
+            {"start": self._start, "matrix": problem.name, "reason": reason, "strength": problem.strength}
+        )
+
+    @contextmanager
+    def all_or_nothing(self, batch: BatchProblem) -> Iterator[Attempt]:
+        """Put the batch's weights back if an update is refused on the way.
+
+        Raises:
+            UserError: If the batch is refused and the run is to stop.
+        """
+        before, self._start = [weight.detach().clone() for weight in batch.weights], batch.start
+        attempt = Attempt()
+        try:
+            yield attempt
+        except RefusedUpdateError as refused:
+            attempt.kept = False
+            with torch.no_grad():
+                for weight, kept in zip(batch.weights, before, strict=True):
+                    weight.copy_(kept)
+                    weight.grad = None
+            self._skip(refused, batch.case_ids)
+        else:
+            self._skipped_in_a_row = 0
+
+    def _skip(self, refused: RefusedUpdateError, cases: list[str]) -> None:
+        entry = {"start": self._start, "matrix": refused.matrix, "reason": refused.reason, "cases": cases}
+        self.skipped.append(entry)
+        self._skipped_in_a_row += 1
+        if self.settings.action == "stop" or self._skipped_in_a_row >= self.settings.max_skipped:
+            raise UserError(
+                f"After {self._start} edits {refused} ({self._skipped_in_a_row} batches in a row): the model has "
+                "collapsed or the system is too ill-conditioned. Use a stronger regulariser (for example a larger "
+                "ridge), a smaller targets.clamp, or --model.dtype=float32."
+            ) from refused
+        # As text: the exception holds the frames that it came through, and they hold matrices.
+        log.warning("Batch from edit %d is skipped: %s.", self._start, str(refused))
+
+    def scalars(self) -> dict[str, float]:
+        """How often it acted; nothing as long as it never did."""
+        if not self.retried and not self.skipped:
+            return {}
+        return {"guard/retried": float(len(self.retried)), "guard/skipped": float(len(self.skipped))}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has done so far."""
+        return {"retried": self.retried, "skipped": self.skipped, "skipped_in_a_row": self._skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume."""
+        self.retried, self.skipped = state["retried"], state["skipped"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
 
 
 def _attempt(solve: Callable[[], Tensor], weight: Tensor, limit: float) -> tuple[Tensor | None, str]:

@@ -5,15 +5,28 @@ Held in main memory, they leave the accelerator to the model: while one matrix i
 way, on a stream of its own and out of pinned memory, so that the copy takes no time from the solve.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sphere_pl.devices import accelerator
+from sphere_pl.errors import UserError
 from sphere_pl.methods.base import State
+
+
+def device_of(name: str | None) -> torch.device | None:
+    """The device of that name.
+
+    Raises:
+        UserError: If there is no such device.
+    """
+    try:
+        return None if name is None else torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"`statistics_device={name!r}` is no device. Give cpu, or leave it out.") from error
 
 
 class _Coming(NamedTuple):
@@ -24,7 +37,7 @@ class _Coming(NamedTuple):
     arrived: torch.Event | None
 
 
-class Lender:
+class Offload:
     """Lends the states of matrices to the device that solves for them.
 
     Args:
@@ -97,3 +110,46 @@ def move(tensor: Tensor, device: torch.device) -> Tensor:
         return tensor.to(device)
     # As it lies in memory: a product with a matrix that lies otherwise is rounded in another way.
     return torch.empty_like(tensor, device=device, pin_memory=tensor.is_cuda).copy_(tensor)
+
+
+class MethodStates(Sequence[State]):
+    """What a method knows of each matrix, in the order in which they are edited.
+
+    Args:
+        states: One for each matrix, as `Offload.keep` gives them back.
+        weights: The matrices; each state is worked with where its matrix is.
+        offload: Where states are held meanwhile; where they were made if None.
+    """
+
+    def __init__(self, states: Sequence[State], weights: Sequence[Tensor], offload: Offload | None = None) -> None:
+        self._states, self._weights, self._offload = list(states), weights, offload or Offload(None)
+
+    def __getitem__(self, layer: Any) -> Any:
+        return self._states[layer]
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @contextmanager
+    def lent(self, layer: int) -> Iterator[State]:
+        """The state of matrix number `layer`, where the matrix is."""
+        with self._offload.lend(self._states, layer, [weight.device for weight in self._weights]) as state:
+            yield state
+
+    def update(self, layer: int, change: Callable[[State], State]) -> None:
+        """Replace the state of one matrix by what `change` makes of it."""
+        with self.lent(layer) as state:
+            changed = change(state)
+            if changed is not state:
+                self._states[layer] = self._offload.take_back(changed, state, self._states[layer])
+
+    def saved(self, names: Collection[str]) -> list[State]:
+        """The tensors of these names, which change while editing and belong in a checkpoint."""
+        return [{name: state[name] for name in names if name in state} for state in self._states]
+
+    def restore(self, saved: Sequence[State]) -> None:
+        """Take tensors back from a checkpoint."""
+        self._states = [
+            {**state, **self._offload.keep({name: tensor.to(weight.device) for name, tensor in tensors.items()})}
+            for state, tensors, weight in zip(self._states, saved, self._weights, strict=True)
+        ]

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sphere_pl.optim import LayerwiseEdit
+from sphere_callbacks import LayerwiseEdit
 
 
 def _weights(n=3):

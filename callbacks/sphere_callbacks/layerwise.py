@@ -24,6 +24,8 @@ class LayerwiseEdit(Optimizer):
     Args:
         params: One group for each edited matrix, shallow to deep, each with a single parameter.
         lr: Factor of the update; 1 applies it as it is.
+        before_update: Called with the group's index when its update is known and before its weight moves: where a loop
+            without Lightning calls `on_before_optimizer_step`, or changes the gradient itself.
         after_update: Called with the group's index after its weight has moved.
 
     Raises:
@@ -44,6 +46,7 @@ class LayerwiseEdit(Optimizer):
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float = 1.0,
+        before_update: Callable[[int], None] | None = None,
         after_update: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr})
@@ -54,7 +57,7 @@ class LayerwiseEdit(Optimizer):
                     "matrix a group of its own."
                 )
         self.active_group = 0
-        self.after_update = after_update
+        self.before_update, self.after_update = before_update, after_update
 
     def step(self, closure: Closure | None = None) -> None:  # type: ignore[override]
         """Edit every group.
@@ -73,6 +76,8 @@ class LayerwiseEdit(Optimizer):
             with torch.enable_grad():
                 closure()
             self._check_gradients(index)
+            if self.before_update is not None:
+                self.before_update(index)
             weight = group["params"][0]
             with torch.no_grad():
                 weight.add_(weight.grad, alpha=-group["lr"])

@@ -1,0 +1,50 @@
+"""The algorithm: how one edit batch changes the weights, layer by layer."""
+
+from functools import partial
+
+from sphere_callbacks import LayerwiseEdit
+from sphere_callbacks.functional import exact_products
+from sphere_pl.editing.guard import Guard
+from sphere_pl.editing.problem import BatchProblem
+from sphere_pl.editing.states import MethodStates
+from sphere_pl.methods.base import Method
+
+
+def edit_batch(
+    batch: BatchProblem, method: Method, states: MethodStates, optimizer: LayerwiseEdit, guard: Guard
+) -> bool:
+    """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172) from the target values on.
+
+    Every run goes through here: training, a saved run that is solved again, and the benchmarks.
+
+    Args:
+        batch: What is asked of each matrix, from the weights as they are at that moment.
+        method: Finds a matrix's update from that.
+        states: What the method remembers of each matrix.
+        optimizer: Walks the matrices, shallow to deep. What hangs on it sees each update in `.grad` before it is
+            applied: Lightning's `on_before_optimizer_step`, or `before_update`.
+        guard: Retries an update that would break the model, or skips the batch.
+
+    Returns:
+        Whether the batch was edited; if not, weights and states are as they were.
+    """
+
+    def solve_layer() -> None:
+        layer = optimizer.active_group
+        problem = batch.at(layer)  # keys K [n, d_in] and residuals R [n, d_out]
+        with states.lent(layer) as state:
+            update = guard.solve(method, problem, state)  # Δ [d_out, d_in]
+        batch.weights[layer].grad = -update  # SparseProjection on its way: Δ ← Δ - α (Δ U) Uᵀ
+
+    with guard.all_or_nothing(batch) as attempt:
+        optimizer.step(solve_layer)  # W ← W + Δ; the next layer sees it
+    if attempt.kept:
+        remember(batch, method, states)
+    return attempt.kept
+
+
+def remember(batch: BatchProblem, method: Method, states: MethodStates) -> None:
+    """Let the method take an edited batch into what it knows of each matrix."""
+    with exact_products():
+        for layer, edited in batch.edited():
+            states.update(layer, partial(method.remember, edited))

@@ -1,0 +1,122 @@
+"""What a run settles before its first batch: its requests, contexts, pass size, method states and anchors."""
+
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from sphere_pl.architectures import EditSite
+from sphere_pl.budget.needs import Need, batch_of, need, shapes_of
+from sphere_pl.data.datamodule import EditLoader
+from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.guard import diagnose, report_statistics
+from sphere_pl.editing.states import MethodStates, Offload
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.methods.base import Method
+from sphere_pl.progress import Track
+from sphere_pl.prompts import check_length
+from sphere_pl.refusals import check_batch_size
+from sphere_pl.representations import SubjectStream
+from sphere_pl.statistics import SecondMoment, StatisticsSettings, second_moments
+
+ANCHOR_RECORDS = 20  # whose target norms are measured together
+
+
+def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
+    """The requests that this run will edit, those of an interrupted run included.
+
+    Raises:
+        MisconfigurationException: If the trainer's batches are no edit batches, or too large for the method.
+    """
+    loader = trainer.train_dataloader
+    if not isinstance(loader, EditLoader):
+        raise MisconfigurationException(
+            f"`SequentialEditor` edits the batches of an `EditLoader`, found {type(loader).__name__}. Use "
+            "`EditDataModule`, or wrap your requests: `EditLoader(requests, batch_size=100)`."
+        )
+    check_batch_size(method, loader.batch_size)
+    return loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
+
+
+def check_lengths(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
+    """Refuse requests that are too long now, not after hours.
+
+    Raises:
+        UserError: If one has no room behind the longest context template.
+    """
+    longest = max(contexts, key=len)
+    for request in requests:
+        check_length(lm.tokenizer, request, longest, lm.config.max_position_embeddings)
+
+
+def memory_need(
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    method: Method,
+    batch: Sequence[EditRequest],
+    contexts: tuple[int, int],
+    home: torch.device | None,
+    max_tokens: int,
+) -> Need:
+    """What a run over such batches will need.
+
+    Args:
+        lm: The language model.
+        sites: The matrices to edit.
+        method: The method.
+        batch: The requests of one batch.
+        contexts: How many context templates, the empty one included, and how many tokens each has.
+        home: Where moments and states are held; beside the matrices if None.
+        max_tokens: Tokens in one forward pass.
+    """
+    elsewhere = home is not None and home.type != lm.device.type
+    return need(shapes_of(lm.model, sites), batch_of(lm, batch, *contexts, max_tokens), method, elsewhere)
+
+
+def prepare_states(
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    weights: Sequence[Tensor],
+    method: Method,
+    settings: StatisticsSettings,
+    offload: Offload,
+    track: Track,
+) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+    """Find out what the method knows of each matrix before the first batch, and warn of what is odd about it.
+
+    Returns:
+        The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
+    """
+    moments: dict[str, SecondMoment] = {}
+    if method.needs_second_moment:
+        moments = second_moments(lm, sites, settings, track, offload.home)
+    states, diagnosis = [], {}
+    for site in sites:
+        moment, half = moments.pop(site.name, None) or (None, None)
+        state = method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
+        diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold)
+        states.append(offload.keep(state))
+    report_statistics(diagnosis)
+    return MethodStates(states, weights, offload), diagnosis
+
+
+def measure_anchors(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    max_tokens: int,
+    known: Tensor,
+    track: Track,
+) -> Tensor:
+    """Norm of the unedited model's state at the target place of each request, `[N]`.
+
+    The model is unedited at the start of a resumed run as well; the norms `known` that its checkpoint holds are kept.
+    """
+    norms, size = [known.cpu()], ANCHOR_RECORDS
+    starts = range(len(known), len(requests), size)
+    for start in track(starts, "target norms", len(starts)):
+        stream = SubjectStream(lm, requests[start : start + size], [""], layers[0], max_tokens)
+        norms.append(stream.values(layers[-1]).norm(dim=1).cpu())
+    return torch.cat(norms)

@@ -1,0 +1,221 @@
+"""One edit batch as a method sees it: matrix by matrix, measured on the model as it is at that moment.
+
+Shapes: `n` requests, `d` hidden size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sphere_pl.architectures import EditSite
+from sphere_pl.data.request import EditBatch
+from sphere_pl.distributed import Shares
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.likelihood import TargetLikelihood
+from sphere_pl.methods.base import Method
+from sphere_pl.methods.functional import spread_residual
+from sphere_pl.methods.problem import LayerProblem
+from sphere_pl.representations import SubjectStream
+from sphere_pl.targets import Targets, TargetSettings
+
+
+class Solved(NamedTuple):
+    """What a method solved for one matrix and batch, as the edit log keeps it.
+
+    Attributes:
+        keys: Keys given to `update`, `[n, d_in]`.
+        residuals: Residuals given to it, `[n, d_out]`.
+        remembered: Keys that `remember` took into the state, `[n, d_in]`; None if it took nothing.
+    """
+
+    keys: Tensor
+    residuals: Tensor
+    remembered: Tensor | None = None
+
+
+class BatchProblem(ABC):
+    """One edit batch: what `edit_batch` needs of it, wherever it comes from.
+
+    Attributes:
+        weights: The matrices to edit, shallow to deep, float32 `[d_out, d_in]` each.
+        case_ids: The records of the batch.
+        start: How many requests of the stream come before it.
+    """
+
+    weights: Sequence[Tensor]
+    case_ids: list[str]
+    start: int
+
+    @abstractmethod
+    def at(self, layer: int) -> LayerProblem:
+        """What the batch asks of matrix number `layer`; the shallower ones have been edited."""
+
+    @abstractmethod
+    def edited(self) -> Iterator[tuple[int, LayerProblem]]:
+        """Each matrix's number with what is measured on the edited model, for the method's memory."""
+
+
+class Posing(NamedTuple):
+    """How batches are put to a method.
+
+    Attributes:
+        method: The method.
+        sites: Where the matrices are in the model, shallow to deep.
+        contexts: Context templates; the first is the empty one.
+        max_tokens: Tokens in one forward pass.
+        shares: Which processes share the work.
+    """
+
+    method: Method
+    sites: Sequence[EditSite]
+    contexts: Sequence[str]
+    max_tokens: int
+    shares: Shares
+
+
+class ModelBatch(BatchProblem):
+    """A batch that is measured on the language model, by all processes of a run together.
+
+    Args:
+        lm: The language model.
+        weights: The float32 matrices that it follows.
+        batch: The requests.
+        posing: How they are put to the method.
+        find_targets: Finds the target values of the batch; called at once if the method needs them, since they belong
+            to the model as it is before the batch.
+
+    Attributes:
+        targets: The target values; None for methods that need none.
+        remembered: Keys that the method has asked for after the edit, by matrix.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        weights: Sequence[Tensor],
+        batch: EditBatch,
+        posing: Posing,
+        find_targets: Callable[[], Targets],
+    ) -> None:
+        self.lm, self.weights, self.batch, self.posing = lm, weights, batch, posing
+        self.case_ids, self.start = [request.case_id for request in batch.requests], batch.start
+        self.targets = find_targets() if posing.method.needs_targets else None
+        self._asked: list[_ModelProblem] = []
+        self.remembered: dict[int, Tensor] = {}
+
+    def at(self, layer: int) -> LayerProblem:
+        """See `BatchProblem`."""
+        problem = _ModelProblem(self, layer)
+        if self.targets is not None:
+            problem.measure()  # here, and not where the method asks: solves are exact, the model runs as it always does
+        self._asked[layer:] = [problem]
+        return problem
+
+    def edited(self) -> Iterator[tuple[int, LayerProblem]]:
+        """See `BatchProblem`. The model runs only if keys are asked for."""
+        coming = self.stream.all_keys(self.posing.sites) if self.targets is not None else iter(())
+        found: list[Tensor] = []
+
+        def keys_of(layer: int) -> Tensor:
+            while len(found) <= layer:
+                found.append(self.together(next(coming)))
+            return found[layer]
+
+        for layer in range(len(self.weights)):
+            yield layer, _EditedProblem(self, layer, keys_of)
+
+    @cached_property
+    def stream(self) -> SubjectStream:
+        """This process's share of the prompts, behind all contexts, on their way through the blocks."""
+        posing = self.posing
+        return SubjectStream(
+            self.lm,
+            posing.shares.mine(self.batch.requests),
+            posing.contexts,
+            posing.sites[0].layer,
+            posing.max_tokens,
+            posing.method.plain_share,
+        )
+
+    @cached_property
+    def likelihood(self) -> TargetLikelihood:
+        """How likely the model finds the targets behind the plain prompts."""
+        posing = self.posing
+        return TargetLikelihood(
+            self.lm, self.batch.requests, posing.sites, posing.max_tokens, posing.method.end_of_text
+        )
+
+    def together(self, part: Tensor) -> Tensor:
+        """The rows of the whole batch, from every process's share."""
+        return self.posing.shares.together(part, len(self.batch.requests))
+
+    def scalars(self, settings: TargetSettings) -> dict[str, Tensor | float]:
+        """What the optimisation reached at its last look, mean over the batch."""
+        return self.likelihood.scalars() if self.targets is None else self.targets.scalars(settings)
+
+    def solved(self) -> list[Solved]:
+        """What the method solved for each matrix; nothing for a method that solves for no targets."""
+        if self.targets is None:
+            return []
+        return [Solved(each.keys, each.residuals, self.remembered.get(each.layer)) for each in self._asked]
+
+
+class _ModelProblem(LayerProblem):
+    """One matrix of a `ModelBatch`, while it is edited."""
+
+    def __init__(self, batch: ModelBatch, layer: int) -> None:
+        super().__init__(batch.weights[layer].detach(), batch.posing.sites[layer].name)
+        self.batch, self.layer = batch, layer
+
+    def __len__(self) -> int:
+        return len(self.batch.case_ids)
+
+    def _keys(self) -> Tensor:
+        return self._measured[0]
+
+    def _residuals(self) -> Tensor:
+        return self._measured[1]
+
+    def measure(self) -> None:
+        """Run the model for keys and residuals, if that has not been done."""
+        _ = self._measured
+
+    @cached_property
+    def _measured(self) -> tuple[Tensor, Tensor]:
+        """Keys, and what is missing of the targets, shared over the layers that are left."""
+        batch, sites = self.batch, self.batch.posing.sites
+        if batch.targets is None:
+            raise RuntimeError(
+                f"{type(batch.posing.method).__name__} asks for keys and residuals but says `needs_targets = False`: "
+                "no target values were found for the batch. Set it to True."
+            )
+        keys = batch.together(batch.stream.keys(sites[self.layer]))
+        missing = batch.targets.values - batch.together(batch.stream.values(sites[-1].layer))  # [n, d]
+        return keys, spread_residual(missing, len(sites) - self.layer).to(self.weight.device)
+
+    def loss_and_gradient(self, weight: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        self.batch.likelihood.advance(self.layer)
+        return self.batch.likelihood.loss_and_gradient(weight, chosen)
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        self.batch.likelihood.advance(self.layer)
+        return self.batch.likelihood.features()
+
+
+class _EditedProblem(_ModelProblem):
+    """The same matrix after the batch: its keys are those of the edited model."""
+
+    def __init__(self, batch: ModelBatch, layer: int, keys_of: Callable[[int], Tensor]) -> None:
+        super().__init__(batch, layer)
+        self._keys_of = keys_of
+
+    def _keys(self) -> Tensor:
+        keys = self._keys_of(self.layer)
+        self.batch.remembered[self.layer] = keys
+        return keys
+
+    def _residuals(self) -> Tensor:
+        raise RuntimeError("Residuals belong to the batch before it is edited; a method remembers its keys.")
