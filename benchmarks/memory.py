@@ -14,7 +14,7 @@ from sphere_pl.architectures import edit_sites
 from sphere_pl.budget.needs import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.methods import MEMIT, AlphaEdit
+from sphere_pl.methods import MEMIT, AlphaEdit, KnownProblem
 from sphere_pl.methods.base import Method
 from sphere_pl.monitors.preflight import estimate
 from sphere_pl.progress import untracked
@@ -80,8 +80,8 @@ def measured() -> tuple[int, int]:
     moments = second_moments(lm, editor.sites, StatisticsSettings(), untracked)
     states = [method.initial_state(site.read(), moments[site.name].matrix) for site in editor.sites]
     optimize_targets(lm, data.requests, ["", "It is said. ", "We saw that. "], 6, settings)
-    keys = SubjectStream(lm, data.requests, [""], 2).all_keys(editor.sites)
-    states = [method.remember(each, state) for each, state in zip(keys, states, strict=True)]
+    for keys, state in zip(SubjectStream(lm, data.requests, [""], 2).all_keys(editor.sites), states, strict=True):
+        method.remember(KnownProblem(keys, keys), state)
     return estimated, _resident("VmHWM") - libraries
 
 

@@ -368,10 +368,24 @@ def test_a_run_goes_on_from_its_folder_alone(cli, cut, model_folder, facts, tmp_
     assert "is finished" in err
 
 
-@pytest.mark.parametrize("group", ["callbacks/prune", "callbacks/rect", "experiment/study/base"])
-def test_the_whole_command_given_again_goes_on_with_the_run(cli, cut, model_folder, facts, tmp_path, group):
+TWO_CALLBACKS = """
+trainer:
+  callbacks+:
+    - class_path: sphere_callbacks.PrincipalShares
+      init_args: {ratios: [0.1, 0.5, 0.9]}
+    - class_path: sphere_callbacks.PrincipalDirections
+      init_args: {cumulative_ratio: 0.5}
+"""
+
+
+@pytest.mark.parametrize("config", ["callbacks/prune", "callbacks/rect", "two_callbacks.yaml"])
+def test_the_whole_command_given_again_goes_on_with_the_run(
+    cli, cut, model_folder, facts, tmp_path, monkeypatch, config
+):
+    monkeypatch.chdir(tmp_path)
+    Path("two_callbacks.yaml").write_text(TWO_CALLBACKS)
     fit, *settings = tiny_run(model_folder, facts, tmp_path)
-    command = [fit, f"--config={group}", *settings, "--data.batch_size=1", "--checkpoints.max_overhead=1"]
+    command = [fit, f"--config={config}", *settings, "--data.batch_size=1", "--checkpoints.max_overhead=1"]
     command.append("--trainer.callbacks+=sphere_callbacks.CollapseGuard")
     status, _, err = cli(*command, f"--run_dir={tmp_path / 'whole'}")
     assert status == 0, err

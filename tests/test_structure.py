@@ -1,6 +1,7 @@
 """The house itself: imports go one way, and the callbacks stand alone."""
 
 import ast
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -78,6 +79,21 @@ def test_imports_go_one_way(path):
             other = imported.removeprefix("sphere_pl.")
             assert layer(other) is not None, f"{name} imports {other}, which has no place in LAYERS"
             assert layer(other) <= mine, f"{name} imports {other}, which stands behind it"
+
+
+def test_nothing_rests_on_the_study():
+    house = [ROOT / name for name in ("sphere_pl", "callbacks", "benchmarks", "examples", "tests")]
+    files = [path for folder in house for path in folder.rglob("*.py")]
+    assert [path for path in files if "study" in {name.split(".")[0] for name in imports(path)}] == []
+    assert not list((ROOT / "conf").rglob("*study*"))
+
+
+def test_the_study_is_in_no_archive_and_not_in_the_default_test_run():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    targets = tool["hatch"]["build"]["targets"]
+    assert "/study" in targets["sdist"]["exclude"]
+    assert targets["wheel"]["packages"] == ["sphere_pl"]
+    assert not any(path.startswith("study") for path in tool["pytest"]["ini_options"]["testpaths"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "callbacks" / "sphere_callbacks").rglob("*.py")), ids=lambda p: p.name)

@@ -7,11 +7,9 @@ import pytest
 import yaml
 
 from sphere_pl.commands import main
-from sphere_pl.configs import config_folder
 
 ONE_LAYER = {"rome", "ft", "ft_l", "locft_bf"}
-WITHOUT_TARGETS = {"method/ft", "method/ft_l", "method/locft_bf", "method/ultraedit",
-                   "experiment/table1_ft_counterfact"}  # fmt: skip
+WITHOUT_TARGETS = {"method/ft", "method/ft_l", "method/locft_bf", "method/ultraedit"}
 NAMES = {
     "alphaedit": "AlphaEdit",
     "memit": "MEMIT",
@@ -23,6 +21,26 @@ NAMES = {
     "locft_bf": "LocFT-BF",
     "ultraedit": "UltraEdit",
 }
+# The rows of Table 1: method, callbacks, and what the run is called.
+TABLE_1 = {
+    "sphere": ("alphaedit", ["sphere"], "AlphaEdit + SPHERE"),
+    "alphaedit": ("alphaedit", [], "AlphaEdit"),
+    "memit": ("memit", [], "MEMIT"),
+    "rect": ("memit", ["rect"], "MEMIT + RECT"),
+    "prune": ("memit", ["prune"], "MEMIT + PRUNE"),
+    "ft": ("ft", [], "FT"),
+}
+
+
+def table_1(row, model="llama3_8b", data="counterfact", *more):
+    """The arguments of a row."""
+    method, callbacks, _ = TABLE_1[row]
+    groups = [f"model/{model}", f"method/{method}", f"data/{data}", *(f"callbacks/{name}" for name in callbacks)]
+    return composed("experiment/table1", *groups, *more)
+
+
+def composed(*groups):
+    return [argument for group in groups for argument in ("--config", group)]
 
 
 @pytest.fixture
@@ -83,30 +101,143 @@ def test_every_callbacks_file_composes_with_a_method(fit, names, shown):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("row", ["sphere", "alphaedit", "memit", "rect", "prune", "ft"])
+@pytest.mark.parametrize("row", TABLE_1)
 def test_every_row_of_table_1_runs(fit, row):
     args = ["--model.method.init_args.null_space_threshold=10.0"] if row in {"sphere", "alphaedit"} else []
-    layers = "[2]" if row == "ft" else "[1,2]"
-    results = fit("--config", f"experiment/table1_{row}_counterfact", *args, layers=layers)
-    shown = {"sphere": "AlphaEdit + SPHERE", "alphaedit": "AlphaEdit", "memit": "MEMIT", "rect": "MEMIT + RECT"}
-    assert results["method"] == {**shown, "prune": "MEMIT + PRUNE", "ft": "FT"}[row]
+    results = fit(*table_1(row), *args, layers="[2]" if row == "ft" else "[1,2]")
+    assert results["method"] == TABLE_1[row][2]
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_curve_of_rome_runs(fit):
-    results = fit("--config", "experiment/rome_zsre", layers="[2]")
+    groups = ("experiment/table1", "model/llama3_8b", "method/rome", "data/zsre", "experiment/rome_zsre")
+    results = fit(*composed(*groups), layers="[2]")
     assert (results["method"], results["edits"]) == ("ROME", 2)
 
 
-def test_the_rows_of_table_1_differ_in_their_data_and_method_alone():
-    files = sorted((config_folder() / "experiment").glob("table1_*_counterfact.yaml"))
-    assert len(files) == 6
-    for path in files:
-        one = yaml.safe_load(path.read_text())
-        other = yaml.safe_load(path.with_name(path.name.replace("counterfact", "zsre")).read_text())
-        assert one["data"].pop("name") != other["data"].pop("name")
-        assert one["data"].pop("path") != other["data"].pop("path")
-        assert one == other
-        model = yaml.safe_load((config_folder() / "model" / "llama3_8b.yaml").read_text())["model"]
-        shared = set(model) & set(one["model"]) - ({"layers", "targets"} if "_ft_" in path.name else set())
-        assert {key: one["model"][key] for key in shared} == {key: model[key] for key in shared}
+@pytest.fixture
+def parsed(monkeypatch, capsys):
+    """The configuration that a command line comes to."""
+
+    def parse(*args):
+        monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", *args, "--print_config"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    return parse
+
+
+# App. D.4 and the authors' hparams. FT has no targets; its layer is 21 of LLaMA3-8B and 27 of Qwen2.5-7B.
+MODELS = {
+    "llama3_8b": {
+        "name": "meta-llama/Meta-Llama-3-8B-Instruct",
+        "targets": {"learning_rate": 0.1, "clamp": 0.75, "weight_decay": 0.5},
+        "limit": 15000,
+        "ft_layer": 21,
+    },
+    "qwen2_5_7b": {
+        "name": "Qwen/Qwen2.5-7B-Instruct",
+        "targets": {"learning_rate": 0.5, "clamp": 4.0, "weight_decay": 0.001},
+        "limit": 5000,
+        "ft_layer": 27,
+    },
+}
+ALPHAEDIT = {"class_path": "sphere_pl.methods.AlphaEdit", "ridge": 10.0, "null_space_threshold": 0.02}
+MEMIT = {"class_path": "sphere_pl.methods.MEMIT", "second_moment_weight": 15000.0, "remember_past": False}
+FT = {"class_path": "sphere_pl.methods.FT", "learning_rate": 0.0005, "epochs": 25, "batch_size": 64,
+      "norm_constraint": None}  # fmt: skip
+METHODS = {"alphaedit": ALPHAEDIT, "memit": MEMIT, "ft": FT}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("row", TABLE_1)
+def test_a_row_of_table_1_has_the_papers_constants(parsed, row, name):
+    config, wanted = parsed(*table_1(row, name)), MODELS[name]
+    model, method = config["model"], TABLE_1[row][0]
+    assert {key: model[key] for key in ("name", "dtype", "contexts", "context_length", "layers")} == {
+        "name": wanted["name"],
+        "dtype": "float32",
+        "contexts": 5,
+        "context_length": 10,
+        "layers": [wanted["ft_layer"]] if method == "ft" else [4, 5, 6, 7, 8],
+    }
+    targets = {"steps": 25, **wanted["targets"], "kl_weight": 0.0625, "stop_loss": 0.05, "anchor": False}
+    assert {key: model["targets"][key] for key in targets} == targets
+    chosen = {"class_path": model["method"]["class_path"], **model["method"]["init_args"]}
+    assert {key: chosen[key] for key in METHODS[method]} == METHODS[method]
+    assert (config["data"]["limit"], config["data"]["batch_size"]) == (wanted["limit"], 100)
+    assert config["trainer"]["val_check_interval"] == 10
+    assert config["projection"]["cumulative_ratio"] == 0.5
+    assert config["projection"]["strength"] == (0.5 if row == "sphere" else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("row", "callback"),
+    [
+        ("rect", ("sphere_callbacks.RelativeMask", "keep", 0.4)),
+        ("prune", ("sphere_callbacks.SpectrumRestraint", "project_strength", 0.0)),
+    ],
+)
+def test_rect_and_prune_are_callbacks_of_memit(parsed, row, callback):
+    (found,) = parsed(*table_1(row))["trainer"]["callbacks"]
+    class_path, name, value = callback
+    assert (found["class_path"], found["init_args"][name]) == (class_path, value)
+
+
+@pytest.mark.parametrize("data", ["counterfact", "zsre"])
+def test_the_rows_of_table_1_differ_in_their_data_alone(parsed, data):
+    path = {"counterfact": "multi_counterfact.json", "zsre": "zsre_mend_eval.json"}[data]
+    config = parsed(*table_1("sphere", "llama3_8b", data))
+    assert (config["data"].pop("name"), config["data"].pop("path")) == (data, path)
+    other = parsed(*table_1("sphere", "llama3_8b", "facts"))
+    assert [other["data"].pop(name) for name in ("name", "path")] == ["facts", None]
+    assert config == other
+
+
+def test_the_experiments_stand_on_top_of_table_1(parsed):
+    figures_2_and_3 = parsed(*table_1("alphaedit", "llama3_8b", "zsre", "experiment/energy_correlation"))
+    assert (figures_2_and_3["data"]["limit"], figures_2_and_3["trainer"]["val_check_interval"]) == (5000, 1)
+    figure_7 = parsed(*table_1("memit", "llama3_8b", "counterfact", "experiment/plug_and_play"))
+    assert (figure_7["data"]["limit"], figure_7["projection"]["strength"]) == (3000, 0.8)
+
+
+def test_the_curve_of_rome_has_its_own_constants(parsed):
+    groups = ("experiment/table1", "model/llama3_8b", "method/rome", "data/zsre", "experiment/rome_zsre")
+    config = parsed(*composed(*groups))
+    model = config["model"]
+    assert (model["layers"], model["contexts"], model["dtype"]) == ([5], 20, "float32")
+    assert model["method"]["init_args"]["whiten"] is False
+    targets = {"steps": 25, "learning_rate": 0.5, "clamp": 4.0, "weight_decay": 0.001, "kl_weight": 0.0625}
+    assert {key: model["targets"][key] for key in targets} == targets
+    assert (config["data"]["limit"], config["data"]["batch_size"]) == (5000, 1)
+    assert config["energy"]["every_n_batches"] == config["trainer"]["val_check_interval"] == 100
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "layers", "constants"),
+    [
+        ("gpt2_xl", "memit", [13, 14, 15, 16, 17], {"second_moment_weight": 20000.0, "remember_past": False}),
+        ("gpt2_xl", "memit_seq", [13, 14, 15, 16, 17], {"second_moment_weight": 20000.0, "remember_past": True}),
+        ("gptj_6b", "memit", [3, 4, 5, 6, 7, 8], {"second_moment_weight": 15000.0}),
+        ("gpt2_xl", "rome", [17], {"whiten": True}),
+        ("gptj_6b", "rome", [5], {"whiten": True}),
+        ("qwen2_5_7b", "rome", [5], {"whiten": False}),
+        ("gpt2_xl", "ft", [1], {"norm_constraint": None}),
+        ("gptj_6b", "ft", [21], {"norm_constraint": None}),
+        ("gptj_6b", "ft_l", [0], {"norm_constraint": 0.00005, "epochs": 25}),
+        ("llama3_8b", "locft_bf", [22], {"end_of_text": True}),
+        ("qwen2_5_7b", "locft_bf", [6], {"end_of_text": True}),
+    ],
+)
+def test_constants_of_a_method_in_a_model_come_with_the_two(parsed, model, method, layers, constants):
+    config = parsed(*composed(f"method/{method}", f"model/{model}"))["model"]
+    assert config["layers"] == layers
+    assert {key: config["method"]["init_args"][key] for key in constants} == constants
+
+
+def test_romes_targets_in_gpt_are_its_own(parsed):
+    targets = parsed(*composed("model/gpt2_xl", "method/rome"))["model"]["targets"]
+    wanted = {"steps": 20, "learning_rate": 0.5, "clamp": 4.0, "weight_decay": 0.5}
+    assert {key: targets[key] for key in wanted} == wanted

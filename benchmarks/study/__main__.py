@@ -1,5 +1,0 @@
-"""`python -m benchmarks.study`."""
-
-from benchmarks.study.command import main
-
-main()
