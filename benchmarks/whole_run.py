@@ -24,7 +24,8 @@ from sphere_pl.architectures import EditSite
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.devices import default_device
-from sphere_pl.language_model import Dtype, LanguageModel
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.loading import Dtype
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.progress import untracked

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from sphere_callbacks.functional import exact_products
-from sphere_pl.architectures import EditSite
+from sphere_pl.architectures import EditSite, check_layers
 from sphere_pl.budget.lending import Lender
 from sphere_pl.budget.needs import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
@@ -25,8 +25,9 @@ from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
-from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
 from sphere_pl.likelihood import TargetLikelihood
+from sphere_pl.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod, Method, Solved, State
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.optim import LayerwiseEdit
@@ -57,7 +58,7 @@ class SequentialEditor(L.LightningModule):
     Args:
         method: The method that finds each layer's update.
         layers: Blocks whose MLP down-projection is edited, ascending; the deepest is where targets are found.
-        name: Hub id, local folder, or the embedded default model.
+        name: Hub id, local folder, GGUF file, or the embedded default model.
         targets: How target values are optimised.
         statistics: Which text the method's second moments come from.
         evaluation: What is measured.
@@ -113,13 +114,10 @@ class SequentialEditor(L.LightningModule):
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
         self.evaluator = Evaluator(evaluation)
         self.n_contexts, self.context_length, self.guard = contexts, context_length, guard
-        self._load = {
-            "dtype": dtype,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "cache_dir": cache_dir,
-            "device_map": device_map,
-        }
+        self._dtype_asked: Dtype = dtype
+        self.revision, self.device_map = revision, device_map
+        self._trust_remote_code, self._cache_dir = trust_remote_code, cache_dir
+        self._opened: OpenedModel | None = None
         self.lm: LanguageModel | None = None
         self.sites: list[EditSite] = []
         self.weights = nn.ParameterList()
@@ -161,10 +159,21 @@ class SequentialEditor(L.LightningModule):
         """
         return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def open_model(self) -> OpenedModel:
+        """Find the model and read all but its weights, once: most of what can be wrong with it shows here.
+
+        Raises:
+            UserError: If it is not what editing needs, or has not the layers to edit.
+        """
+        if self._opened is None:
+            self._opened = open_model(self.name, self.revision, self._trust_remote_code, self._cache_dir)
+            check_layers(self.layers, self._opened.n_layers)
+        return self._opened
+
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
         if self.lm is None:
-            self.lm = load_language_model(self.name, **self._load)  # type: ignore[arg-type]
+            self.lm = load_weights(self.open_model(), self._dtype_asked, self.device_map)
         if not self.sites:
             self.sites = self.lm.sites(self.layers)
             self.weights.extend(nn.Parameter(site.read()) for site in self.sites)
@@ -175,16 +184,6 @@ class SequentialEditor(L.LightningModule):
         if self.lm is None:
             raise RuntimeError("The language model is loaded by the trainer, or by calling `configure_model()`.")
         return self.lm
-
-    @property
-    def revision(self) -> str | None:
-        """Branch, tag or commit of a hub model."""
-        return cast(str | None, self._load["revision"])
-
-    @property
-    def device_map(self) -> DeviceMap:
-        """How the model's layers are spread over devices; None if they are not."""
-        return cast(DeviceMap, self._load["device_map"])
 
     @property
     def solves(self) -> bool:

@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sphere_callbacks.functional import computes_in_double
-from sphere_pl.language_model import DeviceMap
+from sphere_pl.loading import DeviceMap
 from sphere_pl.methods.base import EditingMethod, LikelihoodMethod
 from sphere_pl.targets import TargetSettings
 
