@@ -31,7 +31,8 @@ from sphere_pl.editing.algorithm import edit_batch
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
-from sphere_pl.language_model import Dtype, LanguageModel
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.loading import Dtype
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.progress import untracked

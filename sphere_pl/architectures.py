@@ -129,16 +129,7 @@ def edit_sites(model: nn.Module, model_type: str, layers: list[int], n_layers: i
             layers that are left, which only makes sense from shallow to deep.
     """
     architecture = architecture_of(model_type)
-    if not layers:
-        raise UserError("`layers=[]` names no layer to edit. Name at least one, for example --model.layers=[4,5].")
-    outside = [layer for layer in layers if not 0 <= layer < n_layers]
-    if outside:
-        raise UserError(
-            f"`layers={layers}` names layer {outside[0]}, but this model has layers 0 to {n_layers - 1}. "
-            "Choose layers inside the model, for example with --model.layers=[4,5]."
-        )
-    if sorted(set(layers)) != layers:
-        raise UserError(f"`layers={layers}` must ascend without repetition, for example {sorted(set(layers))}.")
+    check_layers(layers, n_layers)
     path = f"{architecture.block}.{architecture.projection}"
     return [
         EditSite(
@@ -149,3 +140,25 @@ def edit_sites(model: nn.Module, model_type: str, layers: list[int], n_layers: i
         )
         for layer in layers
     ]
+
+
+def check_layers(layers: list[int], n_layers: int) -> None:
+    """Refuse layers that cannot be edited.
+
+    Args:
+        layers: Numbers of the blocks to edit.
+        n_layers: How many blocks the model has.
+
+    Raises:
+        UserError: See `edit_sites`.
+    """
+    if not layers:
+        raise UserError("`layers=[]` names no layer to edit. Name at least one, for example --model.layers=[4,5].")
+    outside = [layer for layer in layers if not 0 <= layer < n_layers]
+    if outside:
+        raise UserError(
+            f"`layers={layers}` names layer {outside[0]}, but this model has layers 0 to {n_layers - 1}. "
+            "Choose layers inside the model, for example with --model.layers=[4,5]."
+        )
+    if sorted(set(layers)) != layers:
+        raise UserError(f"`layers={layers}` must ascend without repetition, for example {sorted(set(layers))}.")

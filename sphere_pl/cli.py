@@ -8,12 +8,15 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
@@ -24,10 +27,11 @@ from sphere_pl.devices import accelerator_is_idle, default_device
 from sphere_pl.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.model_files import label_of
 from sphere_pl.monitors.drift import Drift
 from sphere_pl.monitors.edit_log import EditLog
 from sphere_pl.monitors.live import LiveReport
-from sphere_pl.monitors.loggers import WandbSettings, run_loggers
+from sphere_pl.monitors.loggers import EditsLogger, WandbSettings, run_loggers
 from sphere_pl.monitors.preflight import MemoryPreflight
 from sphere_pl.monitors.results import RunResults, method_name
 from sphere_pl.monitors.target_table import TargetTable
@@ -126,7 +130,7 @@ class EditingCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.trainer.callbacks = _once(config.trainer.callbacks)
         if config.run_dir is None:
-            config.run_dir = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{Path(config.model.name).name}")
+            config.run_dir = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(config.model.name)}")
             sys.argv.append(f"--run_dir={config.run_dir}")
         if config.eval.keep is None:
             config.eval.keep = str(Path(config.run_dir) / "abilities.json")
@@ -166,11 +170,12 @@ class EditingCLI(LightningCLI):
             abilities,
             WandbPanels(run_dir),
         ]
-        # A mistake in the data ends the run before anything is written.
+        # A mistake in the data, the model's name or its files ends the run before anything is written.
         self.datamodule.setup("fit")
         abilities.load()
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
+        self.model.open_model()
         resumed = self._get(self.config_init, "ckpt_path") is not None
         if is_first_process():
             self._held.enter_context(RunLock(run_dir))
@@ -181,6 +186,7 @@ class EditingCLI(LightningCLI):
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             settings = self._get(self.config_init, "wandb")
             kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
+            self._held.push(partial(_end_failed, kwargs["logger"]))
         if self._get(self.config_init, "trainer").get("accelerator") == "auto" and accelerator_is_idle():
             log.warning("The accelerator of this machine has no double precision, which edits need: the CPU is used.")
             kwargs["accelerator"] = default_device().type
@@ -193,7 +199,17 @@ class EditingCLI(LightningCLI):
         configured = self._get(self.config_init, "trainer").get("callbacks") or []
         callbacks = [*(configured if isinstance(configured, list) else [configured])]
         method = method_name(self.model.method, [*callbacks, self._get(self.config_init, "projection")])
-        return [method, Path(self.model.name).name, self.datamodule.name]
+        return [method, label_of(self.model.name), self.datamodule.name]
+
+
+def _end_failed(
+    loggers: Sequence[Logger], kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+) -> None:
+    """End the wandb run of a fit that failed, before its folder is given back."""
+    if isinstance(error, Exception):
+        for logger in loggers:
+            if isinstance(logger, EditsLogger):
+                logger.experiment.finish(exit_code=1)
 
 
 def _once(callbacks: Any) -> Any:

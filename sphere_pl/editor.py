@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from sphere_callbacks import LayerwiseEdit
-from sphere_pl.architectures import EditSite
+from sphere_pl.architectures import EditSite, check_layers
 from sphere_pl.budget.needs import Need, capacity, fitting_tokens
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
@@ -32,7 +32,8 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
 from sphere_pl.methods.base import Method
 from sphere_pl.progress import track
 from sphere_pl.refusals import (
@@ -65,7 +66,7 @@ class SequentialEditor(L.LightningModule):
     Args:
         method: The method that finds each layer's update.
         layers: Blocks whose MLP down-projection is edited, ascending; the deepest is where targets are found.
-        name: Hub id, local folder, or the embedded default model.
+        name: Hub id, local folder, GGUF file, or the embedded default model.
         targets: How target values are optimised.
         statistics: Which text the method's second moments come from.
         evaluation: What is measured.
@@ -111,7 +112,9 @@ class SequentialEditor(L.LightningModule):
         self.revision, self.device_map = revision, device_map
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
         self.n_contexts, self.context_length = contexts, context_length
-        self._load = {"dtype": dtype, "trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+        self._dtype_asked: Dtype = dtype
+        self._trust_remote_code, self._cache_dir = trust_remote_code, cache_dir
+        self._opened: OpenedModel | None = None
         self.guard, self.evaluator = Guard(guard), Evaluator(evaluation)
         self.offload = Offload(device_of(statistics_device))
         self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
@@ -215,15 +218,21 @@ class SequentialEditor(L.LightningModule):
         """
         return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    def open_model(self) -> OpenedModel:
+        """Find the model and read all but its weights, once: most of what can be wrong with it shows here.
+
+        Raises:
+            UserError: If it is not what editing needs, or has not the layers to edit.
+        """
+        if self._opened is None:
+            self._opened = open_model(self.name, self.revision, self._trust_remote_code, self._cache_dir)
+            check_layers(self.layers, self._opened.n_layers)
+        return self._opened
+
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
         if self.lm is None:
-            self.lm = load_language_model(
-                self.name,
-                revision=self.revision,
-                device_map=self.device_map,
-                **self._load,  # type: ignore[arg-type]
-            )
+            self.lm = load_weights(self.open_model(), self._dtype_asked, self.device_map)
         if not self.sites:
             self.sites = self.lm.sites(self.layers)
             self.weights.extend(nn.Parameter(site.read()) for site in self.sites)

@@ -3,22 +3,17 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.utils import logging as transformers_logging
 
 from sphere_pl.architectures import EditSite, architecture_of, edit_sites
-from sphere_pl.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.errors import UserError
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceMap = dict[int | str, int | str] | str | None
+_FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 class BlockCalls(NamedTuple):
@@ -81,7 +76,8 @@ class LanguageModel(nn.Module):
         tokenizer: Its fast tokenizer.
 
     Raises:
-        UserError: If the model's type is unknown or the tokenizer cannot give character offsets.
+        UserError: If the model's type is unknown, its weights are packed, or the tokenizer gives no
+            character offsets.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -92,6 +88,7 @@ class LanguageModel(nn.Module):
                 "token. Load a fast tokenizer (tokenizer.json)."
             )
         self.architecture = architecture_of(model.config.model_type)
+        _check_plain(model)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
@@ -213,6 +210,16 @@ class LanguageModel(nn.Module):
         logits = head(norm(hidden.to(_device_of(norm))).to(_device_of(head))).float()
         cap = getattr(self.config, "final_logit_softcapping", None)
         return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
+
+
+def _check_plain(model: PreTrainedModel) -> None:
+    """Refuse a model whose matrices are packed: what is written to them would be something else."""
+    packed = [name for name, parameter in model.named_parameters() if parameter.dtype not in _FLOATS]
+    if packed or getattr(model, "hf_quantizer", None) is not None:
+        raise UserError(
+            f"The model is quantised ({packed[0] if packed else type(model.hf_quantizer).__name__}): its matrices are "
+            "packed and cannot be edited. Load the unquantised model."
+        )
 
 
 def _device_of(module: nn.Module) -> torch.device:
@@ -339,96 +346,4 @@ def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
     layers = cast(list[DynamicLayer], cache.layers)
     return FrozenPrefix(
         [cast(Tensor, entry.keys) for entry in layers], [cast(Tensor, entry.values) for entry in layers]
-    )
-
-
-def load_language_model(
-    name: str = EMBEDDED_MODEL,
-    dtype: Dtype = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    cache_dir: str | None = None,
-    device_map: DeviceMap = None,
-) -> LanguageModel:
-    """Load a model and its tokenizer.
-
-    Args:
-        name: A hub id, a local folder, or the name of the embedded default model.
-        dtype: Floating-point type of the weights; `auto` takes the checkpoint's own.
-        revision: Branch, tag or commit of a hub model.
-        trust_remote_code: Whether code from the hub may run.
-        cache_dir: Where the embedded model is kept; the user's cache folder if None.
-        device_map: How the layers are spread over the devices of this process: `auto`, evenly; how much of the model
-            each device may take, filled in this order, `{"0": "20GiB", "1": "70GiB"}`; or a device for each module,
-            `{"model.embed_tokens": 0, "model.layers.0": 1, ...}`. All on the CPU if None.
-
-    Raises:
-        UserError: If the model is neither a folder nor to be had from the hub, or does not fit the devices.
-    """
-    source: str | Path = embedded_model(cache_dir) if name == EMBEDDED_MODEL else name
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-        architecture_of(config.model_type)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, **_placement(device_map)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except UserError:
-        raise
-    except (OSError, KeyError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(_not_loaded(name, error, device_map)) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-    lm = LanguageModel(model, tokenizer)
-    _check_placement(lm)
-    return lm
-
-
-def _placement(device_map: DeviceMap) -> dict[str, Any]:
-    """What transformers is asked for.
-
-    Example:
-        >>> _placement({"0": "20GiB", "1": "70GiB"})
-        {'device_map': 'sequential', 'max_memory': {0: '20GiB', 1: '70GiB'}}
-    """
-    if device_map is None:
-        return {}
-    if isinstance(device_map, dict) and device_map and all(str(name).isdigit() for name in device_map):
-        return {"device_map": "sequential", "max_memory": {int(name): most for name, most in device_map.items()}}
-    return {"device_map": device_map}
-
-
-def _check_placement(lm: LanguageModel) -> None:
-    """Refuse blocks that are cut in pieces, and weights that come and go."""
-    for layer in range(lm.n_layers):
-        devices = {str(parameter.device) for parameter in lm.block(layer).parameters()}
-        if len(devices) > 1:
-            raise UserError(
-                f"The device map puts block {layer} on several devices ({', '.join(sorted(devices))}). Keep each block "
-                "whole: name it in --model.device_map, not its parts."
-            )
-    away = sum(parameter.is_meta for parameter in lm.model.parameters())
-    if away:
-        raise UserError(
-            f"The devices have no room for {away} of the model's tensors, so they would be fetched from main memory or "
-            "disk at every call; the gradients through them need them all at once. Use more devices, let "
-            "--model.device_map take more of each, or choose a smaller --model.dtype."
-        )
-
-
-def _not_loaded(name: str, error: Exception, device_map: DeviceMap) -> str:
-    reason = str(error).strip().split("\n")[0]
-    if device_map is not None:
-        return (
-            f"The model {name!r} could not be loaded under --model.device_map={device_map}: {reason} Give `auto`, how "
-            'much each device may take ({"0": "20GiB", "1": "70GiB"}), or a device for every module; does it load '
-            "without --model.device_map?"
-        )
-    return (
-        f"The model {name!r} could not be loaded: {reason} "
-        "Give --model.name a hub id that you can reach, or a local folder with config.json, the weights as safetensors "
-        f"and tokenizer.json, or leave it out to edit the embedded default ({EMBEDDED_MODEL})."
     )

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sphere_callbacks.functional import computes_in_double
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import DeviceMap
+from sphere_pl.loading import DeviceMap
 from sphere_pl.methods.base import Method
 from sphere_pl.targets import TargetSettings
 

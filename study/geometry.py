@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sphere_callbacks.functional import principal_directions
 from sphere_pl.files import write_text
-from sphere_pl.language_model import load_language_model
+from sphere_pl.loading import load_language_model
 from sphere_pl.methods.functional import null_space_basis
 from sphere_pl.statistics import StatisticsSettings, second_moments
 

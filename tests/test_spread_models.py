@@ -18,8 +18,8 @@ from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer, perplexity
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.language_model import load_language_model
 from sphere_pl.likelihood import TargetLikelihood
+from sphere_pl.loading import load_language_model
 from sphere_pl.methods import AlphaEdit, UltraEdit
 from sphere_pl.monitors.drift import Drift, compare, held_out, predicting_states
 from sphere_pl.monitors.edit_log import EditLog
@@ -330,5 +330,6 @@ def test_the_command_line_hands_on_how_much_each_device_may_take(folder, tmp_pat
     monkeypatch.setenv("WANDB_MODE", "disabled")
     # the second without, the first with a PyTorch that is built for GPUs
     missing = r"under --model.device_map=\{'?0'?: '1GiB'\}: (Found no NVIDIA driver|Cannot access accelerator)"
+    model = [f"--model.name={folder}", "--model.layers=[0,1]", f"--model.device_map={given}"]
     with pytest.raises(UserError, match=missing):
-        run(["fit", f"--run_dir={tmp_path / 'run'}", f"--model.name={folder}", f"--model.device_map={given}"])
+        run(["fit", f"--run_dir={tmp_path / 'run'}", *model])

@@ -16,7 +16,9 @@ LAYERS = [
 errors devices trainers budget forward monitors resilience tracing
 files architectures configs embedded data.builtin data.request evaluation.forest evaluation.sample evaluation.settings
 distributed guard resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
-language_model data.records data.review methods.functional methods.memory methods.base resilience.run_lock
+hub model_files gguf_files language_model
+data.records data.review methods.functional methods.memory methods.base resilience.run_lock
+loading
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
 budget.lending forward.compiling forward.packing methods.alphaedit methods.memit resilience.checkpoints
 tracing.functional

@@ -17,7 +17,9 @@ from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.loading import load_language_model
+from sphere_pl.model_files import label_of
 from sphere_pl.progress import Track, tracking
 from sphere_pl.prompts import Prompt
 from sphere_pl.tracing.functional import KINDS, ROLES
@@ -53,7 +55,7 @@ def main(args: Sequence[str]) -> None:
         traces = trace_facts(lm, known[: given.trace.facts], given.trace, track)
     found = {"model": given.model.name, "given": len(prompts), "answered_right": len(known)}
     summary = {**found, **summarize(traces, given.trace, given.count)}
-    folder = given.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-locate-{Path(given.model.name).name}"
+    folder = given.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-locate-{label_of(given.model.name)}"
     write_text(folder / "trace.json", json.dumps(summary))
     draw_trace(summary, folder / "trace.png")
     # With --locate the line is all of stdout, so that a shell can put it into another command.

@@ -12,6 +12,7 @@ from typing_extensions import override
 from sphere_callbacks import SpectrumRestraint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.model_files import lasting_name
 from sphere_pl.monitors.results import method_name
 from sphere_pl.runs.log import (
     TENSOR_FOLDER,
@@ -233,10 +234,9 @@ def _sums(weights: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
 def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool) -> Header:
     """The log's first line, from the unedited model."""
     lm = editor.language_model
-    folder = Path(editor.name).expanduser()
     restraints = callbacks_of(trainer, SpectrumRestraint)
     return Header(
-        model=str(folder.resolve()) if folder.is_dir() else editor.name,
+        model=lasting_name(editor.name),
         revision=editor.revision,
         dtype=str(lm.dtype).removeprefix("torch."),
         fingerprint=fingerprint(lm),

@@ -32,16 +32,21 @@ def source_of(model: str, revision: str | None = None) -> Source:
     """Find out the base model's licence: from its card in the folder or on the hub.
 
     Args:
-        model: Hub id, folder, or the name of the embedded model.
+        model: Hub id, folder, GGUF file, or the name of the embedded model.
         revision: Branch, tag or commit of a hub model.
     """
     if model == EMBEDDED_MODEL:
         return Source(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID, EMBEDDED_LICENSE)
-    folder = Path(model)
+    folder = Path(model).expanduser()
+    if folder.is_file():  # a GGUF file
+        return Source(folder.name, None, _license(folder.parent / "README.md"), _license_text(folder.parent))
     if folder.is_dir():
-        texts = [path for name in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (path := folder / name).is_file()]
-        return Source(folder.name, None, _license(folder / "README.md"), texts[0] if texts else None)
+        return Source(folder.name, None, _license(folder / "README.md"), _license_text(folder))
     return Source(model, model, _license(_hub_card(model, revision)))
+
+
+def _license_text(folder: Path) -> Path | None:
+    return next((path for name in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (path := folder / name).is_file()), None)
 
 
 def _hub_card(model: str, revision: str | None) -> Path | None:

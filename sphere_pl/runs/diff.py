@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.loading import load_language_model
 from sphere_pl.runs.arguments import add_load_arguments, load_options
 from sphere_pl.runs.log import LOG_FILE
 from sphere_pl.runs.low_rank import ROUNDING

@@ -24,7 +24,7 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically, write_text
-from sphere_pl.language_model import Dtype
+from sphere_pl.loading import Dtype
 from sphere_pl.runs.low_rank import Change, Factors
 
 LOG_FILE = "edits.jsonl"

@@ -15,7 +15,8 @@ from torch import Tensor
 from sphere_pl.architectures import EditSite
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
+from sphere_pl.language_model import LanguageModel
+from sphere_pl.loading import DeviceMap, Dtype, load_language_model
 from sphere_pl.resilience.checkpoint_file import read_checkpoint as read_run_checkpoint
 from sphere_pl.runs.log import EditHistory, read_log
 from sphere_pl.runs.rebuild import rebuild, restrained

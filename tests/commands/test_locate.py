@@ -105,7 +105,7 @@ def test_facts_are_read_from_other_formats_by_what_is_true(locate, tmp_path):
         (FACTS, "known", ["--trace.window=-1"], "--trace.window=-1"),
         (FACTS, "known", ["--data.path=missing.json"], "could not be read"),
         (FACTS, "nothing", [], "'nothing' is unknown"),
-        (FACTS, "known", ["--model.name=/nowhere/at/all"], "could not be loaded"),
+        (FACTS, "known", ["--model.name=/nowhere/at/all"], "neither a file nor a folder"),
     ],
 )
 def test_a_users_mistake_ends_with_one_message_and_no_folder(locate, tmp_path, records, name, args, words):

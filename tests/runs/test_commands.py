@@ -211,7 +211,7 @@ def test_another_base_model_is_refused(fit, tiny_lm, tmp_path):
 def test_a_base_model_that_has_moved_can_be_named(fit, model_folder):
     run = fit()
     moved = model_folder().rename(model_folder().with_name("moved"))
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="neither a file nor a folder"):
         run_export(run)
     assert (run_export(run, "--model", str(moved)) / "config.json").exists()
 
