@@ -17,7 +17,7 @@ files architectures configs embedded data.builtin data.request evaluation.forest
 distributed guard resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
 language_model data.records data.review methods.functional methods.memory methods.base resilience.run_lock
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
-budget.lending forward.compiling forward.packing methods.alphaedit methods.memit resilience.checkpoints
+budget.lending forward.packing methods.alphaedit methods.memit resilience.checkpoints
 tracing.functional
 methods.descent methods.emmet methods.rome methods.ultraedit
 methods.ft methods.locft_bf
