@@ -24,6 +24,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.generation import sample_contexts
 from sphere_pl.guard import GuardSettings, RefusedUpdateError, diagnose, guarded, report_statistics
 from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
 from sphere_pl.likelihood import TargetLikelihood
@@ -36,7 +37,6 @@ from sphere_pl.refusals import check_arithmetic, check_batch_size, check_method,
 from sphere_pl.representations import SubjectStream
 from sphere_pl.resilience.fingerprints import check_requests, request_hashes
 from sphere_pl.resilience.randomness import random_states, restore_random_states
-from sphere_pl.sampling import sample_contexts
 from sphere_pl.statistics import SecondMoment, StatisticsSettings, fingerprint, second_moments
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.trainers import is_last_step

@@ -23,12 +23,12 @@ from sphere_pl.data.builtin import sentence_openers
 from sphere_pl.embedded import cache_folder
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically
+from sphere_pl.generation import sample_texts
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import Track
 from sphere_pl.prompts import micro_batches, pad
 from sphere_pl.representations import capture_input
 from sphere_pl.resilience.checkpoint_file import tensor_digest
-from sphere_pl.sampling import sample_texts
 
 log = logging.getLogger(__name__)
 _PADDING = 0.05  # share of padding, above which rows are sorted by length

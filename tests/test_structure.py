@@ -21,9 +21,9 @@ budget.lending forward.packing methods.alphaedit methods.memit resilience.checkp
 tracing.functional
 methods.descent methods.emmet methods.rome methods.ultraedit
 methods.ft methods.locft_bf
-methods representations sampling data.datamodule progress evaluation
+methods representations generation data.datamodule progress evaluation
 statistics targets budget.needs evaluation.scoring abilities.sources abilities.answering abilities.tasks.*
-refusals evaluation.editing evaluation.generation abilities.tasks
+refusals evaluation.editing abilities.tasks
 evaluation.cases
 evaluation.protocols abilities.evaluate
 evaluation.texts
