@@ -16,13 +16,13 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.scoring import answer, perplexity
+from sphere_pl.evaluation.scoring import answer, held_out, perplexity, predicting_states
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.generation import continue_texts, generate
 from sphere_pl.language_model import load_language_model
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.methods import AlphaEdit, UltraEdit
-from sphere_pl.monitors.drift import Drift, compare, held_out, predicting_states
+from sphere_pl.monitors.drift import Drift, compare
 from sphere_pl.monitors.edit_log import EditLog
 from sphere_pl.monitors.loggers import MetricsFile
 from sphere_pl.monitors.results import RunResults
