@@ -31,7 +31,7 @@ evaluation.evaluator
 likelihood tracing.trace
 tracing.summary
 editor report report.* runs runs.low_rank
-abilities.journal abilities.harness monitors.drift monitors.evaluated_weights
+abilities.journal abilities.harness monitors.drift monitors.editor_callback monitors.evaluated_weights
 abilities.callback monitors.target_table
 tracing.picture
 commands.compare commands.locate monitors.results monitors.loggers monitors.live monitors.tracking monitors.preflight

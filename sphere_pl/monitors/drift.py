@@ -11,16 +11,14 @@ unedited model is the output of its last block, `[positions, d]` in the model's 
 edited, so the unedited distributions follow from it exactly, and the divergence of an unedited model is exactly 0.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
 from sphere_pl.data.builtin import heldout_text
-from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import (
     HeldOut,
@@ -31,6 +29,7 @@ from sphere_pl.evaluation.scoring import (
     predicting_states,
 )
 from sphere_pl.language_model import LanguageModel
+from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.statistics import beginning, read_corpus
 
 
@@ -64,7 +63,7 @@ def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor
     return Reading(perplexity_of(likelihood, len(labels)), divergence / len(labels))
 
 
-class Drift(L.Callback):
+class Drift(EditorCallback):
     """Log `drift/perplexity` and `drift/kl` after every batch; see the module's text for their definition.
 
     The unedited states are computed once, before the first edit, and travel in the checkpoint. Weights and random state
@@ -90,19 +89,11 @@ class Drift(L.Callback):
         self._held_out: HeldOut | None = None
 
     @override
-    def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """Refuse a module without a language model."""
-        if self.tokens and not isinstance(pl_module, SequentialEditor):
-            raise MisconfigurationException(
-                f"`Drift` watches the model of a `SequentialEditor`, found {type(pl_module).__name__}."
-            )
-
-    @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Read the text with the unedited model: Lightning calls this before a resumed run's weights are taken up."""
         if not self.tokens:
             return
-        lm = cast(SequentialEditor, pl_module).language_model
+        lm = self.editor.language_model
         documents = read_corpus(self.text) if self.text else [heldout_text()]
         self._held_out = held_out(lm, beginning(documents, 20 * self.tokens), self.tokens, self.length)
         if not len(self._unedited):
@@ -116,7 +107,7 @@ class Drift(L.Callback):
         """Read it again with the edited one."""
         if self._held_out is None or trainer.global_step % self.every:
             return
-        lm = cast(SequentialEditor, pl_module).language_model
+        lm = self.editor.language_model
         found = compare(lm, predicting_states(lm, self._held_out), self._unedited, self._held_out.labels)
         values = {"drift/perplexity": found.perplexity, "drift/kl": found.kl}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)

@@ -14,11 +14,12 @@ from typing_extensions import override
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.files import append_text, write_text
+from sphere_pl.monitors.editor_callback import EditorCallback
 
 COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
 
 
-class TargetTable(L.Callback):
+class TargetTable(EditorCallback):
     """One row a request, added to the file after every batch; nothing for methods without target values.
 
     The first batch of a run, or of one that goes on, writes the file anew: an interrupted run may have left rows behind
@@ -48,16 +49,16 @@ class TargetTable(L.Callback):
     @override
     def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
         """Add the rows of the batch."""
-        if not isinstance(pl_module, SequentialEditor) or pl_module.found is None:
+        found, first = self.editor.found, self.editor.batch_start
+        if found is None:
             return
-        found, first = pl_module.found, pl_module.batch_start
         places = torch.arange(first, first + len(found.loss), device=found.loss.device)
-        converged = ~found.unconverged(pl_module.target_settings)
+        converged = ~found.unconverged(self.editor.target_settings)
         columns = [places, found.probability, found.loss, found.steps, found.clamped, converged]
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
         self._rows = torch.cat([self._rows, rows])
         if trainer.is_global_zero:
-            self._write(rows, pl_module)
+            self._write(rows, self.editor)
         self._begun = True
 
     @override
