@@ -32,11 +32,6 @@ BENCHMARKS: dict[str, Callable[..., Measurement]] = {
 }
 SCALED: dict[str, Callable[..., Measurement]] = {  # by --scale
     "energy": energy.energy,
-    "incremental": energy.incremental,
-    "incremental-bfloat16": energy.incremental_half,
-    "followed": energy.followed,
-    "drift": energy.drift,
-    "drift-bfloat16": energy.drift_half,
 }
 BATCHED = {"z", "keys", "step"}  # by --batch
 REPEATED = {"z", "z-default", "keys", "whole", "step"}  # by --repeats

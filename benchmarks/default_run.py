@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import device_name
-from sphere_pl.report import summary_picture
+from benchmarks.picture import summary_picture
 
 SUMMARY = Path(__file__).with_name("default_run.json")
 

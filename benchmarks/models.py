@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sphere_pl.data.builtin import heldout_text
 from sphere_pl.devices import default_device
+from sphere_pl.generation import sample_contexts
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.loading import Dtype, load_language_model
-from sphere_pl.sampling import sample_contexts
 
 DEFAULT = "default"
 SHAPES: dict[str, dict[str, Any]] = {

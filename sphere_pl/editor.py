@@ -32,6 +32,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.generation import sample_contexts
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
 from sphere_pl.methods.base import Method
@@ -46,7 +47,6 @@ from sphere_pl.refusals import (
 )
 from sphere_pl.resilience.fingerprints import check_requests, request_hashes
 from sphere_pl.resilience.randomness import random_states, restore_random_states
-from sphere_pl.sampling import sample_contexts
 from sphere_pl.statistics import StatisticsSettings, fingerprint
 from sphere_pl.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.trainers import is_last_step

@@ -130,6 +130,20 @@ def _locate(ids: list[int], offsets: list[tuple[int, int]], prompt: Prompt) -> T
     return Tokens(list(ids), target_start, subject_last, subject_first)
 
 
+def truncate_left(ids: list[int], longest: int, bos_id: int | None) -> list[int]:
+    """Drop tokens at the beginning, but not the token that marks it.
+
+    Example:
+        >>> truncate_left([1, 5, 6, 7], 3, bos_id=1)
+        [1, 6, 7]
+    """
+    excess = len(ids) - longest
+    if excess <= 0:
+        return ids
+    first = 1 if ids[0] == bos_id else 0
+    return ids[:first] + ids[first + excess :]
+
+
 def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pad rows on the right.
 

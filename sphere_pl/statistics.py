@@ -20,15 +20,16 @@ from torch import Tensor
 
 from sphere_pl.architectures import EditSite
 from sphere_pl.data.builtin import sentence_openers
+from sphere_pl.data.records import hub_rows
 from sphere_pl.embedded import cache_folder
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically
+from sphere_pl.generation import sample_texts
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import Track
 from sphere_pl.prompts import micro_batches, pad
 from sphere_pl.representations import capture_input
 from sphere_pl.resilience.checkpoint_file import tensor_digest
-from sphere_pl.sampling import sample_texts
 
 log = logging.getLogger(__name__)
 _PADDING = 0.05  # share of padding, above which rows are sorted by length
@@ -245,17 +246,25 @@ def read_corpus(corpus: str) -> Iterator[str]:
             raise UserError(f"The corpus {corpus!r} is not UTF-8 text ({error}). Convert it and try again.") from error
         yield from (part.strip() for part in text.split("\n\n") if part.strip())
         return
-    from datasets import load_dataset
+    yield from _hub_corpus(corpus)
 
+
+def _hub_corpus(corpus: str) -> Iterator[str]:
     identifier, config, column = (*corpus.split(":"), "", "")[:3]
-    try:
-        stream = load_dataset(identifier, config or None, split="train", streaming=True)
-        yield from (str(row[column or "text"]) for row in stream)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"The corpus {corpus!r} is no file, and the hub did not give it: {str(error).splitlines()[0]} Give a text "
-            "file, a data set as id:config:column, or leave it out to sample text from the model itself."
-        ) from error
+
+    def refusal(reason: str) -> str:
+        return (
+            f"The corpus {corpus!r} is no file, and the hub did not give it: {reason} Give a text file, a data set as "
+            "id:config:column, or leave it out to sample text from the model itself."
+        )
+
+    for row in hub_rows(refusal, identifier, config or None, split="train", streaming=True):
+        if (column or "text") not in row:
+            raise UserError(
+                f"The corpus {corpus!r} has no column {column or 'text'!r}, found {', '.join(row)}. Name the one that "
+                "holds the text: id:config:column."
+            )
+        yield str(row[column or "text"])
 
 
 def beginning(documents: Iterable[str], characters: int) -> str:

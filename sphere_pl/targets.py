@@ -24,7 +24,6 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.forward.attention import gradient_attention, packs
-from sphere_pl.forward.compiling import CompiledBlocks
 from sphere_pl.forward.packing import Suffixes, pack_calls
 from sphere_pl.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
 from sphere_pl.prompts import LOGITS_AT_ONCE, MOST_TOKENS, Tokens, essence, in_context, micro_batches, pad, tokenize
@@ -44,7 +43,6 @@ class TargetSettings:
         max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
-        compile: Whether the blocks are compiled (`torch.compile`); see docs/speed.md for when it pays.
     """
 
     steps: int = 25
@@ -55,7 +53,6 @@ class TargetSettings:
     stop_loss: float = 0.05
     max_tokens: int | None = None
     anchor: bool = False
-    compile: bool = False
 
     @property
     def tokens_at_once(self) -> int:
@@ -241,7 +238,6 @@ class _Objective:
         settings: TargetSettings,
     ) -> None:
         self.lm, self.layer = lm, layer
-        self.run = CompiledBlocks(lm).run if settings.compile else lm.run
         self.base_norm, self.settings = base_norm, settings
         self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in essences]
         self.passes = _passes(lm, self.groups, settings.tokens_at_once)
@@ -283,7 +279,7 @@ class _Objective:
         shifted = tokens[each.subjects] + shift.index_select(0, each.owner)  # float32 until it enters the model
         hidden = tokens.index_copy(0, each.subjects, shifted.to(tokens.dtype)).view_as(each.hidden)
         with gradient_attention(self.lm):
-            hidden = self.run(hidden, each.calls, self.layer + 1, self.lm.n_layers)
+            hidden = self.lm.run(hidden, each.calls, self.layer + 1, self.lm.n_layers)
         return hidden.flatten(0, 1).index_select(0, each.where.to(hidden.device))
 
     def _by_parts(self, states: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,19 +9,20 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from benchmarks.tiny import tiny_model
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, RelativeMask, SparseProjection, SpectrumRestraint
-from sphere_pl.abilities.answering import choice_log_likelihoods, generate
+from sphere_pl.abilities.answering import choice_log_likelihoods
 from sphere_pl.abilities.task import Item
 from sphere_pl.cli import run
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.scoring import answer, perplexity
+from sphere_pl.evaluation.scoring import answer, held_out, perplexity, predicting_states
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.generation import continue_texts, generate
 from sphere_pl.likelihood import TargetLikelihood
 from sphere_pl.loading import load_language_model
 from sphere_pl.methods import AlphaEdit, UltraEdit
-from sphere_pl.monitors.drift import Drift, compare, held_out, predicting_states
+from sphere_pl.monitors.drift import Drift, compare
 from sphere_pl.monitors.edit_log import EditLog
 from sphere_pl.monitors.loggers import MetricsFile
 from sphere_pl.monitors.results import RunResults
@@ -30,7 +31,6 @@ from sphere_pl.progress import untracked
 from sphere_pl.prompts import Prompt, in_context
 from sphere_pl.representations import SubjectStream
 from sphere_pl.resilience.checkpoints import RunCheckpoints, newest_checkpoint
-from sphere_pl.sampling import continue_texts
 from sphere_pl.statistics import StatisticsSettings, compute_second_moments, fingerprint
 from sphere_pl.targets import TargetSettings, optimize_targets
 from sphere_pl.tracing.trace import TraceSettings, trace_fact

@@ -20,13 +20,13 @@ hub model_files gguf_files language_model
 data.records data.review methods.functional methods.memory methods.base resilience.run_lock
 loading
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
-budget.lending forward.compiling forward.packing methods.alphaedit methods.memit resilience.checkpoints
+budget.lending forward.packing methods.alphaedit methods.memit resilience.checkpoints
 tracing.functional
 methods.descent methods.emmet methods.rome methods.ultraedit
 methods.ft methods.locft_bf
-methods representations sampling data.datamodule progress evaluation
+methods representations generation data.datamodule progress evaluation
 statistics targets budget.needs evaluation.scoring abilities.sources abilities.answering abilities.tasks.*
-refusals evaluation.editing evaluation.generation abilities.tasks
+refusals evaluation.editing abilities.tasks
 evaluation.cases
 evaluation.protocols abilities.evaluate
 evaluation.texts
@@ -34,7 +34,7 @@ evaluation.evaluator
 likelihood tracing.trace
 tracing.summary
 editor report report.* runs runs.low_rank
-abilities.journal abilities.harness monitors.drift monitors.evaluated_weights
+abilities.journal abilities.harness monitors.drift monitors.editor_callback monitors.evaluated_weights
 abilities.callback monitors.target_table
 tracing.picture
 commands.compare commands.locate monitors.results monitors.loggers monitors.live monitors.tracking monitors.preflight

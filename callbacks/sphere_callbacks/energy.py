@@ -1,8 +1,7 @@
 """Follow the hyperspherical energy of the weights from batch to batch."""
 
 import logging
-import math
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +10,7 @@ from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import EditedWeight, stack
-from sphere_callbacks.functional import EnergyFollower, EnergyStatistics, energy_statistics
+from sphere_callbacks.functional import energy_statistics
 
 log = logging.getLogger(__name__)
 
@@ -26,26 +25,14 @@ class HypersphericalEnergy(WeightCallback):
         - ``energy/change``: mean over weights of ``E / E_start - 1``, signed (divided by ``|E_start|``);
         - ``energy/step_change``: the same against the measurement before this one.
 
-    In incremental mode also ``energy/drift``, the largest relative error that a refresh has found in a followed energy.
-
     Cost of one measurement of a ``[n, d]`` weight: ``n^2 d`` flops and two tiles of ``block_size ** 2`` numbers, and
     one wait for the device. A matrix with very many rows, such as an embedding, is better left out with ``modules``.
 
     Args:
         s: Order of the Riesz kernel; 2 is the paper's, 0 the logarithm.
         modules: Shell-style pattern for the names of the weights; ``None`` takes every floating matrix.
-        mode: ``"exact"`` forms all products of rows each time. ``"incremental"`` keeps them, ``n^2`` float64 numbers
-            and a copy of the weight, and adds the low-rank change of each batch
-            (:class:`sphere_callbacks.functional.EnergyFollower`): ``O(n^2 rank + n d rank)`` for a batch. A change of
-            higher rank costs one exact computation in float64; so does every change of a weight that is stored in half
-            precision, since rounding it is a change of full rank.
         block_size: Side of a tile.
         every_n_batches: Batches between measurements; a trainer repeats the last values in between.
-        rank: In incremental mode, upper bound of the rank of the change between measurements, such as the number of
-            edits in a batch.
-        refresh_every: In incremental mode, measurements between exact computations.
-        products: In incremental mode, ``"weight"`` multiplies the weight by its change in its own dtype, ``"bfloat16"``
-            in that one: faster where the hardware has it, and off by about a hundredth of the change.
 
     Attributes:
         initial: Energy of each weight at the start of the fit, by name.
@@ -63,38 +50,20 @@ class HypersphericalEnergy(WeightCallback):
     """
 
     def __init__(
-        self,
-        s: float = 2.0,
-        modules: str | None = None,
-        mode: Literal["exact", "incremental"] = "exact",
-        block_size: int = 512,
-        every_n_batches: int = 1,
-        rank: int = 128,
-        refresh_every: int = 50,
-        products: Literal["weight", "bfloat16"] = "weight",
+        self, s: float = 2.0, modules: str | None = None, block_size: int = 512, every_n_batches: int = 1
     ) -> None:
         super().__init__(modules)
         if not s >= 0:
             raise ValueError(f"`HypersphericalEnergy(s={s})` must be at least 0.")
-        if mode not in ("exact", "incremental"):
-            raise ValueError(f"`HypersphericalEnergy(mode={mode!r})` must be 'exact' or 'incremental'.")
-        if products not in ("weight", "bfloat16"):
-            raise ValueError(f"`HypersphericalEnergy(products={products!r})` must be 'weight' or 'bfloat16'.")
-        counts = {"block_size": block_size, "every_n_batches": every_n_batches}
-        for name, value in (counts | {"rank": rank, "refresh_every": refresh_every}).items():
+        for name, value in {"block_size": block_size, "every_n_batches": every_n_batches}.items():
             if value < 1:
                 raise ValueError(f"`HypersphericalEnergy({name}={value})` must be at least 1.")
         self.s = s
-        self.mode = mode
         self.block_size = block_size
         self.every_n_batches = every_n_batches
-        self.rank = rank
-        self.refresh_every = refresh_every
-        self.products = torch.bfloat16 if products == "bfloat16" else None
         self.initial: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self._batches = 0
-        self._trackers: dict[str, EnergyFollower] = {}
         self._warned: set[str] = set()
 
     @override
@@ -102,7 +71,6 @@ class HypersphericalEnergy(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Measure the energies that changes are counted from."""
         super().on_train_start(trainer, pl_module)
-        self._trackers = {}
         missing = [weight for weight in self._weights if weight.name not in self.initial]
         if missing:
             self.initial |= self._measure(missing)[0]
@@ -134,25 +102,10 @@ class HypersphericalEnergy(WeightCallback):
     def _reset(self) -> None:
         self.initial, self.latest, self._batches, self._warned = {}, {}, 0, set()
 
-    def _statistics(self, weight: EditedWeight) -> EnergyStatistics:
-        if self.mode == "exact":
-            return energy_statistics(weight.weight, self.s, block_size=self.block_size)
-        tracker = self._trackers.get(weight.name)
-        if tracker is None:
-            tracker = self._trackers[weight.name] = EnergyFollower(
-                weight.weight,
-                self.s,
-                refresh_every=self.refresh_every,
-                products=self.products,
-                block_size=self.block_size,
-            )
-        else:
-            tracker.follow(weight.weight, self.rank)
-        return tracker.statistics()
-
     def _measure(self, weights: list[EditedWeight]) -> tuple[dict[str, float], Tensor]:
         """Return the energies by name, and their mean per ordered pair."""
-        found = stack([torch.stack([value.double() for value in self._statistics(w)]) for w in weights])
+        measured = [energy_statistics(weight.weight, self.s, block_size=self.block_size) for weight in weights]
+        found = stack([torch.stack([value.double() for value in statistics]) for statistics in measured])
         rows = found.tolist()  # one wait for the device
         for weight, (_, _, *degenerate) in zip(weights, rows, strict=True):
             self._warn(weight.name, degenerate)
@@ -170,9 +123,6 @@ class HypersphericalEnergy(WeightCallback):
         values = {f"energy/{name}": per_pair.new_tensor(energy) for name, energy in energies.items()}
         changes = {"energy/change": self.initial, "energy/step_change": self.latest}
         values |= {name: per_pair.new_tensor(mean_change(energies, start)) for name, start in changes.items()}
-        drifts = [tracker.drift for tracker in self._trackers.values() if not math.isnan(tracker.drift)]
-        if drifts:
-            values["energy/drift"] = per_pair.new_tensor(max(drifts))
         return values | {"energy/mean": per_pair}
 
 

@@ -1,10 +1,9 @@
 """Follow the general abilities of a model while it is edited."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
@@ -12,14 +11,14 @@ from sphere_pl.abilities import harness
 from sphere_pl.abilities.evaluate import Score, evaluate, fingerprint_of, load_items, task_named
 from sphere_pl.abilities.journal import Journal, weights_digest
 from sphere_pl.abilities.task import Item
-from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.monitors.evaluated_weights import evaluated_weights
 from sphere_pl.progress import track
 from sphere_pl.trainers import is_last_step
 
 
-class GeneralAbilities(L.Callback):
+class GeneralAbilities(EditorCallback):
     """Score general abilities before the first edit, every few batches and at the end.
 
     Logged as `abilities/<task>`. Does nothing without tasks. The unedited model is scored once and its scores travel in
@@ -41,6 +40,8 @@ class GeneralAbilities(L.Callback):
     Raises:
         UserError: If a task is unknown, a number out of range, data missing or lm-evaluation-harness not installed.
     """
+
+    otherwise = "Score any other model with `sphere_pl.abilities.evaluate`."
 
     def __init__(
         self,
@@ -77,18 +78,14 @@ class GeneralAbilities(L.Callback):
     @override
     def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
         """Read the items."""
-        if self._active() and not isinstance(pl_module, SequentialEditor):
-            raise MisconfigurationException(
-                f"`GeneralAbilities` scores the model of a `SequentialEditor`, found {type(pl_module).__name__}. "
-                "Score any other model with `sphere_pl.abilities.evaluate`."
-            )
+        super().setup(trainer, pl_module, stage)
         self.load()
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Score the unedited model: Lightning calls this before a resumed run's weights are taken up."""
         if self._active() and not self.before:
-            self.before = self._measure(trainer, pl_module)
+            self.before = self._measure(trainer)
             _log(trainer, self.before, edits=0)
 
     @override
@@ -98,8 +95,8 @@ class GeneralAbilities(L.Callback):
         """Score the edited model when it is due."""
         due = self.every is not None and trainer.global_step % self.every == 0
         if self._active() and (due or is_last_step(trainer)):
-            self.after = self._measure(trainer, pl_module)
-            _log(trainer, self.after, cast(SequentialEditor, pl_module).edits_seen)
+            self.after = self._measure(trainer)
+            _log(trainer, self.after, self.editor.edits_seen)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -133,10 +130,10 @@ class GeneralAbilities(L.Callback):
     def _active(self) -> bool:
         return bool(self.tasks or self.lm_eval_tasks)
 
-    def _measure(self, trainer: "L.Trainer", module: "L.LightningModule") -> dict[str, Score]:
+    def _measure(self, trainer: "L.Trainer") -> dict[str, Score]:
         """Score the weights as they are evaluated; the run's random state stays as it was."""
-        editor = cast(SequentialEditor, module)  # `setup` has seen to it
-        lm, show = editor.language_model, track(trainer)
+        editor, show = self.editor, track(trainer)
+        lm = editor.language_model
         with evaluated_weights(trainer, editor), isolate_rng():
             digest = weights_digest(lm, list(editor.weights))
             scores = {

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sphere_pl.abilities.answering import choice_log_likelihoods, generate
+from sphere_pl.abilities.answering import choice_log_likelihoods
 from sphere_pl.abilities.metrics import METRICS, Estimate, estimate
 from sphere_pl.abilities.sources import read_items
 from sphere_pl.abilities.task import Item, Task, choose
 from sphere_pl.abilities.tasks import TASKS
 from sphere_pl.errors import UserError
+from sphere_pl.generation import generate
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.progress import Track, untracked
 

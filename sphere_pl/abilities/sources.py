@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sphere_pl.abilities.task import Item, Source, Task
-from sphere_pl.data.records import Record, json_lines, read_text, table
+from sphere_pl.data.records import Record, hub_rows, json_lines, read_text, table
 from sphere_pl.errors import UserError
 
 
@@ -58,19 +58,14 @@ def _file_records(paths: list[Path], source: Source) -> Iterator[Record]:
 
 
 def _hub_records(task: Task, source: Source) -> Iterator[Record]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        rows = load_dataset(source.hub, source.config, split=source.split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    def refusal(reason: str) -> str:
         wanted = " or ".join(" and ".join(patterns) for patterns in source.files)
-        raise UserError(
+        return (
             f"The task {task.name!r} reads {_hub_name(source)} from the hub, which did not give it: {reason} Without a "
             f"hub, put {wanted} (from {source.address}) into a folder and name it with --eval.data_dir."
-        ) from error
-    for index, row in enumerate(rows):
+        )
+
+    for index, row in enumerate(hub_rows(refusal, source.hub, source.config, split=source.split)):
         yield Record(f"{source.hub}, {source.split}, row {index}", index, row)
 
 

@@ -260,16 +260,32 @@ def hub_records(identifier: str, file: str | None = None, split: str = "train") 
     Raises:
         UserError: If the hub does not give it.
     """
+
+    def refusal(reason: str) -> str:
+        return (
+            f"--data.path={identifier!r} is no file, and the hub did not give it (file: {file}, split: {split}): "
+            f"{reason} Give a local .json, .jsonl or .csv file, or a data set that you can reach."
+        )
+
+    for index, row in enumerate(hub_rows(refusal, identifier, data_files=file, split=split)):
+        yield Record(f"{identifier}, row {index}", index, row)
+
+
+def hub_rows(refusal: Callable[[str], str], *names: str | None, **options: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows of a hub data set, whatever they are for.
+
+    Args:
+        refusal: From the first line of what went wrong to the message that the user gets.
+        *names: The data set and, if it has several, its configuration, as `datasets.load_dataset` takes them.
+        **options: Further arguments of `datasets.load_dataset`.
+
+    Raises:
+        UserError: If the hub does not give it.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = load_dataset(identifier, data_files=file, split=split)
+        yield from load_dataset(*names, **options)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"--data.path={identifier!r} is no file, and the hub did not give it (file: {file}, split: {split}): "
-            f"{reason} Give a local .json, .jsonl or .csv file, or a data set that you can reach."
-        ) from error
-    for index, row in enumerate(rows):
-        yield Record(f"{identifier}, row {index}", index, row)
+        raise UserError(refusal((str(error).splitlines() or [type(error).__name__])[0])) from error

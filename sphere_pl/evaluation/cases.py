@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.generation import answer_tokens, complete
+from sphere_pl.generation import answer_tokens, complete
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.metrics.texts import begins_with
 

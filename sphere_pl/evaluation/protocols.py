@@ -8,8 +8,8 @@ import torch
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.editing import means_and_errors
-from sphere_pl.evaluation.generation import answer_tokens, complete
 from sphere_pl.evaluation.scoring import answer
+from sphere_pl.generation import answer_tokens, complete
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
 from sphere_pl.prompts import Prompt

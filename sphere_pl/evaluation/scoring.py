@@ -1,7 +1,7 @@
 """What a model answers to prompts, teacher-forced, and how well it predicts a text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,8 @@ from sphere_pl.evaluation.forest import WIDTH, Forest, batch_forests, plant
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import Prompt, Tokens, micro_batches, pad, tokenize
 
+PIECES = 8  # of a text, run together
+POSITIONS = 64  # whose distributions are in memory at once
 HEAD_ROWS = 128  # predictions made together: fewer would read the head too often, the logits of more fill no cache
 
 
@@ -120,6 +122,79 @@ def last_hidden(lm: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
     return lm.run(calls.hidden, calls, 0, lm.n_layers)
 
 
+class HeldOut(NamedTuple):
+    """Pieces of a text as a model reads them; every token of a piece but its first is predicted.
+
+    Attributes:
+        ids: Tokens, shape `[pieces, length]`.
+        mask: 1 for real tokens, the same shape.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """The tokens that are predicted, in the order of `predicting_states`."""
+        return self.ids[:, 1:][self.mask[:, 1:].bool()]
+
+
+def held_out(lm: LanguageModel, text: str, tokens: int, length: int) -> HeldOut:
+    """Cut the beginning of a text into pieces.
+
+    Args:
+        lm: The language model, for its tokenizer.
+        text: The text.
+        tokens: How many tokens of it.
+        length: Tokens of a piece, at most as many as the model's context has.
+
+    Raises:
+        UserError: If the text has fewer than two tokens.
+    """
+    ids = lm.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"][:tokens]
+    length = min(length, int(lm.config.max_position_embeddings))
+    if len(ids) < 2:
+        raise UserError(
+            "The text to measure perplexity on is empty. Give another --model.evaluation.text, or --drift.text for the "
+            "alarm after every batch; --model.evaluation.perplexity_tokens=0 and --drift.tokens=0 turn them off."
+        )
+    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return HeldOut(*pad(pieces, lm.pad_id, lm.device))
+
+
+@torch.no_grad()
+def predicting_states(lm: LanguageModel, text: HeldOut) -> Tensor:
+    """Output of the last block where a token is predicted, shape `[positions, d]`."""
+    states = []
+    for ids, mask in zip(text.ids.split(PIECES), text.mask.split(PIECES), strict=True):
+        width = int(mask.sum(1).max())
+        hidden = last_hidden(lm, ids[:, :width], mask[:, :width])
+        states.append(hidden[:, :-1][mask[:, 1:width].bool().to(hidden.device)])
+    return torch.cat(states)
+
+
+def next_token_distributions(lm: LanguageModel, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Log-probabilities `[rows, vocabulary]` of the next token after some states `[positions, d]`, few at a time."""
+    for start in range(0, len(states), POSITIONS):
+        rows = slice(start, start + POSITIONS)
+        yield rows, torch.log_softmax(lm.logits(states[rows]), -1)
+
+
+def log_likelihood(log_probabilities: Tensor, labels: Tensor) -> float:
+    """Sum of the log-probabilities `[rows, vocabulary]` of the tokens that follow, `[rows]`, in float64."""
+    return float(log_probabilities.gather(1, labels[:, None].to(log_probabilities.device)).double().sum())
+
+
+def perplexity_of(likelihood: float, tokens: int) -> float:
+    """The exponential of the mean negative log-likelihood, finite wherever that is; NaN if it is not.
+
+    Example:
+        >>> round(perplexity_of(-3 * math.log(5), 3), 6), perplexity_of(-math.inf, 3)
+        (5.0, nan)
+    """
+    return math.exp(min(-likelihood / tokens, 700.0)) if math.isfinite(likelihood) else math.nan
+
+
 @torch.no_grad()
 def perplexity(lm: LanguageModel, text: str, max_tokens: int = 4096, length: int = 256) -> float:
     """Perplexity of a text, cut into pieces of `length` tokens.
@@ -129,19 +204,11 @@ def perplexity(lm: LanguageModel, text: str, max_tokens: int = 4096, length: int
         text: The text.
         max_tokens: How many tokens of the text to read.
         length: Tokens of context; longer texts are cut.
+
+    Raises:
+        UserError: If the text has fewer than two tokens.
     """
-    ids = lm.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"][:max_tokens]
-    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
-    total, count = 0.0, 0
-    for start in range(0, len(pieces), 8):
-        rows, mask = pad(pieces[start : start + 8], lm.pad_id, lm.device)
-        hidden = last_hidden(lm, rows, mask)
-        for row, piece in enumerate(pieces[start : start + 8]):
-            if len(piece) < 2:
-                continue
-            logp = torch.log_softmax(lm.logits(hidden[row, : len(piece) - 1]), -1)
-            total -= float(logp.gather(1, rows[row, 1 : len(piece), None].to(logp.device)).sum())
-            count += len(piece) - 1
-    if count == 0:
-        raise UserError("The text to measure perplexity on is empty. Give another --model.evaluation.text.")
-    return math.exp(min(total / count, 700.0)) if math.isfinite(total) else math.nan
+    pieces = held_out(lm, text, max_tokens, length)
+    labels, states = pieces.labels, predicting_states(lm, pieces)
+    total = sum(log_likelihood(logp, labels[rows]) for rows, logp in next_token_distributions(lm, states))
+    return perplexity_of(total, len(labels))

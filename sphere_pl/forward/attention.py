@@ -42,16 +42,12 @@ class Packed(NamedTuple):
 
 
 class Packing:
-    """What lies in a packed row, in its order.
-
-    No tuple, as `torch.compile` looks into tuples and would compile anew for every number of groups.
-    """
+    """What lies in a packed row, in its order."""
 
     def __init__(self, groups: tuple[Packed, ...]) -> None:
         self.groups = groups
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def grouped_attention(
     module: nn.Module,
     query: Tensor,

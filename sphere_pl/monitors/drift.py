@@ -11,24 +11,26 @@ unedited model is the output of its last block, `[positions, d]` in the model's 
 edited, so the unedited distributions follow from it exactly, and the divergence of an unedited model is exactly 0.
 """
 
-import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from typing_extensions import override
 
 from sphere_pl.data.builtin import heldout_text
-from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.scoring import last_hidden
+from sphere_pl.evaluation.scoring import (
+    HeldOut,
+    held_out,
+    log_likelihood,
+    next_token_distributions,
+    perplexity_of,
+    predicting_states,
+)
 from sphere_pl.language_model import LanguageModel
-from sphere_pl.prompts import pad
+from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.statistics import beginning, read_corpus
-
-_CHUNK = 64  # positions whose distributions are in memory at once
 
 
 class Reading(NamedTuple):
@@ -43,50 +45,6 @@ class Reading(NamedTuple):
     kl: float
 
 
-class HeldOut(NamedTuple):
-    """Pieces of a text as a model reads them.
-
-    Attributes:
-        ids: Tokens, shape `[pieces, length]`.
-        mask: 1 for real tokens, the same shape.
-    """
-
-    ids: Tensor
-    mask: Tensor
-
-    @property
-    def labels(self) -> Tensor:
-        """The tokens that are predicted, in the order of `predicting_states`."""
-        return self.ids[:, 1:][self.mask[:, 1:].bool()]
-
-
-def held_out(lm: LanguageModel, text: str, tokens: int, length: int) -> HeldOut:
-    """Cut the beginning of a text into pieces.
-
-    Args:
-        lm: The language model, for its tokenizer.
-        text: The text.
-        tokens: How many tokens of it.
-        length: Tokens of a piece.
-
-    Raises:
-        UserError: If the text has fewer than two tokens.
-    """
-    ids = lm.tokenizer(text[: 20 * tokens], return_attention_mask=False, verbose=False)["input_ids"][:tokens]
-    length = min(length, int(lm.config.max_position_embeddings))
-    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
-    if len(ids) < 2:
-        raise UserError("The text to watch drift on is empty. Give another --drift.text, or --drift.tokens=0.")
-    return HeldOut(*pad(pieces, lm.pad_id, lm.device))
-
-
-@torch.no_grad()
-def predicting_states(lm: LanguageModel, text: HeldOut) -> Tensor:
-    """Output of the last block where a token is predicted, shape `[positions, d]`."""
-    hidden = last_hidden(lm, text.ids, text.mask)
-    return hidden[:, :-1][text.mask[:, 1:].bool().to(hidden.device)]
-
-
 @torch.no_grad()
 def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor) -> Reading:
     """Perplexity and divergence from the last block's outputs.
@@ -98,17 +56,14 @@ def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor
         labels: The tokens that follow, shape `[positions]`.
     """
     likelihood, divergence = 0.0, 0.0
-    for start in range(0, len(labels), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        p = torch.log_softmax(lm.logits(current[rows]), -1)  # [rows, vocabulary]
-        q = torch.log_softmax(lm.logits(unedited[rows]), -1)
-        likelihood += float(p.gather(1, labels[rows, None].to(p.device)).double().sum())
+    both = zip(next_token_distributions(lm, current), next_token_distributions(lm, unedited), strict=True)
+    for (rows, p), (_, q) in both:
+        likelihood += log_likelihood(p, labels[rows])
         divergence += float(torch.linalg.vecdot(p.exp(), p - q).double().sum())
-    mean = -likelihood / len(labels)
-    return Reading(math.exp(min(mean, 700.0)) if math.isfinite(mean) else math.nan, divergence / len(labels))
+    return Reading(perplexity_of(likelihood, len(labels)), divergence / len(labels))
 
 
-class Drift(L.Callback):
+class Drift(EditorCallback):
     """Log `drift/perplexity` and `drift/kl` after every batch; see the module's text for their definition.
 
     The unedited states are computed once, before the first edit, and travel in the checkpoint. Weights and random state
@@ -134,19 +89,11 @@ class Drift(L.Callback):
         self._held_out: HeldOut | None = None
 
     @override
-    def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """Refuse a module without a language model."""
-        if self.tokens and not isinstance(pl_module, SequentialEditor):
-            raise MisconfigurationException(
-                f"`Drift` watches the model of a `SequentialEditor`, found {type(pl_module).__name__}."
-            )
-
-    @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Read the text with the unedited model: Lightning calls this before a resumed run's weights are taken up."""
         if not self.tokens:
             return
-        lm = cast(SequentialEditor, pl_module).language_model
+        lm = self.editor.language_model
         documents = read_corpus(self.text) if self.text else [heldout_text()]
         self._held_out = held_out(lm, beginning(documents, 20 * self.tokens), self.tokens, self.length)
         if not len(self._unedited):
@@ -160,7 +107,7 @@ class Drift(L.Callback):
         """Read it again with the edited one."""
         if self._held_out is None or trainer.global_step % self.every:
             return
-        lm = cast(SequentialEditor, pl_module).language_model
+        lm = self.editor.language_model
         found = compare(lm, predicting_states(lm, self._held_out), self._unedited, self._held_out.labels)
         values = {"drift/perplexity": found.perplexity, "drift/kl": found.kl}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)

@@ -13,6 +13,7 @@ from sphere_callbacks import SpectrumRestraint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.model_files import lasting_name
+from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.monitors.results import method_name
 from sphere_pl.runs.log import (
     TENSOR_FOLDER,
@@ -38,7 +39,7 @@ from sphere_pl.trainers import callbacks_of
 log = logging.getLogger(__name__)
 
 
-class EditLog(L.Callback):
+class EditLog(EditorCallback):
     """Append what every batch has really changed to the log in the run folder.
 
     The change is the difference of the weights behind the batch and before it, so it holds whatever callbacks, retries
@@ -71,42 +72,42 @@ class EditLog(L.Callback):
         self._history = self._header = None
         # Known from here on: Lightning does not tell `setup` that a run is resumed.
         self._resuming = trainer.ckpt_path is not None
-        if not trainer.is_global_zero or not isinstance(pl_module, SequentialEditor):
+        if not trainer.is_global_zero:
             return
         if not self._resuming:
             remove_log(self.run_dir)
         if self.keep == "none":
             return
-        self._header = _describe(trainer, pl_module, solvable=self.keep == "all")
-        self._before = {name: weight.to("cpu", copy=True) for name, weight in _weights(pl_module).items()}
+        self._header = _describe(trainer, self.editor, solvable=self.keep == "all")
+        self._before = {name: weight.to("cpu", copy=True) for name, weight in _weights(self.editor).items()}
 
     @override
     def on_train_batch_start(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", batch: Any, batch_idx: int
     ) -> None:
         """Before the first batch, begin the log or take it up again."""
-        if self._header is None or self._history is not None or not isinstance(pl_module, SequentialEditor):
+        if self._header is None or self._history is not None:
             return
         if not self._resuming:
             write_header(self.run_dir, self._header)
             self._history = EditHistory(self.run_dir, self._header, [])
         else:
-            self._take_up(pl_module, self._header)
+            self._take_up(self.editor, self._header)
 
     @override
     def on_train_batch_end(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the batch."""
-        if self._history is not None and isinstance(pl_module, SequentialEditor):
+        if self._history is not None:
             edits = batch.start + len(batch.requests)
-            self._append(pl_module, edits, [stored_request(request) for request in batch.requests])
+            self._append(self.editor, edits, [stored_request(request) for request in batch.requests])
 
     @override
     def on_validation_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Log that a callback has moved the weights after a validation."""
-        if self._history is not None and isinstance(pl_module, SequentialEditor):
-            self._settle(pl_module)
+        if self._history is not None:
+            self._settle(self.editor)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,28 +1,28 @@
 """One line at the start of a run that says how much memory it will need; see `sphere_pl.budget.needs`."""
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from sphere_pl.budget.needs import Need
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import SequentialEditor
+from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.progress import EditProgress
 
 
-class MemoryPreflight(Callback):
+class MemoryPreflight(EditorCallback):
     """Say in one line, before anything large is made, how much memory the run will need."""
 
     @override
     def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Show the estimate above the progress bar."""
         datamodule = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, SequentialEditor) or datamodule is None:
+        if datamodule is None:
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             loader = datamodule.train_dataloader()
             if isinstance(callback, EditProgress) and isinstance(loader, EditLoader):
-                callback.console.print(estimate(pl_module, loader).line(), highlight=False)
+                callback.console.print(estimate(self.editor, loader).line(), highlight=False)
 
 
 def estimate(editor: SequentialEditor, loader: EditLoader) -> Need:

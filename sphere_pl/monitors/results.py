@@ -24,6 +24,7 @@ from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.files import write_atomically, write_text
 from sphere_pl.methods.base import Method
+from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.monitors.evaluated_weights import evaluated_weights
 from sphere_pl.monitors.target_table import TargetTable
 from sphere_pl.resilience.checkpoints import RunCheckpoints
@@ -45,7 +46,7 @@ SAMPLED = {
 _PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
 
 
-class RunResults(L.Callback):
+class RunResults(EditorCallback):
     """Write the results of a fit into its run folder and show them.
 
     Args:
@@ -84,17 +85,15 @@ class RunResults(L.Callback):
     @override
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Write everything, once, on the first rank."""
-        if not isinstance(pl_module, SequentialEditor):
-            return
-        if trainer.enable_validation and not pl_module.evaluator.last:
-            with evaluated_weights(trainer, pl_module):
-                pl_module.score_end()
+        if trainer.enable_validation and not self.editor.evaluator.last:
+            with evaluated_weights(trainer, self.editor):
+                self.editor.score_end()
         if not trainer.is_global_zero:
             return
-        results = self.collect(trainer, pl_module)
+        results = self.collect(trainer, self.editor)
         edited = self.run_dir / "edited.safetensors"
-        with evaluated_weights(trainer, pl_module):
-            save_edited(pl_module, edited)
+        with evaluated_weights(trainer, self.editor):
+            save_edited(self.editor, edited)
         results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
         write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
         for logger in trainer.loggers:

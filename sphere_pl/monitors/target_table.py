@@ -14,11 +14,12 @@ from typing_extensions import override
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.files import append_text, write_text
+from sphere_pl.monitors.editor_callback import EditorCallback
 
 COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
 
 
-class TargetTable(L.Callback):
+class TargetTable(EditorCallback):
     """One row a request, added to the file after every batch; nothing for methods without target values.
 
     The first batch of a run, or of one that goes on, writes the file anew: an interrupted run may have left rows behind
@@ -48,16 +49,16 @@ class TargetTable(L.Callback):
     @override
     def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
         """Add the rows of the batch."""
-        if not isinstance(pl_module, SequentialEditor) or pl_module.targets is None:
+        targets, first = self.editor.targets, self.editor.batch_start
+        if targets is None:
             return
-        targets, first = pl_module.targets, pl_module.batch_start
         places = torch.arange(first, first + len(targets.loss), device=targets.loss.device)
-        converged = ~targets.unconverged(pl_module.target_settings)
+        converged = ~targets.unconverged(self.editor.target_settings)
         columns = [places, targets.probability, targets.loss, targets.steps, targets.clamped, converged]
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
         self._rows = torch.cat([self._rows, rows])
         if trainer.is_global_zero:
-            self._write(rows, pl_module)
+            self._write(rows, self.editor)
         self._begun = True
 
     @override

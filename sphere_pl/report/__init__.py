@@ -2,6 +2,5 @@
 
 from sphere_pl.report.compare import write_comparison
 from sphere_pl.report.page import write_report
-from sphere_pl.report.picture import summary_picture
 
-__all__ = ["summary_picture", "write_comparison", "write_report"]
+__all__ = ["write_comparison", "write_report"]

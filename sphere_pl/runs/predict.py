@@ -14,9 +14,9 @@ from sphere_pl.data.records import read_records
 from sphere_pl.data.request import shorten
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
+from sphere_pl.generation import continue_texts, likeliest, text_until_end
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.runs.states import State, add_state_arguments, load_state
-from sphere_pl.sampling import continue_texts
 
 
 class Question(NamedTuple):
@@ -128,16 +128,9 @@ def _continue(lm: LanguageModel, prompts: Sequence[str], max_tokens: int, rows: 
             raise UserError(f"The prompt {shorten(prompt)} has {length} tokens, expected 1 to {room}.")
     answers: list[str] = []
     for start in range(0, len(prompts), rows):
-        found = continue_texts(lm, prompts[start : start + rows], max_tokens, lambda logits: logits.argmax(-1))
-        answers += [_decode(lm, tokens) for tokens in found]
+        found = continue_texts(lm, prompts[start : start + rows], max_tokens, likeliest)
+        answers += [text_until_end(lm, tokens) for tokens in found]
     return answers
-
-
-def _decode(lm: LanguageModel, tokens: list[int]) -> str:
-    """Text up to the token that ends it."""
-    end = lm.tokenizer.eos_token_id
-    kept = tokens[: tokens.index(end)] if end in tokens else tokens
-    return str(lm.tokenizer.decode(kept, skip_special_tokens=True))
 
 
 def show(cases: Sequence[Case], out: Path, console: Console) -> None:

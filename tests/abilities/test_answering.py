@@ -1,9 +1,9 @@
-"""Batched answers against one item at a time: unpadded, no cache, no shared prefix, full logits."""
+"""Batched likelihoods against one item at a time: unpadded, no cache, no shared prefix, full logits."""
 
 import pytest
 import torch
 
-from sphere_pl.abilities.answering import choice_log_likelihoods, generate
+from sphere_pl.abilities.answering import choice_log_likelihoods
 from sphere_pl.abilities.task import Item
 
 SHOTS = "Question: Where is Rome?\nAnswer: Italy\n\nQuestion: Where is Oslo?\nAnswer: Norway\n\n"
@@ -14,12 +14,6 @@ CHOICES = [
     Item("Question: Where is Mount Fuji?\nAnswer:", 1, choices=("in the water", "Japan"), shots=SHOTS),
     Item("Question: Where is Mount Fuji?\nAnswer:", 1, choices=("Norway", "Japan"), shots=SHOTS),
     Item("An apple is a fruit that is good to", 0, choices=("eat", "eat")),
-]
-PROMPTS = [
-    "The capital of France is",
-    "You",
-    "Question: Where is Oslo? It is the capital of\nAnswer:",
-    "Rome is a city",
 ]
 MODELS = ["llama", "qwen2", "gpt2"]
 
@@ -45,22 +39,6 @@ def slow_likelihood(lm, item, choice, longest=10_000):
     return total
 
 
-def slow_text(lm, prompt, new_tokens, stop=(), longest=10_000):
-    ids, said = lm.tokenizer(prompt)["input_ids"], []
-    if len(ids) > longest:
-        has_bos = ids[0] == lm.tokenizer.bos_token_id
-        ids = ([ids[0]] if has_bos else []) + ids[len(ids) - longest + has_bos :]
-    for _ in range(new_tokens):
-        token = logits(lm, ids + said)[-1].argmax().item()
-        if token == lm.tokenizer.eos_token_id:
-            break
-        said.append(token)
-        text = lm.tokenizer.decode(said)
-        if any(end in text for end in stop):
-            return text[: min(text.find(end) for end in stop if end in text)]
-    return lm.tokenizer.decode(said)
-
-
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("max_tokens", [40, 10_000])
 @pytest.mark.parametrize("model_type", MODELS)
@@ -74,30 +52,6 @@ def test_likelihoods_are_those_of_one_choice_at_a_time(tiny_lm, model_type, bos,
 
 
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("max_tokens", [60, 10_000])
-@pytest.mark.parametrize("model_type", MODELS)
-def test_texts_are_those_of_one_prompt_at_a_time(tiny_lm, model_type, bos, max_tokens):
-    lm = tiny_lm(model_type, bos=bos)
-    expected = [slow_text(lm, prompt, 9) for prompt in PROMPTS]
-    assert generate(lm, PROMPTS, 9, max_tokens=max_tokens) == expected
-    stop = tuple(text[2:4] for text in expected[:2])
-    stopped = [slow_text(lm, prompt, 9, stop) for prompt in PROMPTS]
-    assert stopped != expected
-    assert generate(lm, PROMPTS, 9, stop, max_tokens) == stopped
-
-
-def test_an_end_token_ends_a_text_and_its_row_leaves_the_batch(tiny_lm):
-    lm = tiny_lm()
-    plain = generate(lm, PROMPTS, 6)
-    ends = lm.tokenizer(plain[0])["input_ids"][2]
-    lm.model.generation_config.eos_token_id = [ends, 1]
-    found = generate(lm, PROMPTS, 6)
-    assert len(found[0]) < len(plain[0])
-    assert plain[0].startswith(found[0])
-    assert any(len(text) == len(full) for text, full in zip(found, plain, strict=True))
-
-
-@pytest.mark.parametrize("bos", [False, True])
 def test_an_item_longer_than_the_context_loses_its_beginning(tiny_lm, bos):
     lm = tiny_lm(bos=bos)
     long = "The river runs to the sea by the water. " * 20
@@ -107,7 +61,6 @@ def test_an_item_longer_than_the_context_loses_its_beginning(tiny_lm, bos):
     for item, each in zip(items, found, strict=True):
         expected = [slow_likelihood(lm, item, choice, longest=128) for choice in item.choices]
         assert each == pytest.approx(expected, abs=2e-4)
-    assert generate(lm, [long, "You"], 5) == [slow_text(lm, long, 5, longest=123), slow_text(lm, "You", 5)]
 
 
 def test_choices_of_one_token_share_a_row_and_worked_examples_run_once(tiny_lm, monkeypatch):
@@ -126,4 +79,3 @@ def test_choices_of_one_token_share_a_row_and_worked_examples_run_once(tiny_lm, 
 
 def test_nothing_to_answer_has_no_answers(tiny_lm):
     assert choice_log_likelihoods(tiny_lm(), []) == []
-    assert generate(tiny_lm(), [], 5) == []

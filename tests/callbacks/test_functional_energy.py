@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sphere_callbacks.functional import degenerate_rows, energy_statistics, hyperspherical_energy, unit_rows
+from sphere_callbacks.functional import energy_statistics, hyperspherical_energy, unit_rows
 
 
 def naive_energy(weight, s):
@@ -85,18 +85,18 @@ def test_duplicate_rows_give_a_finite_energy_set_by_eps(s):
 def test_a_non_finite_entry_gives_nan_and_is_counted(weight, bad, block_size):
     weight[5, 2] = bad
     assert math.isnan(hyperspherical_energy(weight, block_size=block_size))
-    assert int(degenerate_rows(weight, block_size=block_size).non_finite) == 1
+    assert int(energy_statistics(weight, block_size=block_size).non_finite_rows) == 1
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 64])
-def test_degenerate_rows_counts_each_kind(block_size):
+def test_statistics_count_each_kind_of_row_without_a_place_on_the_sphere(block_size):
     weight = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     weight[1] = 0
     weight[4] = 2 * weight[0]
     weight[8] = 3 * weight[0]
     weight[6, 0] = math.nan
-    found = degenerate_rows(weight, block_size=block_size)
-    assert [int(count) for count in found] == [1, 3, 1]
+    found = energy_statistics(weight, block_size=block_size)
+    assert (int(found.zero_rows), int(found.duplicate_pairs), int(found.non_finite_rows)) == (1, 3, 1)
 
 
 def test_statistics_agree_with_the_energy(weight):

@@ -4,9 +4,9 @@ import pytest
 
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.generation import free_texts
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
+from sphere_pl.generation import free_texts
 from sphere_pl.metrics import Consistency, Fluency
 
 SNIPPETS = [

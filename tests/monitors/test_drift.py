@@ -10,8 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.scoring import held_out, predicting_states
 from sphere_pl.methods import AlphaEdit
-from sphere_pl.monitors.drift import Drift, compare, held_out, predicting_states
+from sphere_pl.monitors.drift import Drift, compare
 from sphere_pl.statistics import StatisticsSettings
 from sphere_pl.targets import TargetSettings
 

@@ -6,26 +6,12 @@ direction a column.
 
 from sphere_callbacks.functional._checks import computes_in_double, exact_products
 from sphere_callbacks.functional.energy import (
-    DegenerateRows,
     EnergyStatistics,
-    degenerate_rows,
     energy_statistics,
     hyperspherical_energy,
     unit_rows,
 )
 from sphere_callbacks.functional.geometry import row_cosines, subspace_overlap
-from sphere_callbacks.functional.incremental import (
-    EnergyFollower,
-    EnergyTracker,
-    LowRank,
-    energy_of_changed_gram_,
-    energy_of_gram,
-    gram_matrix,
-    interpolated_factors,
-    low_rank_factors,
-    row_products,
-    updated_gram,
-)
 from sphere_callbacks.functional.projection import (
     leading_directions,
     principal_directions,
@@ -50,26 +36,16 @@ from sphere_callbacks.functional.theory import (
 from sphere_callbacks.functional.updates import relative_mask, restrain_spectrum, spectral_norm
 
 __all__ = [
-    "DegenerateRows",
     "EnergyBound",
-    "EnergyFollower",
     "EnergyStatistics",
-    "EnergyTracker",
-    "LowRank",
     "SpearmanResult",
     "bootstrap_interval",
     "computes_in_double",
-    "degenerate_rows",
     "energy_constant",
-    "energy_of_changed_gram_",
-    "energy_of_gram",
     "energy_statistics",
     "exact_products",
-    "gram_matrix",
     "hyperspherical_energy",
-    "interpolated_factors",
     "leading_directions",
-    "low_rank_factors",
     "output_perturbation",
     "partial_spearman",
     "permutation_p_value",
@@ -81,11 +57,9 @@ __all__ = [
     "relative_mask",
     "restrain_spectrum",
     "row_cosines",
-    "row_products",
     "spearman",
     "spearman_test",
     "spectral_norm",
     "subspace_overlap",
     "unit_rows",
-    "updated_gram",
 ]

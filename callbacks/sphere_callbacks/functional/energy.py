@@ -34,20 +34,6 @@ class EnergyStatistics(NamedTuple):
     non_finite_rows: Tensor
 
 
-class DegenerateRows(NamedTuple):
-    """How many rows of a weight have no well defined place on the sphere, as integer scalar tensors.
-
-    Attributes:
-        zero: Rows that are exactly zero.
-        duplicate_pairs: Unordered pairs of non-zero rows with the same direction.
-        non_finite: Rows with a NaN or an infinity.
-    """
-
-    zero: Tensor
-    duplicate_pairs: Tensor
-    non_finite: Tensor
-
-
 def unit_rows(weight: Tensor) -> Tensor:
     """Scale each row to length one; a zero row stays zero, a row with NaN or infinity becomes NaN.
 
@@ -84,19 +70,18 @@ def upper_tiles(n: int, block_size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, min(top + block_size, n)), slice(left, min(left + block_size, n))
 
 
-def tile_buffer(matrix: Tensor, block_size: int, dtype: torch.dtype | None = None) -> Callable[[slice, slice], Tensor]:
+def tile_buffer(matrix: Tensor, block_size: int) -> Callable[[slice, slice], Tensor]:
     """Reserve one tile's memory, to be written again and again.
 
     Args:
         matrix: Of shape ``[n, ...]``; says the device and the dtype.
         block_size: Side of a tile.
-        dtype: Another dtype.
 
     Returns:
         The function that views the memory as the tile of some rows and columns, overwriting what it held.
     """
     side = min(block_size, matrix.shape[0])
-    memory = matrix.new_empty(side * side, dtype=dtype)
+    memory = matrix.new_empty(side * side)
 
     def view(i: slice, j: slice) -> Tensor:
         shape = i.stop - i.start, j.stop - j.start
@@ -241,22 +226,3 @@ def hyperspherical_energy(
     """
     found = energy_statistics(weight, s, block_size=block_size, eps=eps)
     return found.per_pair if per_pair else found.energy
-
-
-def degenerate_rows(weight: Tensor, *, block_size: int = 512, eps: float = 1e-6) -> DegenerateRows:
-    """Count the rows for which the energy needs a convention rather than a definition.
-
-    Args:
-        weight: Tensor of shape ``[n, d]``, floating.
-        block_size: Side of a tile.
-        eps: Squared distance below which two unit rows count as duplicates.
-
-    Returns:
-        The counts as :class:`DegenerateRows`.
-
-    Example:
-        >>> [int(count) for count in degenerate_rows(torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]]))]
-        [1, 1, 0]
-    """
-    found = energy_statistics(weight, block_size=block_size, eps=eps)
-    return DegenerateRows(found.zero_rows, found.duplicate_pairs, found.non_finite_rows)

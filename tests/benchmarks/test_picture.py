@@ -1,10 +1,7 @@
-import sys
-
 import pytest
 from matplotlib.image import imread
 
-from sphere_pl.errors import UserError
-from sphere_pl.report import summary_picture
+from benchmarks.picture import summary_picture
 
 
 def test_picture_is_wide_and_shows_the_curves(make_run, tmp_path):
@@ -23,9 +20,3 @@ def test_picture_of_a_run_with_little_in_it(tmp_path, columns):
 
 def test_dollar_signs_in_names_are_no_formulas(make_run, tmp_path):
     assert summary_picture(make_run(method=r"cost $\frac"), tmp_path / "run.png").exists()
-
-
-def test_without_matplotlib_the_message_says_what_to_install(make_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="pip install matplotlib"):
-        summary_picture(make_run(), tmp_path / "run.png")

@@ -1,18 +1,20 @@
-"""One wide picture of a run, for a README or a slide."""
+"""One wide picture of a run, for the README."""
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sphere_pl.errors import UserError
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
 from sphere_pl.files import write_atomically
 from sphere_pl.report.figures import axis_type, energy_changes, mean_energy_change
 from sphere_pl.report.fits import MIN_POINTS, changes, confidence_ellipse, regression_line
 from sphere_pl.report.reading import ACCURACIES, RunData, Series, correlations, read_run
 from sphere_pl.report.style import FAINT, INK, METRIC_COLORS, ORANGE, label, signed
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _MARKERS = {"efficacy": "o", "generalization": "D", "specificity": "s", "neighborhood_agreement": "^"}
 _STYLE: Any = {
@@ -45,14 +47,8 @@ def summary_picture(run_dir: Path, path: Path) -> Path:
         `path`.
 
     Raises:
-        UserError: If the folder is no run folder or matplotlib is not installed.
+        UserError: If the folder is no run folder.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("A PNG needs matplotlib, which is not installed. Run `pip install matplotlib`.") from error
     run = read_run(run_dir)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(16, 5.6), dpi=100, layout="constrained")
@@ -67,7 +63,7 @@ def summary_picture(run_dir: Path, path: Path) -> Path:
     return path
 
 
-def _accuracy(axes: "Axes", run: RunData) -> None:
+def _accuracy(axes: Axes, run: RunData) -> None:
     for metric in ACCURACIES:
         series = run.series(f"val/{metric}").starting_at(run.before(metric))
         if series.edits:
@@ -81,7 +77,7 @@ def _accuracy(axes: "Axes", run: RunData) -> None:
     _legend(axes, loc="upper center", ncols=4, columnspacing=0.9, handlelength=1.4, borderpad=0)
 
 
-def _energy(axes: "Axes", run: RunData) -> None:
+def _energy(axes: Axes, run: RunData) -> None:
     for series in energy_changes(run).values():
         axes.plot(*series, color=FAINT, linewidth=0.9, alpha=0.8)
     axes.plot(*mean_energy_change(run), color=INK, linewidth=2.5, label="energy, change")
@@ -99,7 +95,7 @@ def _energy(axes: "Axes", run: RunData) -> None:
         _legend(axes, loc="upper left")
 
 
-def _changes(axes: "Axes", run: RunData) -> None:
+def _changes(axes: Axes, run: RunData) -> None:
     found = correlations(run)
     for metric in ("efficacy", "generalization"):
         cloud = changes(run.series("energy/change"), run.series(f"val/{metric}"))
@@ -119,7 +115,7 @@ def _changes(axes: "Axes", run: RunData) -> None:
     _legend(axes, loc="upper right", borderpad=0)
 
 
-def _fit(axes: "Axes", x: list[float], y: list[float], color: str) -> None:
+def _fit(axes: Axes, x: list[float], y: list[float], color: str) -> None:
     """The regression line and the 95 % ellipse."""
     line, ellipse = regression_line(x, y), confidence_ellipse(x, y)
     if line is not None:
@@ -129,12 +125,12 @@ def _fit(axes: "Axes", x: list[float], y: list[float], color: str) -> None:
         axes.plot(*ellipse, color=color, linewidth=1.2, linestyle=":")
 
 
-def _dress(axes: "Axes", run: RunData, title: str) -> None:
+def _dress(axes: Axes, run: RunData, title: str) -> None:
     axes.set_title(title)
     axes.set_xlabel(run.progress)
 
 
-def _legend(axes: "Axes", **options: Any) -> None:
+def _legend(axes: Axes, **options: Any) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**options)
     else:
@@ -146,7 +142,5 @@ def _finite(series: Series) -> Series:
     return Series(tuple(edits for edits, _ in kept), tuple(value for _, value in kept))
 
 
-def _percent(decimals: int | None = 0) -> Any:
-    from matplotlib.ticker import PercentFormatter
-
+def _percent(decimals: int | None = 0) -> PercentFormatter:
     return PercentFormatter(xmax=1, decimals=decimals)
