@@ -40,7 +40,7 @@ def resolve_resume(args: Sequence[str]) -> list[str]:
     else:
         found, folder = _named(checkpoint), Path(run_dir or Path(checkpoint).parent.parent)
     rest = _without(args[1:], "ckpt_path")
-    config = ["--config", str(folder / "config.yaml")] if (folder / "config.yaml").is_file() else []
+    config = [f"--config={folder / 'config.yaml'}"] if (folder / "config.yaml").is_file() else []
     return [args[0], *config, *rest, *([f"--ckpt_path={found}"] if found else [])]
 
 

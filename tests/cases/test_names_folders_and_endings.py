@@ -27,11 +27,11 @@ from sphere_pl.resilience.run_folder import prepare_run_folder
 
 DISGUISED = [
     "1e5", "007", "2024-01-01", "on", "true", "null", "0x1F", "1_000", "~", "=", ":", "12:30:45", ".inf", "nan", "#1",
-    "---", "&a", "*a", "!t", "[x]", "[1]", "{a: 1}", "${x}", "\\${x}", "${data.name}", "a\\", "[bold]x[/bold]", "[/red]",
+    "---", "&a", "*a", "!t", "[x]", "[1]", "{a: 1}", "${x}", "\\${x}", "${data.name}", "a\\", "[bold]x[/]",
     ":smile:", "100%", "%s", "it's", '"', " a ", "-x", "--run_dir", "a\nb", "a\tb", "\x85", "é", "e\u0301", "שלום",
     "😀", "a.", "<<", "- a", "? a", "|", "@x", "a: b", "a #b", "x" * 200,
 ]  # fmt: skip
-NASTY = '[bold]1e5[/] :smile: 100% ${x} it\'s "é" 😀.'
+NASTY = '[bold]1e5[i] :smile: 100% ${x} it\'s "é" 😀.'
 
 
 @pytest.fixture
@@ -99,14 +99,14 @@ def test_a_name_is_read_written_and_read_back_as_it_is(parser, tmp_path):
     @relaxed
     @given(text)
     def check(name):
-        expected = {option: name for option in OPTIONS}
+        expected = dict.fromkeys(OPTIONS, name)
         if name.strip() == "null":  # says that there is none
             expected.update({"model.revision": None, "data.path": None})
-        config = parser.parse_args(literal_names(["fit", *(f"--{option}={name}" for option in OPTIONS)])).fit
+        config = fit.parse_args(literal_names([f"--{option}={name}" for option in OPTIONS]))
         assert {option: of(config, option) for option in OPTIONS} == expected
         written = fit.dump(config, skip_none=False, format="json", skip_validation=True)
         path.write_text(to_yaml(json.loads(written)), encoding="utf-8")
-        again = parser.parse_args(["fit", "--config", str(path)]).fit
+        again = fit.parse_args(["--config", str(path)])
         assert {option: of(again, option) for option in OPTIONS} == expected
 
     check()
@@ -199,7 +199,8 @@ def test_a_finished_run_is_never_mixed_with_another(cli, tiny, tmp_path):
     status, _, err = cli(*tiny, f"--run_dir={run}", "--overwrite", "--data.limit=1")
     assert status == 0, err
     assert json.loads((run / "results.json").read_text())["edits"] == 1
-    assert files_of(run) - {"notes.txt"} == fresh - {"edits/batch-000002.safetensors", "edits/batch-000003.safetensors"}
+    batches = {name for name in fresh if name.startswith("edits/")}
+    assert files_of(run) - {"notes.txt"} == fresh - set(sorted(batches)[1:])
     assert (run / "notes.txt").read_text() == "mine"
     assert yaml.safe_load((run / "config.yaml").read_text())["overwrite"] is False
     status, _, err = cli("fit", f"--run_dir={run}", "--ckpt_path=last", "--overwrite")
@@ -224,7 +225,7 @@ def test_a_mistyped_run_is_not_begun(cli, tmp_path):
     assert status == 2
     assert "there is no run in mistyped" in err
     assert not (tmp_path / "mistyped").exists()
-    assert "--config" not in resolve_resume(["fit", "--run_dir=null", "--data.limit=1", "--ckpt_path=last"])
+    assert resolve_resume(["fit", "--run_dir=null", "--data.limit=1", "--ckpt_path=last"])[1] == "--run_dir=null"
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,8 @@ def test_strategies_that_copy_the_process_are_refused_at_the_start(cli, tiny, tm
 
 
 @pytest.mark.parametrize("step", ["sphere_pl.report.write_report", "sphere_pl.monitors.results.show",
-                                  "sphere_pl.resilience.checkpoints._clear", "lightning.Callback.on_fit_end"])  # fmt: skip
+                                  "sphere_pl.resilience.checkpoints._clear", "lightning.Callback.on_fit_end"]
+)  # fmt: skip
 def test_nothing_after_the_results_fails_a_run(cli, tiny, tmp_path, monkeypatch, caplog, step):
     """wandb #2181: exit 2 after a finished run because of wandb's table."""
     if step == "sphere_pl.resilience.checkpoints._clear":
