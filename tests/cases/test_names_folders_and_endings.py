@@ -162,7 +162,15 @@ def test_a_run_under_any_name_goes_on_and_is_exported_alike(cli, tiny, tmp_path,
     tiny[1] = f"--model.name={tmp_path / 'model'}{name}"
     assert cli(*tiny, "--run_dir=plain")[0] == 0
     uncut = cut(monkeypatch, 2)
-    assert cli(*tiny, f"--run_dir={name}", f"--wandb.project={name}", f"--wandb.tags=[{json.dumps(name)}]")[0] == 9
+    assert (
+        cli(
+            *tiny,
+            f"--run_dir={name}",
+            f"--wandb.project={name}",
+            f"--wandb.tags=[{json.dumps(name, ensure_ascii=False)}]",
+        )[0]
+        == 9
+    )
     uncut()
     config = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))
     written = [config["run_dir"], config["wandb"]["project"], config["wandb"]["tags"][0]]
