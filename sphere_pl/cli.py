@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shlex
 import sys
 import time
 import warnings
@@ -14,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import yaml
+from jsonargparse import set_loader
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.closing import after_results
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.devices import accelerator_is_idle, default_device
@@ -36,12 +38,14 @@ from sphere_pl.monitors.preflight import MemoryPreflight
 from sphere_pl.monitors.results import RunResults, method_name
 from sphere_pl.monitors.target_table import TargetTable
 from sphere_pl.monitors.tracking import WandbPanels
+from sphere_pl.names import check_name, folder_name, literal_names, load_value, resume_command
 from sphere_pl.progress import EditProgress
-from sphere_pl.refusals import check_strategy
+from sphere_pl.refusals import check_launch, check_strategy
 from sphere_pl.resilience.checkpoints import RunCheckpoints, checkpoint_paths
 from sphere_pl.resilience.fingerprints import settings_that_count
 from sphere_pl.resilience.interrupts import RunInterrupted
-from sphere_pl.resilience.resuming import RunConfig, refuse_unfinished, resolve_resume
+from sphere_pl.resilience.resuming import RunConfig, resolve_resume
+from sphere_pl.resilience.run_folder import prepare_run_folder
 from sphere_pl.resilience.run_lock import RunLock
 from sphere_pl.runs.log import Kept
 
@@ -63,15 +67,22 @@ class EditingCLI(LightningCLI):
             follow_parent()
         try:
             self.trainer.fit(model, **kwargs)
+        except Exception as error:
+            if not self._results.written:
+                self._explain(error)
+                raise
+            with after_results("a last step"):
+                raise
         except RunInterrupted as interruption:
             if self.trainer.is_global_zero:
                 sys.stderr.write(f"Interrupted. {self._how_to_go_on()}\n")
             sys.exit(128 + interruption.signum)
-        except RuntimeError as error:
-            # The processes beside a lost one see their next exchange fail, with an error of the network library.
-            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-            if self.trainer.world_size == 1 or not lost:
-                raise
+
+    def _explain(self, error: Exception) -> None:
+        """Say what became of a run whose processes have lost one another; other errors speak for themselves."""
+        # The processes beside a lost one see their next exchange fail, with an error of the network library.
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if isinstance(error, RuntimeError) and self.trainer.world_size > 1 and lost:
             raise UserError(
                 f"A process of the run was lost (rank {self.trainer.global_rank} saw: {str(error).splitlines()[0]}). "
                 f"{self._how_to_go_on()}"
@@ -81,7 +92,7 @@ class EditingCLI(LightningCLI):
         run_dir = self._get(self.config_init, "run_dir")
         if not checkpoint_paths(self._get(self.config_init, "checkpoints").folder(self.trainer)):
             return "Nothing had been edited and saved yet."
-        return f"Go on with: python -m sphere_pl fit --run_dir {shlex.quote(run_dir)} --ckpt_path last"
+        return f"Go on with: {resume_command(run_dir)}"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -90,7 +101,11 @@ class EditingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks that every run has."""
-        parser.add_argument("--run_dir", type=str | None, help="Folder of the run; runs/<time>-<name> if left out.")
+        # No `str | None`: a folder may be called `null`.
+        parser.add_argument(
+            "--run_dir", type=str, default=None, help="Folder of the run; runs/<time>-<name> if left out."
+        )
+        parser.add_argument("--overwrite", action="store_true", help="Delete the run that --run_dir holds.")
         parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
         parser.add_argument(
             "--edit_log",
@@ -115,7 +130,7 @@ class EditingCLI(LightningCLI):
         except OmegaConfBaseException as error:
             raise UserError(
                 f"A ${{...}} of the configuration could not be resolved: {' '.join(str(error).split())}. Name a value "
-                "that is there, such as ${data.batch_size}."
+                "that is there, such as ${fit.data.batch_size}, or write \\${ for the signs themselves."
             ) from error
         sys.argv[1:] = args
 
@@ -129,9 +144,16 @@ class EditingCLI(LightningCLI):
         """Name the run's folder, for all processes alike."""
         config = self.config[self.subcommand]
         config.trainer.callbacks = _once(config.trainer.callbacks)
+        check_launch(config.trainer.strategy)
         if config.run_dir is None:
-            config.run_dir = str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(config.model.name)}")
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{folder_name(label_of(config.model.name))}"
+            config.run_dir = str(Path("runs") / name)
             sys.argv.append(f"--run_dir={config.run_dir}")
+        check_name("--run_dir", config.run_dir)
+        # No setting of the run: its config.yaml, given to another fit, must not delete that one's folder.
+        self._overwrite, config.overwrite = config.overwrite, False
+        if self._overwrite and config.ckpt_path is not None:
+            raise UserError("--overwrite deletes the run that --ckpt_path goes on with. Leave one of them out.")
         if config.eval.keep is None:
             config.eval.keep = str(Path(config.run_dir) / "abilities.json")
 
@@ -158,15 +180,17 @@ class EditingCLI(LightningCLI):
         run_dir = self._get(self.config_init, "run_dir")
         abilities = self._get(self.config_init, "eval")
         # Results behind the configured callbacks, so that a batch's time includes what they do with it.
+        self._results = RunResults(run_dir)
+        shown = self._get(self.config_init, "trainer").get("enable_progress_bar") is not False
         self.trainer_defaults["callbacks"] = [
-            EditProgress(quiet=self._get(self.config_init, "quiet")),
+            *([EditProgress(quiet=self._get(self.config_init, "quiet"))] if shown else []),
             MemoryPreflight(),
             LiveReport(run_dir),
             EditLog(
                 run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
             ),
             TargetTable(run_dir),
-            RunResults(run_dir),
+            self._results,
             abilities,
             WandbPanels(run_dir),
         ]
@@ -179,11 +203,15 @@ class EditingCLI(LightningCLI):
         resumed = self._get(self.config_init, "ckpt_path") is not None
         if is_first_process():
             self._held.enter_context(RunLock(run_dir))
-        if not resumed:
-            refuse_unfinished(Path(run_dir))
+            if not resumed:
+                prepare_run_folder(Path(run_dir), self._overwrite)
         self._dump_config()
         self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+        trial = bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
+        if trial:  # Lightning would leave the configuration out, and close the loggers that are open already
+            self.trainer_defaults["callbacks"].append(RunConfig(self._parser(self.subcommand), self._run_config()))
+            kwargs["logger"] = False
+        elif self._get(self.config_init, "trainer").get("logger") in (None, True):
             settings = self._get(self.config_init, "wandb")
             kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
             self._held.push(partial(_end_failed, kwargs["logger"]))
@@ -193,6 +221,9 @@ class EditingCLI(LightningCLI):
             warnings.filterwarnings("ignore", "GPU available but not used")
         kwargs["default_root_dir"] = run_dir
         return super().instantiate_trainer(**kwargs)
+
+    def _run_config(self) -> Any:
+        return self.config[self.subcommand]
 
     def _labels(self) -> list[str]:
         """Method, model and data: what runs are told apart by."""
@@ -242,6 +273,7 @@ def run(args: Sequence[str]) -> EditingCLI:
     Raises:
         UserError: For a user's mistake.
     """
+    set_loader("omegaconf+", load_value, (yaml.YAMLError,))
     settings = {"default_config_files": [str(config_folder() / "default.yaml")]}
     return EditingCLI(
         SequentialEditor,
@@ -254,7 +286,7 @@ def run(args: Sequence[str]) -> EditingCLI:
         save_config_callback=RunConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=resolve_resume(resolve_group_files(args)),
+        args=literal_names(resolve_resume(resolve_group_files(args))),
     )
 
 

@@ -48,11 +48,12 @@ def embedded_model(cache_dir: str | None = None) -> Path:
     """
     folder = cache_folder(cache_dir) / "models" / f"{EMBEDDED_MODEL.lower()}-{_SHA256[:8]}"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                _install(folder)
-            _verify(folder)
+        if not folder.exists():  # it is moved into place whole: to read it needs neither a lock nor a disk to write on
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    _install(folder)
+        _verify(folder)
     except OSError as error:
         raise UserError(
             f"The default model could not be kept in {folder}: {error}. It needs 0.7 GB of free disk while it is "

@@ -72,6 +72,19 @@ def check_strategy(device_map: DeviceMap, trainer: L.Trainer) -> None:
         )
 
 
+def check_launch(strategy: object) -> None:
+    """Refuse, by its name, a strategy that copies this process, its threads and locks among it.
+
+    Raises:
+        MisconfigurationException: If it is `ddp_spawn`, `ddp_fork`, `ddp_notebook` or one of their variants.
+    """
+    if isinstance(strategy, str) and strategy.lower().startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise MisconfigurationException(
+            f"`Trainer(strategy={strategy!r})` copies a process that already holds a model and a run folder. Several "
+            "processes need --trainer.strategy=ddp, which starts each of them anew."
+        )
+
+
 def check_precision(device: torch.device) -> None:
     """Refuse a device that editing cannot sum on.
 
@@ -95,6 +108,11 @@ def check_arithmetic(trainer: L.Trainer) -> None:
         raise MisconfigurationException(
             f"`Trainer(precision={trainer.precision!r})` would round or skip updates. Leave it at 32-true and "
             "choose the language model's type with --model.dtype."
+        )
+    if trainer.max_epochs != 1:
+        raise MisconfigurationException(
+            f"`Trainer(max_epochs={trainer.max_epochs})` would make every edit again in each epoch and count it twice. "
+            "Leave it at 1."
         )
     if trainer.accumulate_grad_batches != 1:
         raise MisconfigurationException("Edits cannot be accumulated: leave trainer.accumulate_grad_batches at 1.")

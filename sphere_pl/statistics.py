@@ -105,16 +105,20 @@ def second_moments(
         folder = next(iter(paths.values())).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock")
+            lock.acquire()
         except OSError as error:
             raise UserError(
-                f"The cache folder {folder} cannot be made: {error.strerror}. Name another one with "
+                f"The cache folder {folder} cannot be made or written: {error.strerror}. Name another one with "
                 "--model.statistics.cache_dir."
             ) from error
-        with FileLock(folder / "lock"):
+        try:
             missing = [site for site in sites if not paths[site.name].exists()]
             if missing:
                 for name, moment in compute_second_moments(lm, missing, settings, track, home).items():
                     _save(moment, identities[name], paths[name])
+        finally:
+            lock.release()
     return {name: _load(path) for name, path in paths.items()}
 
 

@@ -198,15 +198,6 @@ def test_a_mistake_in_the_data_leaves_no_run_folder(cli, model_folder, facts, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_run_in_one_folder_begins_anew(cli, model_folder, facts, tmp_path):
-    command = tiny_run(model_folder, facts, tmp_path)
-    lengths = []
-    for _ in range(2):
-        assert cli(*command)[0] == 0
-        lengths.append(len((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
-    assert lengths[0] == lengths[1]
-
-
 def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, tmp_path, monkeypatch):
     from sphere_pl.monitors import results
 

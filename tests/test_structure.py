@@ -13,15 +13,16 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     line.split()
     for line in """
-errors devices trainers budget forward monitors resilience tracing
-files architectures configs embedded data.builtin data.request evaluation.forest evaluation.sample evaluation.settings
-distributed guard resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
+errors devices trainers console closing budget forward monitors resilience tracing
+files names architectures configs embedded data.builtin data.request
+evaluation.forest evaluation.sample evaluation.settings
+distributed resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
 hub model_files gguf_files language_model
 data.records data.review methods.functional methods.memory methods.base resilience.run_lock
 loading
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
-budget.lending forward.packing methods.alphaedit methods.memit resilience.checkpoints
-tracing.functional
+forward.packing methods.alphaedit methods.memit resilience.checkpoints
+tracing.functional resilience.run_folder
 methods.descent methods.emmet methods.rome methods.ultraedit
 methods.ft methods.locft_bf
 methods representations generation data.datamodule progress evaluation

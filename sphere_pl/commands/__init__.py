@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from sphere_pl.console import finish_output, prepare_streams
 from sphere_pl.errors import UserError
 from sphere_pl.resilience.interrupts import RunInterrupted
 
@@ -32,6 +33,9 @@ _DISK_TROUBLE = {
     errno.EEXIST,
     errno.ENOTDIR,
     errno.ENOENT,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EISDIR,
 }
 
 
@@ -39,6 +43,16 @@ def main() -> None:
     """Entry point of `python -m sphere_pl`; a user's mistake ends it with one message and status 2."""
     # LightningCLI takes its arguments either from its caller or from sys.argv, and warns if it sees both.
     args, sys.argv[1:] = sys.argv[1:], []
+    prepare_streams()
+    try:
+        _main(args)
+    except BrokenPipeError:  # as of `| head`: whoever reads has seen enough
+        finish_output()
+    finally:
+        finish_output()
+
+
+def _main(args: Sequence[str]) -> None:
     if not args or args[0] in {"-h", "--help"}:
         sys.stdout.write(overview())
         return

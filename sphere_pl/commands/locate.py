@@ -13,6 +13,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
+from sphere_pl.console import as_shown, say
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
@@ -119,11 +120,11 @@ def trace_facts(lm: LanguageModel, facts: Sequence[Prompt], settings: TraceSetti
 def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
     """Print where each kind of state matters most."""
     probability = summary["probability"]
-    console.print(
+    say(
         f"{summary['model']}: {summary['answered_right']} of {summary['given']} facts answered right, "
         f"{summary['traced']} traced. Probability of the answer {_number(probability['clean'])}, with a corrupted "
         f"subject {_number(probability['corrupted'])}.",
-        highlight=False,
+        console,
     )
     window = summary["settings"]["window"]
     title = f"Highest average indirect effect and its layer (mlp, attention: {window} layers at once)"
@@ -131,10 +132,11 @@ def show(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
     table.add_column("", no_wrap=True)
     for kind in KINDS:
         table.add_column(kind, justify="right")
+    effects = summary["average_indirect_effect"]
     for role in ROLES:
-        table.add_row(role, *(_highest(summary["average_indirect_effect"][kind][role]) for kind in KINDS))
+        table.add_row(role, *(as_shown(_highest(effects[kind][role]), console) for kind in KINDS))
     console.print(table)
-    console.print(f"Open {folder / 'trace.png'}", highlight=False)
+    say(f"Open {folder / 'trace.png'}", console)
 
 
 def _highest(effects: Mapping[str, Any]) -> str:

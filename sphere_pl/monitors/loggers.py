@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlparse
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 from typing_extensions import override
 
+from sphere_pl.closing import Dispensable
 from sphere_pl.files import write_text
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 _LESS_IS_BETTER = ("val/perplexity", "drift/")
 _MORE_IS_BETTER = ("val/", "batch/", "retention/", "abilities/")
 _LONGEST_TAG, _LONGEST_GROUP = 64, 128  # wandb refuses longer ones
+_ONLINE = ("online", "shared", "run")
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ class EditsLogger(WandbLogger):
     """A wandb run whose curves all have the edits done so far as their axis.
 
     Each name is defined when it first comes: where several of wandb's own patterns fit a name, it is open which counts.
+    Nothing that wandb refuses, such as a table for want of a folder in the home, ends a run: that is said once.
 
     Args:
         run: The run.
@@ -145,17 +148,26 @@ class EditsLogger(WandbLogger):
     def __init__(self, run: Any) -> None:
         super().__init__(experiment=run)
         self._defined: set[str] = {"edits"}
+        self._wandb = Dispensable("wandb")
         run.define_metric("edits")
 
     @override
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log one row."""
-        for name in metrics:
-            if name not in self._defined:
-                self._defined.add(name)
-                self.experiment.define_metric(name, step_metric="edits", step_sync=True, summary=summary_of(name))
-        super().log_metrics(metrics, step)
+        with self._wandb.attempt():
+            for name in metrics:
+                if name not in self._defined:
+                    self._defined.add(name)
+                    self.experiment.define_metric(name, step_metric="edits", step_sync=True, summary=summary_of(name))
+            super().log_metrics(metrics, step)
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *_: Any) -> None:
+        """Show the settings."""
+        with self._wandb.attempt():
+            super().log_hyperparams(params)
 
 
 def summary_of(name: str) -> str | None:
@@ -192,36 +204,71 @@ def run_loggers(
 def _wandb(
     run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str], resumed: bool
 ) -> list[Logger]:
-    """A wandb run: online when the user is logged in, offline otherwise, none if wandb cannot start."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode == "disabled" or getattr(rank_zero_only, "rank", 0) != 0:
+    """A wandb run as the user's own settings of wandb have it; none if wandb cannot start.
+
+    Where they do not say how, it is online when the user is logged in, and offline otherwise.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return []
     import wandb
 
-    earlier = _earlier_run(Path(run_dir)) if resumed else None
-    first: Literal["online", "offline"] = "online" if mode != "offline" and logged_in() else "offline"
-    attempts: list[Literal["online", "offline"]] = ["online", "offline"]
-    for attempt in attempts[attempts.index(first) :]:
+    try:
+        own = own_settings()
+        mode = own.get("mode")
+        if mode == "disabled":
+            return []
+        Path(run_dir).mkdir(parents=True, exist_ok=True)
+        given = _run_settings(run_dir, settings, labels, own)
+    except Exception as error:  # a settings file that wandb cannot read
+        log.warning("wandb could not start: %s", error)
+        return []
+    earlier = _earlier_run(Path(run_dir)) if resumed and "run_id" not in own else None
+    attempts: list[Any] = [None] if mode else ["online", "offline"] if logged_in() else ["offline"]
+    for attempt in attempts:
+        # Only a run that is online can be taken up again; offline a second one is written beside it.
+        taken_up = earlier if (attempt or mode) in _ONLINE else None
+        again: dict[str, Any] = {"id": taken_up, "resume": "allow" if taken_up else None}
         try:
-            Path(run_dir).mkdir(parents=True, exist_ok=True)
-            run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                group=settings.group or ", ".join(labels)[:_LONGEST_GROUP] or None,
-                tags=list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in (*labels, *(settings.tags or ())))),
-                name=Path(run_dir).name,
-                # Only a run that is online can be taken up again; offline a second one is written beside it.
-                id=earlier if attempt == "online" else None,
-                resume="allow" if earlier and attempt == "online" else None,
-                dir=run_dir,
-                mode=attempt,
-                config=config,
-                settings=wandb.Settings(init_timeout=30, silent=True),
-            )
-            return [EditsLogger(run)]
-        except (wandb.errors.Error, OSError) as error:
-            log.warning("wandb could not start %s: %s", attempt, error)
+            return [EditsLogger(wandb.init(**given, **again, mode=attempt, config=config))]
+        except Exception as error:  # whatever it raises, the run goes on without it
+            log.warning("wandb could not start %s: %s", attempt or mode, error)
     return []
+
+
+def own_settings() -> dict[str, Any]:
+    """What the user has set for wandb: in the working folder's wandb/settings, in the home folder, in WANDB_*."""
+    import wandb
+
+    own = wandb.Settings()
+    nothing = set(own.model_fields_set)
+    own.settings_system = str(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    own.update_from_system_settings()
+    own.update_from_env_vars(dict(os.environ))
+    names = own.model_fields_set - nothing - {"settings_system"}
+    return {name: value for name in names if (value := getattr(own, name)) is not None}
+
+
+def _run_settings(
+    run_dir: str, settings: WandbSettings, labels: Sequence[str], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `wandb.init` is given: ours where the user has named it for this run, or nothing of his own is set."""
+    import wandb
+
+    project = None if "project" in own and settings.project == WandbSettings.project else settings.project
+    group = settings.group or (None if "run_group" in own else ", ".join(labels)[:_LONGEST_GROUP] or None)
+    tags = (*labels, *(settings.tags or ()), *(own.get("run_tags") or ()))
+    if any(not 0 < len(tag) <= _LONGEST_TAG for tag in settings.tags or ()):
+        log.warning("wandb takes tags of 1 to %d characters: longer ones of --wandb.tags are cut off.", _LONGEST_TAG)
+    defaults: dict[str, Any] = {"init_timeout": 30.0, "silent": True}
+    return {
+        "project": project,
+        "entity": settings.entity,
+        "group": group,
+        "tags": list(dict.fromkeys(tag[:_LONGEST_TAG] for tag in tags if tag)),
+        "name": None if "run_name" in own else Path(run_dir).absolute().name,
+        "dir": None if "root_dir" in own else run_dir,
+        "settings": wandb.Settings(**{name: value for name, value in defaults.items() if name not in own}),
+    }
 
 
 def _earlier_run(run_dir: Path) -> str | None:

@@ -21,6 +21,8 @@ from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.closing import after_results
+from sphere_pl.console import as_shown, say
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.files import write_atomically, write_text
 from sphere_pl.methods.base import Method
@@ -55,6 +57,7 @@ class RunResults(EditorCallback):
 
     def __init__(self, run_dir: str) -> None:
         self.run_dir = Path(run_dir)
+        self.written = False  # by this process: from here on nothing fails the run
         self._began = time.monotonic()
         self._batch_began = 0.0
         self._editing = 0.0
@@ -96,12 +99,16 @@ class RunResults(EditorCallback):
             save_edited(self.editor, edited)
         results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
         write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
+        self.written = True
         for logger in trainer.loggers:
-            logger.save()
-        from sphere_pl.report import write_report
+            with after_results(type(logger).__name__):
+                logger.save()
+        with after_results("report.html"):
+            from sphere_pl.report import write_report
 
-        write_report(self.run_dir)
-        show(results, self.run_dir, Console())
+            write_report(self.run_dir)
+        with after_results("the table"):
+            show(results, self.run_dir, Console())
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -208,21 +215,25 @@ def finite(value: Any) -> Any:
 
 def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     """Print the table of before and after."""
-    table = Table(title=f"{results['method']} on {results['model']}, {results['edits']} edits", title_justify="left")
+    say(f"{results['method']} on {results['model']}, {results['edits']} edits", console)
+    table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
     for metric in METRICS:
-        table.add_row(metric.replace("_", " "), *(_score(results[when], metric) for when in ("before", "after")))
+        table.add_row(
+            metric.replace("_", " "),
+            *(as_shown(_score(results[when], metric), console) for when in ("before", "after")),
+        )
     for name, label in SAMPLED.items():
         if any(name in results[when] for when in ("before", "after")):
-            table.add_row(label, *(_score(results[when], name) for when in ("before", "after")))
+            table.add_row(label, *(as_shown(_score(results[when], name), console) for when in ("before", "after")))
     table.add_row(
         "perplexity (held-out text)", *(_number(results[when].get("perplexity")) for when in ("before", "after"))
     )
     for task, found in results.get("abilities", {}).items():
         row = {**found, "after_standard_error": found["standard_error"]}
         name = f"{task} ({found['metric'].replace('_', ' ')})"
-        table.add_row(name, *(_score(row, when) for when in ("before", "after")))
+        table.add_row(name, *(as_shown(_score(row, when), console) for when in ("before", "after")))
     energies = results["hyperspherical_energy"].values()
     if energies and all(energy["after"] is not None for energy in energies):
         totals = [sum(energy[when] for energy in energies) for when in ("before", "after")]
@@ -234,7 +245,7 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     table.add_row("whole run", "", f"{results['seconds_total']:.0f} s")
     table.add_row("peak memory", "", f"{results['peak_memory_bytes'] / 2**30:.2f} GiB")
     console.print(table)
-    console.print(f"Open {run_dir / 'report.html'}", highlight=False)
+    say(f"Open {run_dir / 'report.html'}", console)
 
 
 def _score(scores: dict[str, float | None], metric: str) -> str:

@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
+from sphere_pl.closing import Dispensable, after_results
 from sphere_pl.report.collapse import collapse
 from sphere_pl.report.drawing import Drawing, finite
 from sphere_pl.report.figures import change_figures, trend_figure
@@ -35,6 +36,7 @@ class WandbPanels(L.Callback):
         self.run_dir = Path(run_dir)
         self.every = every
         self._validations = 0
+        self._figures = Dispensable("Sending figures to wandb")
 
     @override
     def on_validation_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -42,16 +44,18 @@ class WandbPanels(L.Callback):
         self._validations += not trainer.sanity_checking
         if not trainer.sanity_checking and self._validations % self.every == 0:
             for logger in _wandb_loggers(trainer):
-                send_figures(logger, read_run(self.run_dir))
+                with self._figures.attempt():
+                    send_figures(logger, read_run(self.run_dir))
 
     @override
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Send everything."""
         for logger in _wandb_loggers(trainer):
-            found = read_run(self.run_dir)
-            send_figures(logger, found)
-            send_tables(logger, found)
-            logger.experiment.summary.update(collapse_summary(found))
+            with after_results("sending figures and tables to wandb"):
+                found = read_run(self.run_dir)
+                send_figures(logger, found)
+                send_tables(logger, found)
+                logger.experiment.summary.update(collapse_summary(found))
 
 
 def send_figures(logger: WandbLogger, found: RunData) -> None:

@@ -11,6 +11,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from torch import Tensor
 from typing_extensions import override
 
+from sphere_pl.closing import after_results
 from sphere_pl.errors import UserError
 from sphere_pl.files import remove_unfinished
 from sphere_pl.resilience.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
@@ -184,7 +185,8 @@ class RunCheckpoints(L.Callback):
     def teardown(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
         """Called when all has ended well: the run has its results, and nobody will go on from its checkpoints."""
         if stage == "fit" and trainer.is_global_zero:
-            _clear(self.folder(trainer))
+            with after_results("deleting the checkpoints"):
+                _clear(self.folder(trainer))
 
     @override
     def on_save_checkpoint(
@@ -197,7 +199,7 @@ class RunCheckpoints(L.Callback):
             "settings": dict(self.settings),
             "stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "metrics": {name: value for name, value in trainer.callback_metrics.items() if isinstance(value, Tensor)},
-            "rows": [getattr(logger, "rows", None) for logger in trainer.loggers],
+            "rows": [_rows(logger) for logger in trainer.loggers],
         }
         _at_boundary(checkpoint["loops"]["fit_loop"], self._done, trainer.num_training_batches)
 
@@ -224,6 +226,12 @@ class RunCheckpoints(L.Callback):
                 path.unlink(missing_ok=True)
         self._last_seconds = time.monotonic() - began
         self.seconds += self._last_seconds
+
+
+def _rows(logger: Any) -> int | None:
+    """How many rows a logger that can be rewound has written; the one of a fast_dev_run has every attribute."""
+    rows = getattr(logger, "rows", None)
+    return rows if isinstance(rows, int) else None
 
 
 def _clear(folder: Path) -> None:

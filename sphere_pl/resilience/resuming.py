@@ -1,5 +1,6 @@
 """`--run_dir R --ckpt_path last`: a run goes on with its own configuration and its newest whole checkpoint."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing_extensions import override
 
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
+from sphere_pl.names import to_yaml
 from sphere_pl.resilience.checkpoint_file import read_checkpoint
 from sphere_pl.resilience.checkpoints import checkpoint_paths, newest_checkpoint
 
@@ -23,17 +25,22 @@ def resolve_resume(args: Sequence[str]) -> list[str]:
         UserError: If no run folder is named, or the checkpoint named is no whole one.
     """
     checkpoint, run_dir = _value(args, "ckpt_path"), _value(args, "run_dir")
-    if not args or args[0] != "fit" or checkpoint is None:
+    if not args or args[0] != "fit" or checkpoint in {None, "null", "None"}:
         return list(args)
     if checkpoint == "last":
         if run_dir is None:
             raise UserError("--ckpt_path=last needs --run_dir=<folder of the run that shall go on>.")
-        found = _last(Path(run_dir))
         folder = Path(run_dir)
+        if not (folder / "config.yaml").is_file() and len(_without(_without(args[1:], "ckpt_path"), "run_dir")) == 0:
+            raise UserError(
+                f"--ckpt_path=last: there is no run in {run_dir} to go on with. Is --run_dir mistyped? Given with the "
+                "whole command of a run, the option begins it there."
+            )
+        found = _last(folder)
     else:
         found, folder = _named(checkpoint), Path(run_dir or Path(checkpoint).parent.parent)
     rest = _without(args[1:], "ckpt_path")
-    config = ["--config", str(folder / "config.yaml")] if (folder / "config.yaml").is_file() else []
+    config = [f"--config={folder / 'config.yaml'}"] if (folder / "config.yaml").is_file() else []
     return [args[0], *config, *rest, *([f"--ckpt_path={found}"] if found else [])]
 
 
@@ -63,30 +70,17 @@ def _value(args: Sequence[str], name: str) -> str | None:
             found = following
         elif arg.startswith(f"--{name}="):
             found = arg.partition("=")[2]
-    return None if found in {"null", "None", ""} else found
+    return found or None
 
 
 def _without(args: Sequence[str], name: str) -> list[str]:
+    """The arguments but for one option and its value."""
     kept, skip = [], False
     for arg in args:
         if not skip and arg != f"--{name}" and not arg.startswith(f"--{name}="):
             kept.append(arg)
         skip = arg == f"--{name}"
     return kept
-
-
-def refuse_unfinished(run_dir: Path) -> None:
-    """Refuse to begin a new run over the only trace of another one.
-
-    Raises:
-        UserError: If the folder holds checkpoints of a run that has not finished.
-    """
-    paths = checkpoint_paths(run_dir / "checkpoints")
-    if paths and not (run_dir / "results.json").exists():
-        raise UserError(
-            f"{run_dir} holds a run that was interrupted. Go on with it: python -m sphere_pl fit --run_dir {run_dir} "
-            f"--ckpt_path last. Or delete {paths[-1].parent}, or name another --run_dir."
-        )
 
 
 class RunConfig(SaveConfigCallback):
@@ -101,4 +95,5 @@ class RunConfig(SaveConfigCallback):
         """Write config.yaml, on the first rank."""
         path = Path(self.config.run_dir) / "config.yaml"
         if trainer.is_global_zero and not (trainer.ckpt_path and path.exists()):
-            write_text(path, self.parser.dump(self.config, skip_none=False))
+            values = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+            write_text(path, to_yaml(values))

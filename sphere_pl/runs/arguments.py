@@ -37,7 +37,9 @@ def run_folder(given: argparse.Namespace) -> Path:
     Raises:
         UserError: If it is no folder.
     """
-    folder = Path(given.run_dir).expanduser()
+    folder = Path(given.run_dir)
+    if not folder.is_dir():  # a folder may be called `~`
+        folder = folder.expanduser()
     if not folder.is_dir():
         raise UserError(
             f"--run_dir={given.run_dir} is no folder. Give the folder of a run, such as runs/<time>-<name>."

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sphere_pl.console import say
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel
@@ -19,7 +20,7 @@ from sphere_pl.loading import load_language_model
 from sphere_pl.runs.arguments import add_load_arguments, load_options
 from sphere_pl.runs.log import LOG_FILE
 from sphere_pl.runs.low_rank import ROUNDING
-from sphere_pl.runs.saved import LoadOptions, SavedRun
+from sphere_pl.runs.saved import LoadOptions, SavedRun, own_options
 
 _WIDTH = 112  # a name of a matrix and six numbers; narrower terminals wrap it
 
@@ -90,7 +91,7 @@ def main(args: Sequence[str]) -> None:
         raise UserError("Give one run folder, or two of: run folder, model folder, hub id.")
     options = load_options(given)
     if len(sides) == 1:
-        first, second = _run_and_base(Path(sides[0]).expanduser(), given.at, options)
+        first, second = _run_and_base(_folder(sides[0]), given.at, options)
     else:
         first, second = (_side(each, given.at, options) for each in sides)
     found = differences(first, second, torch.device(options.device) if options.device else default_device())
@@ -118,11 +119,17 @@ def _run_and_base(folder: Path, at: int | None, options: LoadOptions) -> tuple[S
     return Side(run.history.header.model, base.lm, {}), Side(str(folder), base.lm, run.weights(base, at))
 
 
+def _folder(named: str) -> Path:
+    """A folder may be called `~`."""
+    return Path(named) if Path(named).is_dir() else Path(named).expanduser()
+
+
 def _side(named: str, at: int | None, options: LoadOptions) -> Side:
-    folder = Path(named).expanduser()
+    folder = _folder(named)
     if (folder / LOG_FILE).is_file():
         return _run_and_base(folder, at, options)[1]
-    lm = load_language_model(named, trust_remote_code=options.trust_remote_code, cache_dir=options.cache_dir)
+    with own_options():
+        lm = load_language_model(named, trust_remote_code=options.trust_remote_code, cache_dir=options.cache_dir)
     return Side(named, lm, {})
 
 
@@ -177,9 +184,9 @@ def _singular_values(change: Tensor) -> Tensor:
 def show(found: Sequence[Difference], title: str, console: Console) -> None:
     """Print the table."""
     if not found:
-        console.print(f"{title}: no matrix differs", highlight=False, markup=False, soft_wrap=True)
+        say(f"{title}: no matrix differs", console)
         return
-    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    say(title, console)
     table = Table()
     for column in ("matrix", "shape", "Frobenius", "relative", "spectral", "rank", "largest row"):
         table.add_column(column, justify="left" if column == "matrix" else "right", overflow="fold")

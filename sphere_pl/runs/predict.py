@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sphere_pl.console import say
 from sphere_pl.data.records import read_records
 from sphere_pl.data.request import shorten
 from sphere_pl.errors import UserError
@@ -143,4 +144,4 @@ def show(cases: Sequence[Case], out: Path, console: Console) -> None:
         cells = [case.prompt, *([case.wanted or "-"] if wanted else []), case.before.strip(), case.after.strip()]
         table.add_row(*map(Text, cells))  # as Text: brackets in an answer are no markup
     console.print(table)
-    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+    say(f"Written to {out}", console)

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -65,6 +68,20 @@ class LoadOptions:
     device_map: DeviceMap = None
 
 
+@contextmanager
+def own_options() -> Iterator[None]:
+    """Let a message about the model name the option of the commands on a saved run, where `fit` has another."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_FITS_OPTIONS.sub(lambda found: _OWN_OPTIONS[found[0]], str(error))) from error
+
+
+_OWN_OPTIONS = {f"--model.{name}": f"--{name}" for name in ("cache_dir", "trust_remote_code", "device_map")}
+_OWN_OPTIONS["--model.name"] = "--model"
+_FITS_OPTIONS = re.compile("|".join(map(re.escape, _OWN_OPTIONS)))
+
+
 @dataclass(frozen=True)
 class SavedRun:
     """A run folder.
@@ -124,14 +141,15 @@ class SavedRun:
             UserError: If it cannot be loaded or is another one.
         """
         header = self.history.header
-        lm = load_language_model(
-            options.model or header.model,
-            dtype=cast(Dtype, header.dtype),
-            revision=None if options.model else header.revision,
-            trust_remote_code=options.trust_remote_code,
-            cache_dir=options.cache_dir,
-            device_map=options.device_map,
-        )
+        with own_options():
+            lm = load_language_model(
+                options.model or header.model,
+                dtype=cast(Dtype, header.dtype),
+                revision=None if options.model else header.revision,
+                trust_remote_code=options.trust_remote_code,
+                cache_dir=options.cache_dir,
+                device_map=options.device_map,
+            )
         if fingerprint(lm) != header.fingerprint:
             raise UserError(
                 f"{options.model or header.model} is not the unedited model of {self.folder}: their weights differ. "

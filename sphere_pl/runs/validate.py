@@ -11,6 +11,7 @@ import jsonargparse
 from rich.console import Console
 from rich.table import Table
 
+from sphere_pl.console import as_shown, say
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
@@ -107,15 +108,18 @@ def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
 def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table of before and after."""
     heading = f"{scores['method']}, {scores['edits']} edits; records scored: {scores['records']}"
-    console.print(heading, highlight=False, markup=False, soft_wrap=True)
+    say(heading, console)
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     for name in scores["after"]:
         if not name.endswith("_standard_error"):
-            table.add_row(name.replace("_", " "), *(_number(scores[when], name) for when in ("before", "after")))
+            table.add_row(
+                name.replace("_", " "),
+                *(as_shown(_number(scores[when], name), console) for when in ("before", "after")),
+            )
     console.print(table)
-    console.print(f"Written to {out}", highlight=False, markup=False, soft_wrap=True)
+    say(f"Written to {out}", console)
 
 
 def _number(scores: Mapping[str, float | None], name: str) -> str:
