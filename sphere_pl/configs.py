@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from sphere_pl.commands.usage import did_you_mean
 from sphere_pl.errors import UserError
 
 _FLAGS = ("--config", "-c")
@@ -35,8 +36,22 @@ def find_config(name: str) -> str:
         return name
     found = config_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if not found.is_file():
-        raise UserError(f"--config={name}: no such file and no such group. Groups: {', '.join(group_files())}.")
+        raise UserError(f"--config={name}: no such file and no such group.\n{_instead(name)}")
     return str(found)
+
+
+def _instead(name: str) -> str:
+    """What a name that is none may have meant, or else which names there are."""
+    groups = group_files()
+    meant = did_you_mean(name.removesuffix(".yaml"), groups)
+    if meant:
+        return meant
+    folder = name.partition("/")[0]
+    inside = [group for group in groups if group.startswith(f"{folder}/")]
+    if inside:
+        return f"There are {', '.join(inside)}."
+    folders = dict.fromkeys(f"{group.partition('/')[0]}/" for group in groups)
+    return f"Groups begin with {', '.join(folders)}; `--config method/` lists those of a method."
 
 
 def resolve_group_files(args: Sequence[str]) -> list[str]:
@@ -49,6 +64,8 @@ def resolve_group_files(args: Sequence[str]) -> list[str]:
     resolved: list[str] = []
     expected = False
     for arg in args:
+        if expected and arg.startswith("-"):
+            raise UserError(f"--config needs a name, found {arg}: a YAML file, or a group such as method/memit.")
         flag, equals, name = arg.partition("=")
         if expected:
             resolved.append(find_config(arg))

@@ -12,10 +12,13 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     line.split()
     for line in """
-errors devices trainers budget forward monitors resilience tracing
+errors devices trainers budget forward monitors resilience tracing numbers commands.usage
 files architectures configs embedded data.builtin data.request evaluation.forest evaluation.sample evaluation.settings
+commands.wording
 distributed guard resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
+commands.parsers
 language_model data.records data.review methods.functional methods.memory methods.base resilience.run_lock
+commands.short_help
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
 budget.lending forward.compiling forward.packing methods.alphaedit methods.memit resilience.checkpoints
 tracing.functional

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sphere_pl.architectures import EditSite
+from sphere_pl.commands.usage import announced
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import DeviceMap, Dtype, LanguageModel, load_language_model
@@ -123,14 +124,15 @@ class SavedRun:
             UserError: If it cannot be loaded or is another one.
         """
         header = self.history.header
-        lm = load_language_model(
-            options.model or header.model,
-            dtype=cast(Dtype, header.dtype),
-            revision=None if options.model else header.revision,
-            trust_remote_code=options.trust_remote_code,
-            cache_dir=options.cache_dir,
-            device_map=options.device_map,
-        )
+        with announced(f"loading {options.model or header.model} ..."):
+            lm = load_language_model(
+                options.model or header.model,
+                dtype=cast(Dtype, header.dtype),
+                revision=None if options.model else header.revision,
+                trust_remote_code=options.trust_remote_code,
+                cache_dir=options.cache_dir,
+                device_map=options.device_map,
+            )
         if fingerprint(lm) != header.fingerprint:
             raise UserError(
                 f"{options.model or header.model} is not the unedited model of {self.folder}: their weights differ. "
