@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks.__main__ import markdown
 from benchmarks.measure import Measurement
 from sphere_pl.monitors.results import show
+from sphere_pl.numbers import change
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))
@@ -69,7 +70,7 @@ def methods(summary: dict[str, Any]) -> str:
             continue
         names = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
         scores = " | ".join(f"{after[each]:.2f} ± {after[f'{each}_standard_error']:.2f}" for each in names)
-        energy = f"{entry['energy_change']:+z.4%}"
+        energy = change(entry["energy_change"])
         lines.append(f"{name} {scores} | {after['perplexity']:.1f} | {energy} | {entry['seconds_per_edit']:.2f} |")
     before = summary["rows"][0]["before"]
     left = f" Not run yet: {', '.join(summary['missing'])}." if summary["missing"] else ""
@@ -108,7 +109,7 @@ def soak(summary: dict[str, Any]) -> str:
     files = " and ".join(map(str, summary["open_files"]))
     resident = [sample["resident_bytes"] / 1e9 for sample in summary["samples"] if sample["edits"] >= 200]
     return (
-        f"After {summary['edits']} edits: resident memory {summary['memory_growth']:+z.1%} since the 200th "
+        f"After {summary['edits']} edits: resident memory {change(summary['memory_growth'], 1)} since the 200th "
         f"({resident[0]:.2f} to {resident[-1]:.2f} GB), {files} open files, {summary['seconds_per_edit_early']:.2f} "
         f"seconds of processor time an edit in the first quarter and {summary['seconds_per_edit_late']:.2f} in the "
         f"last ({summary['device']})."

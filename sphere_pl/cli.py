@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -19,10 +19,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.closing import after_results
+from sphere_pl.commands.parsers import AllHelp, Explained
+from sphere_pl.commands.short_help import argument, short_help
+from sphere_pl.commands.usage import program
 from sphere_pl.configs import config_folder, resolve_group_files
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.devices import accelerator_is_idle, default_device
@@ -50,6 +54,23 @@ from sphere_pl.resilience.run_lock import RunLock
 from sphere_pl.runs.log import Kept
 
 log = logging.getLogger(__name__)
+
+
+class FitParser(Explained, LightningArgumentParser):
+    """Lightning's parser; errors as in `Explained`, and a help of one screen where there is an `--help_all`."""
+
+    more_help = ", all arguments: --help_all"
+
+    def whole_help(self) -> str:
+        """All arguments."""
+        return super().format_help()
+
+    @override
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The arguments that most runs need."""
+        if "--help_all" not in self._option_string_actions:
+            return super().format_help(*args, **kwargs)
+        return short_help(self, self.get_defaults())
 
 
 class EditingCLI(LightningCLI):
@@ -122,6 +143,15 @@ class EditingCLI(LightningCLI):
         # No callback key of its own: it goes behind RunResults, so that its time is no batch's time.
         parser.add_class_arguments(GeneralAbilities, "eval")
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add what concerns the help; the arguments of `Trainer.fit` are there by now."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        whole = cast(FitParser, parser).whole_help
+        parser.add_argument("--help_all", action=AllHelp, text=whole, help="Show the help of all arguments and exit.")
+        argument(parser, "config").help = "A group such as method/memit, or a YAML file; can be given several times."
+        argument(parser, "ckpt_path").help = "`last`, or a checkpoint's file, to resume the run in --run_dir."
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and keep the arguments: Lightning starts a process for each further device with `sys.argv`."""
@@ -279,8 +309,12 @@ def run(args: Sequence[str]) -> EditingCLI:
         SequentialEditor,
         EditDataModule,
         # omegaconf+ resolves ${...} after files, defaults and command line are merged.
+        parser_class=FitParser,
         parser_kwargs={
             "parser_mode": "omegaconf+",
+            "prog": program(),
+            # An argument cut short would escape what reads the command line before the parser does.
+            "allow_abbrev": False,
             **{name: {"parser_mode": "omegaconf+", **settings} for name in EditingCLI.subcommands()},
         },
         save_config_callback=RunConfig,

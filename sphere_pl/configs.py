@@ -12,6 +12,7 @@ Files are read in the order given and later ones win, as everywhere, but for two
 from collections.abc import Sequence
 from pathlib import Path
 
+from sphere_pl.commands.usage import did_you_mean
 from sphere_pl.errors import UserError
 
 _FLAGS = ("--config", "-c")
@@ -45,8 +46,22 @@ def find_config(name: str) -> str:
         return name
     found = config_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if not found.is_file():
-        raise UserError(f"--config={name}: no such file and no such group. Groups: {', '.join(group_files())}.")
+        raise UserError(f"--config={name}: no such file and no such group.\n{_instead(name)}")
     return str(found)
+
+
+def _instead(name: str) -> str:
+    """What a name that is none may have meant, or else which names there are."""
+    groups = group_files()
+    meant = did_you_mean(name.removesuffix(".yaml"), groups)
+    if meant:
+        return meant
+    folder = name.partition("/")[0]
+    inside = [group for group in groups if group.startswith(f"{folder}/")]
+    if inside:
+        return f"There are {', '.join(inside)}."
+    folders = dict.fromkeys(f"{group.partition('/')[0]}/" for group in groups)
+    return f"Groups begin with {', '.join(folders)}; `--config method/` lists those of a method."
 
 
 def resolve_group_files(args: Sequence[str]) -> list[str]:
@@ -65,6 +80,8 @@ def resolve_group_files(args: Sequence[str]) -> list[str]:
     for word in rest:
         flag, equals, value = word.partition("=")
         name = (value if equals else next(rest, None)) if flag in _FLAGS else None
+        if name is not None and name.startswith("-"):
+            raise UserError(f"--config needs a name, found {name}: a YAML file, or a group such as method/memit.")
         words.append(word if name is None else None)
         names += [] if name is None else [name]
     files = iter(_with_variants(_in_reading_order(names)))

@@ -330,7 +330,7 @@ class SequentialEditor(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what was measured and go back to the weights being edited."""
-        self._keep_scores(self.evaluator.scores(self.language_model))
+        self._keep_scores(self.evaluator.scores(self.language_model, track(self.trainer)))
         self.log_dict({**self.evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
         self.refresh_model()
 
@@ -343,7 +343,7 @@ class SequentialEditor(L.LightningModule):
     def score_end(self) -> None:
         """Score the end of a run whose last validation did not know that it was the last: one that a guard stopped."""
         lm, edits, start = self.language_model, self.edits_seen, self.batch_start
-        self._keep_scores(self.evaluator.score_end(lm, edits, start, self.unedited_answers))
+        self._keep_scores(self.evaluator.score_end(lm, edits, start, self.unedited_answers, track(self.trainer)))
 
     def on_validation_end(self) -> None:
         """Follow a callback that moved the weights after a validation."""

@@ -10,9 +10,13 @@ from typing import Any, cast
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Column
+from rich.text import Text
 from typing_extensions import override
 
+from sphere_pl.numbers import change, clock
 from sphere_pl.trainers import callbacks_of
 
 UNEDITED = "unedited model"  # what the evaluator calls its pass over every request
@@ -68,6 +72,7 @@ class EditProgress(ProgressBar):
         self._clock = _Clock()
         self._took: dict[str, float] = {}
         self._validation: TaskID | None = None
+        self._loading: TaskID | None = None
 
     @override
     def disable(self) -> None:
@@ -78,11 +83,10 @@ class EditProgress(ProgressBar):
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("{task.description:<16}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[scores]}"),
+                BarColumn(bar_width=max(8, min(30, self.console.width - 95))),
+                _Done(table_column=Column(no_wrap=True)),
+                _Times(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[scores]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self.console,
                 disable=not self.console.is_terminal,
             )
@@ -99,9 +103,31 @@ class EditProgress(ProgressBar):
         for done, item in enumerate(items, start=1):
             yield item
             left = (time.monotonic() - began) / done * (total - done)
-            progress.update(task, completed=done, left=f"{_duration(left)} left" if done < total else "")
+            progress.update(task, completed=done, left=clock(left) if done < total else "")
         self._took[description] = time.monotonic() - began
         progress.remove_task(task)
+
+    @override
+    def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
+        """Say that the language model is loaded, which Lightning has the module do next."""
+        super().setup(trainer, pl_module, stage)
+        name = getattr(pl_module, "name", None)
+        if name is not None and getattr(pl_module, "lm", None) is None:
+            self._loading = self._begin(f"loading {name}")
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """It is loaded."""
+        if self._progress is not None and self._loading is not None:
+            self._progress.remove_task(self._loading)
+        self._loading = None
+
+    def _begin(self, description: str) -> TaskID:
+        """Show a phase of which nobody knows how long it takes."""
+        progress = self._start()
+        if not self.console.is_terminal:
+            self.console.print(f"{description} ...", highlight=False, markup=False)
+        return progress.add_task(escape(description), total=None, left="", scores="")
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -168,7 +194,8 @@ class EditProgress(ProgressBar):
         self._update(trainer, pl_module)
         if not self.console.is_terminal:
             done, total = getattr(pl_module, "edits_seen", 0), len(getattr(pl_module, "requests", ()))
-            parts = [f"{done}/{total} edits", self._clock.left(done), _scores(trainer)]
+            times = said(self._clock.elapsed(), self._clock.left(done))
+            parts = [f"{done}/{total} edits", times, _scores(trainer)]
             self.console.print(", ".join(part for part in parts if part), highlight=False)
 
     def _update(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -180,7 +207,7 @@ class EditProgress(ProgressBar):
         """Give the terminal back."""
         if self._progress is not None:
             self._progress.stop()
-        self._progress, self._edits, self._validation = None, None, None
+        self._progress, self._edits, self._validation, self._loading = None, None, None, None
 
     @override
     def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -239,9 +266,13 @@ class _Clock:
         self._entered = None
 
     def left(self, done: int) -> str:
-        """Time left in words, once something has been measured."""
+        """Time left as h:mm:ss, once something has been measured."""
         seconds = self.seconds_left(done)
-        return "" if seconds is None else f"{_duration(seconds)} left"
+        return "" if seconds is None else clock(seconds)
+
+    def elapsed(self) -> float:
+        """Seconds since the first batch."""
+        return time.monotonic() - self._began
 
     def seconds_left(self, done: int) -> float | None:
         """Seconds left, None before the first batch is done and after the last validation."""
@@ -263,15 +294,32 @@ class _Clock:
         return sum(self.records(point) for point in (*points, self._total) if point > self._checked)
 
 
-def _duration(seconds: float) -> str:
-    """Write a time as h:mm:ss.
+def said(elapsed: float, left: str) -> str:
+    """How long something has taken and will take.
 
     Example:
-        >>> _duration(3671)
-        '1:01:11'
+        >>> said(15, "0:00:01"), said(15, "")
+        ('0:00:15 elapsed, about 0:00:01 left', '0:00:15 elapsed')
     """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{clock(elapsed)} elapsed" + (f", about {left} left" if left else "")
+
+
+class _Done(ProgressColumn):
+    """How many of how many; nothing where the number is unknown."""
+
+    @override
+    def render(self, task: Task) -> Text:
+        """Draw it."""
+        return Text("" if task.total is None else f"{int(task.completed)}/{int(task.total)}")
+
+
+class _Times(ProgressColumn):
+    """Time elapsed and time left, each with its name."""
+
+    @override
+    def render(self, task: Task) -> Text:
+        """Draw it."""
+        return Text(said(task.elapsed or 0.0, task.fields["left"]))
 
 
 def batch_size(trainer: "L.Trainer") -> int:
@@ -286,5 +334,5 @@ def _scores(trainer: "L.Trainer") -> str:
     if "val/efficacy" in values:
         shown.append(f"efficacy {float(values['val/efficacy']):.2f}")
     if "energy/change" in values:
-        shown.append(f"energy {float(values['energy/change']):+z.4%}")
+        shown.append(f"energy {change(float(values['energy/change']))}")
     return ", ".join(shown)

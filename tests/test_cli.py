@@ -159,7 +159,7 @@ def test_a_saved_run_is_exported_compared_scored_and_asked(cli, model_folder, fa
     assert scores[0]["before"] == results["before"]
     assert scores[0]["after"] == scores[1]["after"] == results["after"]
     status, out, err = cli("validate", "--run_dir", run, "--data.limit=1", "--data.offset=1")
-    assert (status, "records scored: 1\n" in out) == (0, True), err
+    assert (status, "records scored: 1 of 3 (--data.offset, --data.limit)\n" in out) == (0, True), err
     status, out, err = cli("predict", "--run_dir", run, "--prompt", "Rome is", "--max_tokens", "2")
     assert (status, "before" in out) == (0, True), err
 
@@ -233,7 +233,7 @@ def test_the_edited_matrices_fit_back_into_the_model(cli, model_folder, facts, t
         (["--data.batch_size=0"], "batch_size=0"),
         (["--projection.strength=1.5"], "strength=1.5"),
         (["--projection.cumulative_ratio=-0.1"], "cumulative_ratio=-0.1"),
-        (["--config=method/nothing"], "no such group. Groups: .*method/memit"),
+        (["--config=method/nothing"], "no such group.\nThere are .*method/memit"),
         (["--trainer.precision=bf16-true"], "precision"),
         (["--model.targets.steps=0"], "steps=0"),
         (["--model.contexts=-1"], "contexts=-1"),

@@ -144,6 +144,7 @@ def test_a_terminal_sees_nested_bars(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     text = shown(monkeypatch, Terminal())
     assert all(word in text for word in ("second moments", "editing", "validation", "20/20"))
+    assert "0:00:00 elapsed, about 0:00:00 left" in text  # after half of the edits
 
 
 def test_without_a_terminal_there_is_a_plain_line_a_validation(monkeypatch):
@@ -152,6 +153,18 @@ def test_without_a_terminal_there_is_a_plain_line_a_validation(monkeypatch):
     assert len(text.splitlines()) == 3
     assert text.splitlines()[-1].startswith("20/20 edits")
     assert "\x1b" not in text
+
+
+def test_the_load_of_the_model_is_said_before_it_begins(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    progress = EditProgress()
+    progress.setup(SimpleNamespace(is_global_zero=True), SimpleNamespace(name="some/model[1]", lm=None), "fit")
+    assert stream.getvalue() == "loading some/model[1] ...\n"
+    assert progress._progress.tasks
+    progress.on_fit_start(None, None)
+    assert not progress._progress.tasks
+    progress.close()
 
 
 def test_quiet_shows_nothing(monkeypatch):

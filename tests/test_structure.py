@@ -13,13 +13,14 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     line.split()
     for line in """
-errors devices trainers console closing budget forward monitors resilience tracing
-files names architectures configs embedded data.builtin data.request
+errors devices trainers console closing budget forward monitors resilience tracing numbers commands.usage
+files names architectures configs embedded data.builtin data.request commands.wording
 evaluation.forest evaluation.sample evaluation.settings
 distributed resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
+commands.parsers
 hub model_files gguf_files language_model
 data.records data.review methods.functional methods.memory methods.base resilience.run_lock
-loading
+loading commands.short_help
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
 forward.packing methods.alphaedit methods.memit resilience.checkpoints
 tracing.functional resilience.run_folder

@@ -4,10 +4,13 @@ import errno
 import importlib
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
 
+from sphere_pl import __version__
+from sphere_pl.commands.usage import announced, did_you_mean, program
 from sphere_pl.console import finish_output, prepare_streams
 from sphere_pl.errors import UserError
 from sphere_pl.resilience.interrupts import RunInterrupted
@@ -56,6 +59,9 @@ def _main(args: Sequence[str]) -> None:
     if not args or args[0] in {"-h", "--help"}:
         sys.stdout.write(overview())
         return
+    if "--version" in args:
+        sys.stdout.write(f"{versions()}\n")
+        return
     _quieten()
     try:
         run(args)
@@ -76,7 +82,23 @@ def _main(args: Sequence[str]) -> None:
 def overview() -> str:
     """All commands, each with a line about it."""
     lines = [f"  {name:<10} {about}\n" for name, (_, about) in COMMANDS.items()]
-    return "usage: python -m sphere_pl COMMAND ...\n\n" + "".join(lines) + "\nCOMMAND --help says more.\n"
+    return (
+        f"usage: {program()} COMMAND ...\n\n{''.join(lines)}\n"
+        "COMMAND --help says more, --version says which releases are at work.\n"
+    )
+
+
+def versions() -> str:
+    """This program's version and those of the libraries that it stands on; none of them is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("torch", "lightning", "transformers"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} missing")
+    return f"sphere_pl {__version__} ({', '.join(found)}, Python {sys.version.split()[0]})"
 
 
 def run(args: Sequence[str]) -> None:
@@ -87,8 +109,9 @@ def run(args: Sequence[str]) -> None:
     """
     name, *rest = args
     if name not in COMMANDS:
-        raise UserError(f"There is no command {name!r}. The commands are {', '.join(COMMANDS)}.")
-    module = importlib.import_module(COMMANDS[name][0])
+        raise UserError(_no_command(name, args))
+    with announced("loading libraries ...", quiet=_asks_for_quiet(rest)):
+        module = importlib.import_module(COMMANDS[name][0])
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     _quieten_lightning()
@@ -96,6 +119,22 @@ def run(args: Sequence[str]) -> None:
         module.main(rest)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+
+
+def _no_command(name: str, args: Sequence[str]) -> str:
+    """What is said of a first argument that is no command."""
+    if name.startswith("-"):
+        meant = f"Did you mean {program()} fit {shlex.join(args)}?"
+    else:
+        meant = did_you_mean(name, COMMANDS)
+    lines = [f"There is no command {name!r}.", meant, f"The commands are {', '.join(COMMANDS)}."]
+    return "\n".join(line for line in lines if line)
+
+
+def _asks_for_quiet(args: Sequence[str]) -> bool:
+    """Whether a command line wants no progress, as far as can be told before it is parsed."""
+    asks = any(arg == "--quiet" or arg.lower() == "--quiet=true" for arg in args)
+    return asks or any(arg.split("=")[0] in {"-h", "--help", "--help_all", "--print_config"} for arg in args)
 
 
 def _give_up(message: str) -> None:

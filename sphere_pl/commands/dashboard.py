@@ -1,12 +1,12 @@
 """`python -m sphere_pl dashboard`: the wandb workspace of an editing project, written as code."""
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.monitors.loggers import WandbSettings, logged_in
 from sphere_pl.report.reading import ACCURACIES, METRICS
@@ -120,7 +120,8 @@ def build_workspace(entity: str, project: str, name: str, sections: Sequence[Sec
     except ImportError as error:
         raise UserError(
             "The dashboard is written with wandb-workspaces, which is not installed. Run "
-            "`pip install 'sphere-pl[dashboard]'`, or `pip install 'wandb-workspaces>=0.4,<0.5'`."
+            "`pip install 'wandb-workspaces>=0.4.13,<0.5'`, or in a checkout "
+            "`pip install -e ./callbacks -e '.[dashboard]'`."
         ) from error
     built = [
         ws.Section(
@@ -163,7 +164,7 @@ def main(args: Sequence[str]) -> None:
     Raises:
         UserError: If the extra or the login is missing, or wandb refuses.
     """
-    parser = argparse.ArgumentParser(prog="sphere_pl dashboard", description="Write the wandb workspace.")
+    parser = Parser("dashboard", description="Write the wandb workspace.")
     parser.add_argument("--project", default=WandbSettings.project, help="the wandb project")
     parser.add_argument("--entity", help="the wandb user or team; your default one if left out")
     parser.add_argument("--name", default="Sequential editing", help="name of the workspace")

@@ -1,18 +1,21 @@
 """`python -m sphere_pl locate`: which layers hold the facts, found by causal tracing."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import jsonargparse
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
+from sphere_pl import numbers
+from sphere_pl.commands.parsers import SettingsParser
+from sphere_pl.commands.usage import program
 from sphere_pl.console import as_shown, say
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.devices import default_device
@@ -65,8 +68,10 @@ def main(args: Sequence[str]) -> None:
 
 
 def _parse(args: Sequence[str]) -> Any:
-    parser = jsonargparse.ArgumentParser(
-        prog="sphere_pl locate", description="Find the layers that hold facts by causal tracing, and suggest some."
+    parser = SettingsParser(
+        prog=f"{program()} locate",
+        allow_abbrev=False,
+        description="Find the layers that hold facts by causal tracing, and suggest some.",
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of these arguments.")
     parser.add_function_arguments(load_language_model, "model")
@@ -148,4 +153,4 @@ def _highest(effects: Mapping[str, Any]) -> str:
 
 def _number(value: Mapping[str, float | None]) -> str:
     error = value["standard_error"]
-    return f"{value['mean']:.3f}" if error is None else f"{value['mean']:.3f} ± {error:.3f}"
+    return numbers.score(cast(float, value["mean"]), math.nan if error is None else error)

@@ -20,6 +20,7 @@ from sphere_pl.files import is_local
 log = logging.getLogger(__name__)
 
 BUILT_IN = "facts"
+BUILT_IN_LIMIT = 100  # of the built-in facts: a run of minutes
 Invalid = Literal["refuse", "skip"]
 
 
@@ -66,7 +67,7 @@ class EditDataModule(L.LightningDataModule):
             your own `prompt, subject, target`.
         path: A .json, .jsonl or .csv file, a folder that holds it, or the id of a hub data set. The built-in set needs
             none.
-        limit: How many edits to read; all if None.
+        limit: How many edits to read, all if null; auto is 100 of the built-in facts, and all of any other data.
         offset: How many edits to leave out at the beginning.
         batch_size: Edits in a batch, that is in one step (100 in the paper).
         shuffle_seed: Shuffle the edits with this seed before `offset` and `limit`; in the file's order if None.
@@ -83,7 +84,7 @@ class EditDataModule(L.LightningDataModule):
         self,
         name: str = BUILT_IN,
         path: str | None = None,
-        limit: int | None = 100,
+        limit: int | Literal["auto"] | None = "auto",
         offset: int = 0,
         batch_size: int = 10,
         shuffle_seed: int | None = None,
@@ -96,6 +97,8 @@ class EditDataModule(L.LightningDataModule):
         _check_source(name, path, file)
         if batch_size < 1:
             raise UserError(f"--data.batch_size={batch_size} must be at least 1.")
+        if limit == "auto":
+            limit = BUILT_IN_LIMIT if name == BUILT_IN else None
         if offset < 0 or (limit is not None and limit < 1):
             raise UserError(f"--data.offset={offset} must be at least 0 and --data.limit={limit} at least 1.")
         _check_choice("conflicts", conflicts, get_args(Conflicts))
@@ -105,6 +108,28 @@ class EditDataModule(L.LightningDataModule):
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
+        self.available = 0
+
+    @property
+    def extent(self) -> str:
+        """How much of the data is edited, and which argument leaves out the rest.
+
+        Example:
+            >>> data = EditDataModule(limit=3)
+            >>> data.setup("fit")
+            >>> data.extent
+            '3 of 812 edits (--data.limit)'
+        """
+        cut = [name for name in ("offset", "limit") if self._cuts(name)]
+        if not cut:
+            return f"{len(self.requests):,} edits"
+        arguments = ", ".join(f"--data.{name}" for name in cut)
+        return f"{len(self.requests):,} of {self.available:,} edits ({arguments})"
+
+    def _cuts(self, name: str) -> bool:
+        if name == "offset":
+            return self.offset > 0
+        return self.limit is not None and self.offset + self.limit < self.available
 
     def setup(self, stage: str) -> None:
         """Read and check the records, and report what is odd about them, once."""
@@ -118,6 +143,7 @@ class EditDataModule(L.LightningDataModule):
             raise UserError(f"There is no record to edit in {self.path}. Give a file with at least one.")
         if self.offset >= len(requests):
             raise UserError(f"--data.offset={self.offset} leaves nothing of the {len(requests)} edits. Lower it.")
+        self.available = len(requests)
         if self.shuffle_seed is not None:
             random.Random(self.shuffle_seed).shuffle(requests)  # noqa: S311 (an order, not a secret)
         stop = None if self.limit is None else self.offset + self.limit

@@ -93,7 +93,8 @@ def prepare_states(
     if method.needs_second_moment:
         moments = second_moments(lm, sites, settings, track, offload.home)
     states, diagnosis = [], {}
-    for site in sites:
+    bar = track(sites, "what the edits keep", len(sites)) if moments else sites
+    for site in bar:
         moment, half = moments.pop(site.name, None) or (None, None)
         state = method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
         diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold)

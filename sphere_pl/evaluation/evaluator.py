@@ -16,9 +16,10 @@ from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
 from sphere_pl.language_model import LanguageModel
-from sphere_pl.progress import UNEDITED, Track
+from sphere_pl.progress import UNEDITED, Track, untracked
 from sphere_pl.statistics import beginning, read_corpus
 
+EDITED, TEXTS = "edited model", "text and free answers"  # what the passes after the teacher-forced one are called
 RETAINED = ("efficacy", "generalization")
 NeighborAnswers = Mapping[int, Sequence[Sequence[int]]]
 
@@ -73,7 +74,9 @@ class Evaluator(nn.Module):
             places = range(start, start + len(answers))
             neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}
             metrics.update(places, answers, neighbors)
-        scores = {**metrics.summary(), **self.perplexity(lm), **self.sampled_scores(lm)}
+        scores = metrics.summary()
+        for measure in track((self.perplexity, self.sampled_scores), TEXTS, 2):
+            scores |= measure(lm)
         return Unedited(scores, neighbors, answer_cases(lm, case_prompts(self._sample(self.settings.cases))))
 
     def plan(self, requests: Sequence[EditRequest]) -> None:
@@ -116,17 +119,28 @@ class Evaluator(nn.Module):
             _update(cast(EditingMetrics, self.ages[age]), aged, unedited)
         self._missed += [request for _, request, each in chosen if any(a.predicted != a.target for a in each.rewrite)]
 
-    def score_end(self, lm: LanguageModel, edits: int, batch_start: int, unedited: NeighborAnswers) -> dict[str, float]:
+    def score_end(
+        self,
+        lm: LanguageModel,
+        edits: int,
+        batch_start: int,
+        unedited: NeighborAnswers,
+        track: Track = untracked,
+    ) -> dict[str, float]:
         """Hold the last validation at once, outside of Lightning's; see `begin` and `scores`."""
         self.begin(edits, batch_start, last=True)
-        for batch in self.batches():
+        for batch in track(self.batches(), EDITED, -(-edits // self.settings.batch_size)):
             self.add(lm, batch, unedited)
-        return self.scores(lm)
+        return self.scores(lm, track)
 
-    def scores(self, lm: LanguageModel) -> dict[str, float]:
+    def scores(self, lm: LanguageModel, track: Track = untracked) -> dict[str, float]:
         """End a validation: what results.json says about the edited model."""
-        sampled = self.sampled_scores(lm) if self.last else {}
-        return {**self.everything.summary(), **self.perplexity(lm), **sampled}
+        if not self.last:
+            return {**self.everything.summary(), **self.perplexity(lm)}
+        scores = self.everything.summary()
+        for measure in track((self.perplexity, self.sampled_scores), TEXTS, 2):
+            scores |= measure(lm)
+        return scores
 
     def scalars(self, scores: Mapping[str, float]) -> dict[str, float]:
         """What is logged of a validation: the scores, the last batch's, and accuracy by age; NaN left out."""
@@ -185,6 +199,7 @@ def score_requests(
     requests: Sequence[EditRequest],
     settings: EvaluationSettings = EvaluationSettings(),
     unedited: NeighborAnswers | None = None,
+    track: Track = untracked,
 ) -> dict[str, float]:
     """Score a model on requests outside a fit, under the names of results.json.
 
@@ -194,10 +209,11 @@ def score_requests(
         settings: What is measured.
         unedited: The unedited model's answers to the neighbours, by place, as a run keeps them; without them there is
             no neighbourhood agreement.
+        track: Shows progress.
     """
     evaluator = Evaluator(settings).to(lm.device)
     evaluator.plan(requests)
-    return evaluator.score_end(lm, len(requests), 0, unedited or {})
+    return evaluator.score_end(lm, len(requests), 0, unedited or {}, track)
 
 
 def _update(

@@ -22,6 +22,7 @@ class MemoryPreflight(EditorCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             loader = datamodule.train_dataloader()
             if isinstance(callback, EditProgress) and isinstance(loader, EditLoader):
+                callback.console.print(f"Data: {datamodule.extent}.", highlight=False, markup=False)
                 callback.console.print(estimate(self.editor, loader).line(), highlight=False)
 
 

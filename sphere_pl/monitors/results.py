@@ -20,6 +20,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
+from sphere_callbacks.energy import mean_change
+from sphere_pl import numbers
 from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.closing import after_results
 from sphere_pl.console import as_shown, say
@@ -128,6 +130,7 @@ class RunResults(EditorCallback):
                 "model": editor.name,
                 "method": method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
                 "edits": editor.edits_seen,
+                "data": getattr(getattr(trainer, "datamodule", None), "extent", None),
                 "before": editor.before,
                 "after": editor.after,
                 "failed": editor.failed,
@@ -215,7 +218,9 @@ def finite(value: Any) -> Any:
 
 def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     """Print the table of before and after."""
-    say(f"{results['method']} on {results['model']}, {results['edits']} edits", console)
+    cut = results.get("data") or ""
+    edits = cut if cut.startswith(f"{results['edits']:,} of ") else f"{results['edits']:,} edits"
+    say(f"{results['method']} on {results['model']}, {edits}", console)
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
@@ -238,12 +243,14 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     if energies and all(energy["after"] is not None for energy in energies):
         totals = [sum(energy[when] for energy in energies) for when in ("before", "after")]
         table.add_row(
-            "hyperspherical energy", f"{totals[0]:.6g}", f"{totals[1]:.6g} ({totals[1] / totals[0] - 1:+z.3%})"
+            "energy (mean change)",
+            numbers.total(totals[0]),
+            f"{numbers.total(totals[1])} ({numbers.change(energy_change(results['hyperspherical_energy']))})",
         )
     table.add_section()
-    table.add_row("seconds per edit", "", f"{results['seconds_per_edit']:.2f}")
-    table.add_row("whole run", "", f"{results['seconds_total']:.0f} s")
-    table.add_row("peak memory", "", f"{results['peak_memory_bytes'] / 2**30:.2f} GiB")
+    table.add_row("seconds per edit", "", numbers.plain(results["seconds_per_edit"]))
+    table.add_row("whole run", "", numbers.duration(results["seconds_total"]))
+    table.add_row("peak memory", "", numbers.memory(results["peak_memory_bytes"]))
     console.print(table)
     say(f"Open {run_dir / 'report.html'}", console)
 
@@ -251,9 +258,17 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
 def _score(scores: dict[str, float | None], metric: str) -> str:
     value, error = scores.get(metric), scores.get(f"{metric}_standard_error")
     if value is None:
-        return "-"
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+        return numbers.MISSING
+    return numbers.score(value, math.nan if error is None else error)
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return numbers.MISSING if value is None else numbers.plain(value)
+
+
+def energy_change(energies: dict[str, dict[str, float]]) -> float:
+    """The matrices' mean change, as the progress and the report have it."""
+    return mean_change(
+        {name: each["after"] for name, each in energies.items()},
+        {name: each["before"] for name, each in energies.items()},
+    )

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sphere_pl.files import write_text
+from sphere_pl.numbers import difference, duration, memory, percent, total, typeset
 from sphere_pl.report import families, figures, style
 from sphere_pl.report.collapse import BOUND, collapse
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table, tile
 from sphere_pl.report.reading import METRICS, Correlation, RankCorrelation, RunData, correlations, number, read_run
-from sphere_pl.report.style import duration, label, memory, percent, score, signed, signed_percent
+from sphere_pl.report.style import label, score, signed, signed_percent
 
 REFRESH = 30  # seconds
 FAILED_SHOWN = 50
@@ -143,12 +144,12 @@ def _was(run: RunData, metric: str) -> str:
 
 def _cost_tiles(run: RunData) -> list[Html]:
     energy, seconds = run.series("energy/change").values, run.series("time/seconds").values
-    total = number(run.results.get("seconds_total"))
+    whole = number(run.results.get("seconds_total"))
     tiles = []
     if energy:
-        tiles.append(tile("energy", signed_percent(energy[-1], 4), "mean change since start"))
+        tiles.append(tile("energy", signed_percent(energy[-1]), "mean change since start"))
     if math.isfinite(number(run.results.get("seconds_per_edit"))):
-        tiles.append(tile("time per edit", duration(run.results["seconds_per_edit"]), f"{duration(total)} in all"))
+        tiles.append(tile("time per edit", duration(run.results["seconds_per_edit"]), f"{duration(whole)} in all"))
     elif seconds:
         tiles.append(tile("time per batch", duration(sum(seconds) / len(seconds)), "mean so far"))
     if math.isfinite(number(run.results.get("peak_memory_bytes"))):
@@ -192,7 +193,7 @@ def _difference(metric: str, before: float, after: float) -> Html:
         return signed_percent(after - before, 1).removesuffix(" %")
     if metric == "perplexity":
         return signed_percent(after / before - 1, 0) if before else "–"
-    return f"{after - before:+.3g}".replace("-", "−") if math.isfinite(after - before) else "–"
+    return typeset(difference(after - before))
 
 
 def _accuracy(run: RunData) -> Html:
@@ -359,6 +360,6 @@ def _energy_table(energies: dict[str, dict[str, float]]) -> Html:
     rows = []
     for name, each in energies.items():
         before, after = number(each.get("before")), number(each.get("after"))
-        change = signed_percent((after - before) / abs(before), 3) if before else "–"
-        rows.append((escape(name), f"{before:.6g}", f"{after:.6g}", change))
+        change = signed_percent((after - before) / abs(before)) if before else "–"
+        rows.append((escape(name), total(before), total(after), change))
     return table(("parameter", "before", "after", "change"), rows)

@@ -1,8 +1,10 @@
-"""Names, colours and number formats that every report shares."""
+"""Names and colours that every report shares."""
 
 import math
 from collections.abc import Sequence
 from html import escape
+
+from sphere_pl import numbers
 
 # The palette of Okabe and Ito, told apart by all common kinds of colour vision.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#B1578D", "#C98A00", "#3B9BD1"
@@ -92,43 +94,14 @@ def _common(parts: Sequence[Sequence[str]]) -> int:
     return count
 
 
-def percent(share: float, error: float = math.nan, digits: int = 1) -> str:
-    """A share in per cent, with its standard error if it is known.
-
-    Example:
-        >>> percent(0.873), percent(0.873, 0.011), percent(float("nan"))
-        ('87.3 %', '87.3 ± 1.1 %', '–')
-    """
-    if not math.isfinite(share):
-        return "–"
-    spread = f" ± {100 * error:.{digits}f}" if math.isfinite(error) else ""
-    return f"{100 * share:.{digits}f}{spread} %"
-
-
-def signed_percent(share: float, digits: int = 2) -> str:
-    """A change in per cent, with its sign.
+def signed_percent(share: float, digits: int | None = None) -> str:
+    """A change in per cent, with its sign; see `sphere_pl.numbers.change`.
 
     Example:
         >>> signed_percent(0.00123), signed_percent(-0.5, 0)
         ('+0.12 %', '−50 %')
     """
-    return f"{100 * share:+.{digits}f} %".replace("-", "−") if math.isfinite(share) else "–"
-
-
-def plain(value: float) -> str:
-    """A positive number of any size.
-
-    Example:
-        >>> plain(24.31), plain(1234.5), plain(3.2e7), plain(float("inf"))
-        ('24.3', '1,234', '3.2e+07', '∞')
-    """
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return numbers.typeset(numbers.change(share, digits))
 
 
 def signed(value: float) -> str:
@@ -138,36 +111,9 @@ def signed(value: float) -> str:
         >>> signed(-0.918), signed(float("nan"))
         ('−0.92', '–')
     """
-    return f"{value:+.2f}".replace("-", "−") if math.isfinite(value) else "–"
+    return numbers.typeset(numbers.coefficient(value))
 
 
 def score(metric: str, value: float, error: float = math.nan) -> str:
     """A metric's value as a reader wants it: shares in per cent, others such as perplexity as they are."""
-    return percent(value, error) if is_share(metric) else plain(value)
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that fits.
-
-    Example:
-        >>> duration(0.84), duration(75), duration(7500)
-        ('0.84 s', '1 min 15 s', '2 h 5 min')
-    """
-    if not math.isfinite(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{plain(seconds)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def memory(count: float) -> str:
-    """Bytes in GiB or MiB.
-
-    Example:
-        >>> memory(3 * 2**30), memory(5 * 2**20)
-        ('3 GiB', '5 MiB')
-    """
-    if not math.isfinite(count):
-        return "–"
-    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
+    return numbers.percent(value, error) if is_share(metric) else numbers.plain(value)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from sphere_pl.numbers import duration, percent, plain
 from sphere_pl.report.groups import UNEDITED, Estimate, Group, best, blocks
 from sphere_pl.report.html import Html
 from sphere_pl.report.reading import METRICS
-from sphere_pl.report.style import duration, label, percent, plain, signed_percent
+from sphere_pl.report.style import label, signed_percent
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

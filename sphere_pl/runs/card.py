@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from sphere_pl import numbers
 from sphere_pl.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
+from sphere_pl.report.style import is_share
 from sphere_pl.runs.log import Header
 
 _SHOWN = 20
@@ -130,14 +132,19 @@ def _licence(source: Source) -> str:
 def _scores(results: Mapping[str, Any]) -> str:
     before, after = (found if isinstance(found := results.get(when), dict) else {} for when in ("before", "after"))
     names = [name for name in after if not name.endswith("_standard_error")]
-    rows = [f"| {name.replace('_', ' ')} | {_number(before.get(name))} | {_number(after[name])} |" for name in names]
+    rows = [
+        f"| {name.replace('_', ' ')} | {_number(name, before.get(name))} | {_number(name, after[name])} |"
+        for name in names
+    ]
     if not rows:
         return ""
     return "\n".join(["## Before and after", "", "| | unedited | edited |", "|---|---|---|", *rows])
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+def _number(name: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return numbers.MISSING
+    return numbers.score(value) if is_share(name) else numbers.plain(value)
 
 
 def _edits(requests: Sequence[Mapping[str, Any]]) -> str:

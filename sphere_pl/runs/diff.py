@@ -1,6 +1,5 @@
 """`python -m sphere_pl diff`: which matrices changed and how much."""
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from sphere_pl import numbers
+from sphere_pl.commands.parsers import Parser
 from sphere_pl.console import say
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
@@ -102,8 +103,8 @@ def main(args: Sequence[str]) -> None:
         show(found, f"{first.label} -> {second.label}", Console(width=max(_WIDTH, console.width)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sphere_pl diff", description="Show which matrices changed and how much.")
+def _parser() -> Parser:
+    parser = Parser("diff", description="Show which matrices changed and how much.")
     parser.add_argument("sides", nargs="*", help="one run folder, or two of: run folder, model folder, hub id")
     parser.add_argument("--run_dir", help="the same as naming one run folder")
     parser.add_argument("--at", type=int, metavar="N", help="a run's state after N edits; its end if left out")
@@ -194,10 +195,10 @@ def show(found: Sequence[Difference], title: str, console: Console) -> None:
         table.add_row(
             each.name,
             f"{each.shape[0]} x {each.shape[1]}",
-            f"{each.frobenius:.4g}",
-            f"{each.relative:.3%}",
-            f"{each.spectral:.4g}",
+            numbers.plain(each.frobenius, 4),
+            numbers.percent(each.relative, digits=3),
+            numbers.plain(each.spectral, 4),
             str(each.rank),
-            f"{each.largest_row} ({each.largest_row_norm:.3g})",
+            f"{each.largest_row} ({numbers.plain(each.largest_row_norm)})",
         )
     console.print(table)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.runs.arguments import add_load_arguments, add_run_arguments, load_options, run_folder
 from sphere_pl.runs.card import model_card, source_of
@@ -69,8 +70,8 @@ def main(args: Sequence[str]) -> None:
         sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sphere_pl export", description="Write a run's edited model.")
+def _parser() -> Parser:
+    parser = Parser("export", description="Write a run's edited model.")
     add_run_arguments(parser)
     parser.add_argument(
         "--at", type=int, metavar="N", help="the state after N edits of the stream; the end if left out"

@@ -1,6 +1,5 @@
 """`python -m sphere_pl predict --run_dir R --prompt "..."`: answers from before and after, side by side."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sphere_pl.commands.parsers import Parser
 from sphere_pl.console import say
 from sphere_pl.data.records import read_records
 from sphere_pl.data.request import shorten
@@ -70,9 +70,9 @@ def main(args: Sequence[str]) -> None:
     show(cases, out, Console())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sphere_pl predict",
+def _parser() -> Parser:
+    parser = Parser(
+        "predict",
         description="Answer prompts with the unedited and the edited model. Without prompts, the run's own edits are "
         "asked for.",
     )

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sphere_pl.architectures import EditSite
+from sphere_pl.commands.usage import announced
 from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
 from sphere_pl.language_model import LanguageModel
@@ -141,7 +142,7 @@ class SavedRun:
             UserError: If it cannot be loaded or is another one.
         """
         header = self.history.header
-        with own_options():
+        with announced(f"loading {options.model or header.model} ..."), own_options():
             lm = load_language_model(
                 options.model or header.model,
                 dtype=cast(Dtype, header.dtype),

@@ -1,25 +1,28 @@
 """`python -m sphere_pl validate --run_dir R` (or `test`): score a saved run, on its own edits or on others."""
 
-import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 from rich.console import Console
 from rich.table import Table
 
+from sphere_pl import numbers
+from sphere_pl.commands.parsers import Parser, SettingsParser
+from sphere_pl.commands.usage import program
+from sphere_pl.commands.wording import options
 from sphere_pl.console import as_shown, say
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.files import write_text
 from sphere_pl.monitors.results import finite
-from sphere_pl.progress import untracked
+from sphere_pl.progress import tracking
+from sphere_pl.report.style import is_share
 from sphere_pl.runs.saved import SavedRun
 from sphere_pl.runs.states import add_state_arguments, load_state
 
@@ -30,18 +33,24 @@ def main(args: Sequence[str]) -> None:
     Raises:
         UserError: If the run, the checkpoint or the data is not what it must be.
     """
-    given, rest = _parser().parse_known_args(args)
-    unknown = [arg for arg in rest if arg.startswith("-") and not arg.startswith("--data.")]
-    if unknown:
-        raise UserError(f"{unknown[0]} is unknown. See `python -m sphere_pl validate --help`.")
+    parser = _parser()
+    given, rest = parser.parse_known_args(args)
+    if rest:
+        parser.also = options(_data_parser())
+        unknown = [arg for arg in rest if arg.startswith("-") and not arg.startswith("--data.")]
+        if unknown:
+            parser.error(f"unrecognized arguments: {unknown[0]}")
+        _data_parser().parse_args(rest)  # a mistake ends here, before the model is loaded
     state = load_state(given)
-    requests = _other_requests(rest, state.run) if rest else state.requests
+    data = _other_data(rest, state.run) if rest else None
+    requests = state.requests if data is None else data.requests
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
     settings = _settings(state.run, given.batch_size)
-    unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, untracked)
-    state.edit()
-    after = score_requests(state.lm, requests, settings, unedited.neighbors)
+    with tracking() as track:
+        unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, track)
+        state.edit()
+        after = score_requests(state.lm, requests, settings, unedited.neighbors, track)
     scores = finite(
         {
             "run_dir": str(state.run.folder),
@@ -50,6 +59,7 @@ def main(args: Sequence[str]) -> None:
             "edits": state.edits,
             "records": len(requests),
             "own_records": not rest,
+            "data": None if data is None else data.extent,
             "before": unedited.scores,
             "after": after,
         }
@@ -59,13 +69,12 @@ def main(args: Sequence[str]) -> None:
     show(scores, out, Console())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sphere_pl validate",
+def _parser() -> Parser:
+    parser = Parser(
+        "validate",
         description="Score a saved run before and after its edits.",
         epilog="--data.name, --data.path and so on, as for fit, name other records than the run's own edits; where "
         "only --data.limit, --data.offset and the like are given, the rest is taken from the run's config.yaml.",
-        allow_abbrev=False,
     )
     add_state_arguments(parser)
     parser.add_argument("--batch_size", type=int, help="records scored together; the run's own if left out")
@@ -73,10 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _other_requests(args: Sequence[str], run: SavedRun) -> list[EditRequest]:
-    """Read the records that `--data.*` names; what it leaves out is as the run had it, unless it names a format."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+def _data_parser() -> SettingsParser:
+    """The parser of `--data.*`, which names other records."""
+    parser = SettingsParser(prog=f"{program()} validate", allow_abbrev=False)
     parser.add_class_arguments(EditDataModule, "data")
+    return parser
+
+
+def _other_data(args: Sequence[str], run: SavedRun) -> EditDataModule:
+    """Read the records that `--data.*` names; what it leaves out is as the run had it, unless it names a format."""
+    parser = _data_parser()
     own = run.section("data")
     if not any(arg.split("=")[0] == "--data.name" for arg in args):
         parser.set_defaults({f"data.{name}": value for name, value in own.items()})
@@ -84,10 +99,10 @@ def _other_requests(args: Sequence[str], run: SavedRun) -> list[EditRequest]:
         data: EditDataModule = parser.instantiate_classes(parser.parse_args(list(args))).data
     except UserError:
         raise
-    except (jsonargparse.ArgumentError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"The data cannot be read as asked: {error}") from error
     data.setup("validate")
-    return data.requests
+    return data
 
 
 def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
@@ -107,7 +122,8 @@ def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
 
 def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table of before and after."""
-    heading = f"{scores['method']}, {scores['edits']} edits; records scored: {scores['records']}"
+    records = (scores.get("data") or f"{scores['records']:,}").replace(" edits", "")
+    heading = f"{scores['method']}, {scores['edits']:,} edits; records scored: {records}"
     say(heading, console)
     table = Table()
     for column in ("", "before", "after"):
@@ -125,5 +141,7 @@ def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
 def _number(scores: Mapping[str, float | None], name: str) -> str:
     value, error = scores.get(name), scores.get(f"{name}_standard_error")
     if value is None:
-        return "-"
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+        return numbers.MISSING
+    if not is_share(name):
+        return numbers.plain(value)
+    return numbers.score(value, math.nan if error is None else error)

@@ -75,7 +75,7 @@ def test_without_a_login_it_says_how_to_log_in_and_what_works_offline(monkeypatc
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
-    with pytest.raises(UserError, match=r"pip install 'sphere-pl\[dashboard\]'"):
+    with pytest.raises(UserError, match=r"pip install -e ./callbacks -e '.\[dashboard\]'"):
         main([])
 
 

@@ -70,6 +70,23 @@ def test_records_that_cannot_be_edited_are_refused_or_skipped_and_counted(load, 
         load("jsonl", records[1:3], invalid="skip")
 
 
+def test_a_file_of_ones_own_is_read_whole_and_a_cut_is_said(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, capitals(150))))
+
+    def extent(*source, **settings):
+        data = EditDataModule(*source, **settings)
+        data.setup("fit")
+        return data.extent
+
+    mine = ("jsonl", str(tmp_path / "mine.jsonl"))
+    assert extent(*mine) == "150 edits"
+    assert extent(*mine, limit=100) == "100 of 150 edits (--data.limit)"
+    assert extent(*mine, limit=10, offset=145) == "5 of 150 edits (--data.offset)"
+    assert extent(*mine, limit=10, offset=5) == "10 of 150 edits (--data.offset, --data.limit)"
+    assert extent() == "100 of 812 edits (--data.limit)"
+    assert extent(limit=None) == "812 edits"
+
+
 def test_duplicate_case_ids_stay_two_records(load, caplog):
     first, second = load("jsonl", [record | {"id": 7} for record in capitals(2)])
     assert (first.subject, second.subject) == ("Land 0", "Land 1")

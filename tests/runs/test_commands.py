@@ -87,7 +87,7 @@ def test_the_card_names_base_method_edits_metrics_and_licence(fit, model_folder)
     (run.folder / "results.json").write_text(json.dumps(scores))
     out = run_export(run)
     card = (out / "README.md").read_text()
-    for words in ("license: mit", "AlphaEdit", "4 facts", "| efficacy | 0 | 0.75 |", "The capital of France is"):
+    for words in ("license: mit", "AlphaEdit", "4 facts", "| efficacy | 0.000 | 0.750 |", "The capital of France is"):
         assert words in card, words
     assert (out / "LICENSE").read_text() == "The MIT License"
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "edits.json"} <= {
@@ -314,7 +314,7 @@ def test_validate_scores_other_records(fit, tmp_path, capsys):
         validate.main(["--run_dir", str(run.folder), "--data.name", "jsonl", "--data.path", "missing.jsonl"])
     with pytest.raises(UserError, match="--nonsense"):
         validate.main(["--run_dir", str(run.folder), "--nonsense", "1"])
-    with pytest.raises(UserError, match="cannot be read as asked"):
+    with pytest.raises(UserError, match=r"`--data\.nonsense` is no argument of this command"):
         validate.main(["--run_dir", str(run.folder), "--data.nonsense", "1"])
 
 
