@@ -2,7 +2,6 @@
 
 import logging
 import re
-import shlex
 import sys
 import time
 import warnings
@@ -31,14 +30,15 @@ from sphere_pl.monitors.live import LiveReport
 from sphere_pl.monitors.loggers import WandbSettings, run_loggers
 from sphere_pl.monitors.preflight import MemoryPreflight
 from sphere_pl.monitors.results import RunResults, method_name
+from sphere_pl.monitors.shortage import shortage
 from sphere_pl.monitors.target_table import TargetTable
 from sphere_pl.monitors.tracking import WandbPanels
 from sphere_pl.progress import EditProgress
 from sphere_pl.refusals import check_strategy
-from sphere_pl.resilience.checkpoints import RunCheckpoints, checkpoint_paths
+from sphere_pl.resilience.checkpoints import RunCheckpoints
+from sphere_pl.resilience.failures import doing, explained
 from sphere_pl.resilience.fingerprints import settings_that_count
-from sphere_pl.resilience.interrupts import RunInterrupted
-from sphere_pl.resilience.resuming import RunConfig, refuse_unfinished, resolve_resume
+from sphere_pl.resilience.resuming import RunConfig, how_to_resume, refuse_unfinished, resolve_resume
 from sphere_pl.resilience.run_lock import RunLock
 from sphere_pl.runs.log import Kept
 
@@ -54,16 +54,13 @@ class EditingCLI(LightningCLI):
             self._fit(model, **kwargs)
 
     def _fit(self, model: LightningModule, **kwargs: Any) -> None:
-        """Run the fit; one that is interrupted says how to go on."""
+        """Run the fit; one that is interrupted, or that memory or disk end, says how to go on."""
         check_strategy(self.model.device_map, self.trainer)  # here, before there are further processes, it is said once
         if self.trainer.local_rank:
             follow_parent()
         try:
-            self.trainer.fit(model, **kwargs)
-        except RunInterrupted as interruption:
-            if self.trainer.is_global_zero:
-                sys.stderr.write(f"Interrupted. {self._how_to_go_on()}\n")
-            sys.exit(128 + interruption.signum)
+            with explained(self._how_to_go_on, lambda: shortage(self.model, self.datamodule)), doing("editing"):
+                self.trainer.fit(model, **kwargs)
         except RuntimeError as error:
             # The processes beside a lost one see their next exchange fail, with an error of the network library.
             lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
@@ -75,10 +72,8 @@ class EditingCLI(LightningCLI):
             ) from error
 
     def _how_to_go_on(self) -> str:
-        run_dir = self._get(self.config_init, "run_dir")
-        if not checkpoint_paths(self._get(self.config_init, "checkpoints").folder(self.trainer)):
-            return "Nothing had been edited and saved yet."
-        return f"Go on with: python -m sphere_pl fit --run_dir {shlex.quote(run_dir)} --ckpt_path last"
+        folder = self._get(self.config_init, "checkpoints").folder(self.trainer)
+        return how_to_resume(Path(self._get(self.config_init, "run_dir")), folder, self.datamodule.batch_size)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -168,8 +163,9 @@ class EditingCLI(LightningCLI):
             WandbPanels(run_dir),
         ]
         # A mistake in the data ends the run before anything is written.
-        self.datamodule.setup("fit")
-        abilities.load()
+        with doing("reading the data"):
+            self.datamodule.setup("fit")
+            abilities.load()
         if isinstance(self.model.method, LikelihoodMethod):
             _refuse_idle(self.model.method.name, sys.argv[1:])
         resumed = self._get(self.config_init, "ckpt_path") is not None

@@ -34,6 +34,7 @@ from sphere_pl.progress import track
 from sphere_pl.prompts import check_length
 from sphere_pl.refusals import check_arithmetic, check_batch_size, check_method, check_precision, check_strategy
 from sphere_pl.representations import SubjectStream
+from sphere_pl.resilience.failures import doing
 from sphere_pl.resilience.fingerprints import check_requests, request_hashes
 from sphere_pl.resilience.randomness import random_states, restore_random_states
 from sphere_pl.sampling import sample_contexts
@@ -161,6 +162,7 @@ class SequentialEditor(L.LightningModule):
         """
         return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
+    @doing("loading the language model")
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
         if self.lm is None:
@@ -219,9 +221,11 @@ class SequentialEditor(L.LightningModule):
             self.evaluator.plan(self.requests)
             self._resume()
         else:
-            measured = self.evaluator.measure_unedited(lm, self.requests, track(self.trainer))
+            with doing("measuring the unedited model"):
+                measured = self.evaluator.measure_unedited(lm, self.requests, track(self.trainer))
             self.before, self.unedited_answers, self.unedited_cases = measured
 
+    @doing("preparing second moments and the method")
     def _prepare_method(self) -> None:
         """Find out what the method knows of each matrix, and report what is odd about it."""
         moments: dict[str, SecondMoment] = {}
@@ -272,6 +276,7 @@ class SequentialEditor(L.LightningModule):
             home is not None and home.type != lm.device.type,
         )
 
+    @doing("sampling context templates")
     def _choose_contexts(self) -> list[str]:
         """The context templates, the same in all processes; every request must have room behind the longest."""
         lm, seed = self.language_model, int(torch.initial_seed() % 2**31)
@@ -296,6 +301,7 @@ class SequentialEditor(L.LightningModule):
         check_batch_size(self.method, loader.batch_size)
         return loader.requests[: int(self.trainer.num_training_batches) * loader.batch_size]
 
+    @doing("measuring target norms")
     def _measure_anchors(self, known: Tensor) -> Tensor:
         """Norm of the unedited model's state at the target place of each request, `[N]`.
 
@@ -348,6 +354,7 @@ class SequentialEditor(L.LightningModule):
         self.found = targets
         self._finish(batch, targets.scalars(self.target_settings))
 
+    @doing("raising the likelihood of a batch")
     def raise_likelihood(self, batch: EditBatch, method: LikelihoodMethod) -> None:
         """Edit one batch without targets: layer by layer an update found from the likelihood itself."""
         likelihood = TargetLikelihood(
@@ -368,6 +375,7 @@ class SequentialEditor(L.LightningModule):
                 self._remember(index, partial(method.remember, likelihood))
         self._finish(batch, likelihood.scalars())
 
+    @doing("solving for an update")
     def _solve(self, index: int, solve: Callable[[float], Tensor]) -> Tensor:
         """Find one matrix's update; see `guarded`."""
         site = self.sites[index]
@@ -379,6 +387,7 @@ class SequentialEditor(L.LightningModule):
             self.retried.append({"start": self.edits_seen, "matrix": site.name, "reason": reason, "strength": strength})
         return update
 
+    @doing("editing layer by layer")
     def _edit(self, batch: EditBatch, solve_layer: Callable[[], None]) -> bool:
         """Edit layer by layer; a batch whose update is refused on the way leaves the weights as they were."""
         optimizer = cast(LayerwiseEdit, self.optimizers())
@@ -411,6 +420,7 @@ class SequentialEditor(L.LightningModule):
         # As text: the exception holds the frames that it came through, and they hold matrices.
         log.warning("Batch from edit %d is skipped: %s.", batch.start, str(refused))
 
+    @doing("optimising target values")
     def find_targets(self, batch: EditBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
         found = optimize_targets(
@@ -445,6 +455,7 @@ class SequentialEditor(L.LightningModule):
             method.plain_share,
         )
 
+    @doing("remembering the batch's keys")
     def remember_keys(self, stream: SubjectStream, batch: EditBatch, method: EditingMethod) -> None:
         """Hand the batch's keys, measured on the edited model, to the method."""
         keys = stream.all_keys(self.sites)
@@ -500,10 +511,12 @@ class SequentialEditor(L.LightningModule):
         """Let the language model follow the weights: a callback may have swapped them."""
         self.refresh_model()
 
+    @doing("validating")
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         """Score some edited requests."""
         self.evaluator.add(self.language_model, batch, self.unedited_answers)
 
+    @doing("validating")
     def on_validation_epoch_end(self) -> None:
         """Log what was measured and go back to the weights being edited."""
         self._keep_scores(self.evaluator.scores(self.language_model))
@@ -516,6 +529,7 @@ class SequentialEditor(L.LightningModule):
         if evaluator.last:
             self.failed, self.cases = evaluator.failed(lm), evaluator.cases(lm, self.unedited_cases)
 
+    @doing("validating")
     def score_end(self) -> None:
         """Score the end of a run whose last validation did not know that it was the last: one that a guard stopped."""
         lm, edits, start = self.language_model, self.edits_seen, self.batch_start
@@ -555,6 +569,7 @@ class SequentialEditor(L.LightningModule):
                 "the unedited weights differ. Give --model.name and --model.dtype of the run that wrote it."
             )
 
+    @doing("taking up the checkpoint")
     def _resume(self) -> None:
         resumed, self._resumed = self._resumed, {}
         with torch.no_grad():

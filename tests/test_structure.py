@@ -13,8 +13,9 @@ LAYERS = [
     line.split()
     for line in """
 errors devices trainers budget forward monitors resilience tracing
+resilience.interrupts resilience.failures budget.free
 files architectures configs embedded data.builtin data.request evaluation.forest evaluation.sample evaluation.settings
-distributed guard resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
+distributed guard resilience.checkpoint_file resilience.fingerprints resilience.randomness
 language_model data.records data.review methods.functional methods.memory methods.base resilience.run_lock
 prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
 budget.lending forward.compiling forward.packing methods.alphaedit methods.memit resilience.checkpoints
@@ -35,7 +36,7 @@ abilities.journal abilities.harness monitors.drift monitors.evaluated_weights
 abilities.callback monitors.target_table
 tracing.picture
 commands.compare commands.locate monitors.results monitors.loggers monitors.live monitors.tracking monitors.preflight
-resilience.resuming runs.log
+monitors.shortage resilience.resuming runs.log
 commands.dashboard
 monitors.edit_log runs.rebuild runs.delta runs.card
 runs.saved

@@ -26,6 +26,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import last_hidden
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.prompts import pad
+from sphere_pl.resilience.failures import doing
 from sphere_pl.statistics import beginning, read_corpus
 
 _CHUNK = 64  # positions whose distributions are in memory at once
@@ -142,6 +143,7 @@ class Drift(L.Callback):
             )
 
     @override
+    @doing("measuring drift")
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Read the text with the unedited model: Lightning calls this before a resumed run's weights are taken up."""
         if not self.tokens:
@@ -154,6 +156,7 @@ class Drift(L.Callback):
         self._unedited = self._unedited.to(lm.device)
 
     @override
+    @doing("measuring drift")
     def on_train_batch_end(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:

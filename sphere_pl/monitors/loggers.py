@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from typing_extensions import override
 
 from sphere_pl.files import write_text
+from sphere_pl.resilience.failures import doing
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class MetricsFile(Logger):
         if new:
             self._rewrite([*columns, *new])
         rows = self.rows
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with doing(f"writing {self.path}"), self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._known_columns()).writerow(row)
         self._rows = rows + 1
 
@@ -189,6 +190,7 @@ def run_loggers(
     return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels, resumed)]
 
 
+@doing("starting wandb")
 def _wandb(
     run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str], resumed: bool
 ) -> list[Logger]:

@@ -1,6 +1,7 @@
 """`--run_dir R --ckpt_path last`: a run goes on with its own configuration and its newest whole checkpoint."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,9 +85,29 @@ def refuse_unfinished(run_dir: Path) -> None:
     paths = checkpoint_paths(run_dir / "checkpoints")
     if paths and not (run_dir / "results.json").exists():
         raise UserError(
-            f"{run_dir} holds a run that was interrupted. Go on with it: python -m sphere_pl fit --run_dir {run_dir} "
-            f"--ckpt_path last. Or delete {paths[-1].parent}, or name another --run_dir."
+            f"{run_dir} holds a run that was interrupted. Go on with it: {_command(run_dir, 'last')}. "
+            f"Or delete {paths[-1].parent}, or name another --run_dir."
         )
+
+
+def how_to_resume(run_dir: Path, checkpoints: Path, batch_size: int) -> str:
+    """What to do after a run that did not end well.
+
+    Args:
+        run_dir: Its folder.
+        checkpoints: Where its checkpoints are.
+        batch_size: Edits in a batch.
+    """
+    paths = checkpoint_paths(checkpoints)
+    if not paths:
+        return "Nothing had been edited and saved yet; the same command begins again."
+    batches = int(paths[-1].stem.rpartition("-")[2])
+    last = "last" if checkpoints == run_dir / "checkpoints" else str(paths[-1])
+    return f"{batches} batches of {batch_size} edits are saved. Go on with: {_command(run_dir, last)}"
+
+
+def _command(run_dir: Path, checkpoint: str) -> str:
+    return shlex.join(["python", "-m", "sphere_pl", "fit", "--run_dir", str(run_dir), "--ckpt_path", checkpoint])
 
 
 class RunConfig(SaveConfigCallback):
