@@ -20,7 +20,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXT = re.compile(r"no space left|disk quota exceeded|file too large|os error (28|122|27)\b", re.IGNORECASE)
 # Most say it in words only: PyTorch's allocators, oneDNN, cuBLAS and its kin, C++, mmap, safetensors, threads.
 _MEMORY_TEXT = re.compile(
-    r"out of memory|can.?t allocate memory|not enough memory|unable to allocate|failed to allocate|bad.?alloc"
+    r"out of memory|can(.?t|not) allocate memory|not enough memory|unable to allocate|failed to allocate|bad.?alloc"
     r"|could not create a (primitive|memory)|STATUS_ALLOC_FAILED|STATUS_NOT_INITIALIZED.*cublasCreate"
     r"|can't start new thread|failed to map segment|os error 12\b",
     re.IGNORECASE | re.DOTALL,

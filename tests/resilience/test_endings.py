@@ -1,20 +1,22 @@
-"""Memory, disks and signals that end a run, at every stage of it: one message, and a run that goes on as if nothing was.
+"""Memory, disks and signals that end a run, at every stage of it: one message, and a run that is resumed unchanged.
 
 The rows of reports: EasyEdit #26, #183 and #71 (out of memory).
 """
 
 import csv
 import json
+import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from importlib import import_module
 
 import pytest
+import torch
 
 from sphere_pl.commands import main
-from sphere_pl.monitors.loggers import MetricsFile
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus", "ignore:.*logging interval")
 
@@ -44,7 +46,7 @@ STAGES = {
     "validation": ("sphere_pl.evaluation.evaluator:Evaluator.add", 2, "validating"),
     "scores": ("sphere_pl.evaluation.evaluator:Evaluator.scores", 2, "validating"),
     "edit tensors": ("sphere_pl.monitors.edit_log:write_tensors", 2, "edit log"),
-    "edit line": ("sphere_pl.runs.log:os.fsync", 2, "edits.jsonl"),
+    "edit line": ("sphere_pl.runs.log:_line", 3, "edits.jsonl"),
     "target table": ("sphere_pl.monitors.target_table:append_text", 1, ""),
     "metrics row": ("csv:DictWriter.writerow", 4, "metrics.csv"),
     "checkpoint": ("sphere_pl.resilience.checkpoint_file:save_file", 2, "batch-000002.safetensors"),
@@ -68,19 +70,20 @@ PLACES = [
 ]  # fmt: skip
 BEFORE_THE_FIRST_CHECKPOINT = set(list(STAGES)[:7]) | {"target table"}
 MEMORY_ERRORS = [
-    RuntimeError("could not create a primitive"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
-                 "to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"),
-    MemoryError(),
-    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"),
-    OSError(12, "Cannot allocate memory"),
+    (RuntimeError, "could not create a primitive"),
+    (RuntimeError, "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+                   " to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"),
+    (MemoryError,),
+    (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139 GiB"),
+    (OSError, 12, "Cannot allocate memory"),
 ]  # fmt: skip
 
 
 def strike(kind, place):
     """Let a fault come: signals return when the run may finish its batch first."""
     if kind == "memory":
-        raise MEMORY_ERRORS[place % len(MEMORY_ERRORS)]
+        error, *reason = MEMORY_ERRORS[place % len(MEMORY_ERRORS)]
+        raise error(*reason)
     if kind == "disk":
         raise OSError(28, "No space left on device")
     for signum in SIGNALS[kind]:
@@ -91,7 +94,7 @@ def strike(kind, place):
 def fault(monkeypatch):
     """Put a fault into a stage."""
 
-    def put(stage, kind):
+    def put(stage, kind, run):
         target, call, _ = STAGES[stage]
         module, _, path = target.partition(":")
         *owners, name = path.split(".")
@@ -101,12 +104,15 @@ def fault(monkeypatch):
         original, calls = getattr(owner, name), []
 
         def replaced(*args, **kwargs):
-            calls.append(name)
+            if stage != "metrics row" or args[1]["step"] != "step":  # no header
+                calls.append(name)
             if len(calls) == call:
                 if kind == "disk" and stage in {"checkpoint", "matrices"}:
                     args[1].write_bytes(b"half")
                 if kind == "disk" and stage == "metrics row":
                     args[0].writer.writerow(["1", "half"])
+                if kind == "disk" and stage == "edit line":
+                    (run / "edits.jsonl").write_text((run / "edits.jsonl").read_text() + '{"number": 2, "ba')
                 strike(kind, PLACES.index((stage, kind)))
             return original(*args, **kwargs)
 
@@ -150,9 +156,11 @@ def base(tmp_path_factory, tiny_lm):
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run a command line in this process; returns its status and what it says."""
-    monkeypatch.setenv("WANDB_MODE", "disabled")
 
     def run(args):
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+        for module in ("sphere_pl.report", "sphere_pl.monitors.live"):  # drawing has its own tests, and takes long
+            monkeypatch.setattr(f"{module}.write_report", lambda *_: None)
         monkeypatch.setattr(sys, "argv", ["sphere_pl", *args])
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         try:
@@ -197,11 +205,9 @@ def test_a_fault_ends_a_run_with_one_message_and_it_goes_on_unchanged(
     command, fault, base, undisturbed, tmp_path, monkeypatch, stage, kind
 ):
     run = tmp_path / "a run"
-    with monkeypatch.context() as patch:
-        calls = fault(stage, kind)
-        status, err = command([*base, f"--run_dir={run}"])
-        assert calls
-        patch.undo()
+    calls = fault(stage, kind, run)
+    status, err = command([*base, f"--run_dir={run}"])
+    assert calls
     monkeypatch.undo()
     said = [line for line in err.splitlines() if line and "WARNING" not in line]
     assert status == STATUS[kind], err
@@ -215,9 +221,6 @@ def test_a_fault_ends_a_run_with_one_message_and_it_goes_on_unchanged(
     if kind == "disk":
         assert err.startswith("error: The disk is full while ")
     assert not list(run.rglob("*.part"))
-    if stage in BEFORE_THE_FIRST_CHECKPOINT and kind != "term":
-        again = [*base, f"--run_dir={run}", "--ckpt_path=last"]
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     advised = re.search(r"Go on with: python -m sphere_pl (.*)$", err, re.MULTILINE)
     if advised:
         again = shlex.split(advised[1])
@@ -227,3 +230,74 @@ def test_a_fault_ends_a_run_with_one_message_and_it_goes_on_unchanged(
         again = [*base, f"--run_dir={run}", "--ckpt_path=last"]
     assert command(again)[0] == 0
     assert left(run) == undisturbed
+
+
+SHORT_OF_MEMORY = """
+import resource, sys, psutil
+from sphere_pl import editor
+from sphere_pl.commands import main
+
+original, calls = editor.optimize_targets, []
+
+def optimize_targets(*args):
+    calls.append(1)
+    if len(calls) == 2:  # what is left is not enough for anything
+        limit = psutil.Process().memory_info().vms + 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        editor.torch.empty(2**24)
+    return original(*args)
+
+editor.optimize_targets = optimize_targets
+main()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits a process's memory")
+def test_a_process_under_a_memory_limit_says_what_would_need_less(base, tmp_path):
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, *base, f"--run_dir={tmp_path / 'run'}", "--model.contexts=4"]
+    environment = {**os.environ, "WANDB_MODE": "disabled"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == OUT_OF_MEMORY, ended.stderr
+    error = ended.stderr[ended.stderr.index("error: ") :]
+    assert "Traceback" not in ended.stderr
+    assert error.startswith("error: Out of memory while optimising target values: ")
+    assert re.search(r"expected to need about \S+ GB .* 0.00 GB are free on cpu", error)
+    levers = [error.index(f"--{name}") for name in ("model.targets.max_tokens", "model.dtype", "model.contexts")]
+    assert levers == sorted(levers)
+    assert "1 batches of 1 edits are saved. Go on with: python -m sphere_pl fit --run_dir" in error
+
+
+def test_a_report_that_cannot_be_drawn_for_want_of_space_is_no_reason_to_stop(
+    command, base, undisturbed, tmp_path, monkeypatch, caplog
+):
+    from sphere_pl.monitors.live import LiveReport
+
+    original = LiveReport._write
+
+    def full(self, *args, **kwargs):
+        def draw(*_):
+            raise OSError(28, "No space left on device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sphere_pl.monitors.live.write_report", draw)
+            original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LiveReport, "_write", full)
+    status, err = command([*base, f"--run_dir={tmp_path / 'run'}"])
+    assert status == 0, err
+    assert caplog.text.count("report.html could not be written") == 1
+    assert left(tmp_path / "run") == undisturbed
+
+
+def test_without_a_checkpoint_no_command_is_advised_and_elsewhere_the_file_is_named(command, fault, base, tmp_path):
+    run = tmp_path / "run"
+    fault("validation", "memory", run)
+    status, err = command([*base, f"--run_dir={run}", "--checkpoints.every_n_batches=0"])
+    assert status == OUT_OF_MEMORY
+    assert "Nothing had been edited and saved yet" in err
+    assert "Go on with" not in err
+    folder = tmp_path / "else where"
+    fault("solve", "memory", run)
+    _, err = command([*base, f"--run_dir={run}", f"--checkpoints.folder={folder}"])
+    last = shlex.quote(str(folder / "batch-000001.safetensors"))
+    assert err.endswith(f"Go on with: python -m sphere_pl fit --run_dir {run} --ckpt_path {last}\n")
