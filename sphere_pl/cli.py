@@ -40,15 +40,16 @@ from sphere_pl.monitors.live import LiveReport
 from sphere_pl.monitors.loggers import EditsLogger, WandbSettings, run_loggers
 from sphere_pl.monitors.preflight import MemoryPreflight
 from sphere_pl.monitors.results import RunResults, method_name
+from sphere_pl.monitors.shortage import shortage
 from sphere_pl.monitors.target_table import TargetTable
 from sphere_pl.monitors.tracking import WandbPanels
-from sphere_pl.names import check_name, folder_name, literal_names, load_value, resume_command
+from sphere_pl.names import check_name, folder_name, literal_names, load_value
 from sphere_pl.progress import EditProgress
 from sphere_pl.refusals import check_launch, check_strategy
-from sphere_pl.resilience.checkpoints import RunCheckpoints, checkpoint_paths
+from sphere_pl.resilience.checkpoints import RunCheckpoints
+from sphere_pl.resilience.failures import doing, explained
 from sphere_pl.resilience.fingerprints import settings_that_count
-from sphere_pl.resilience.interrupts import RunInterrupted
-from sphere_pl.resilience.resuming import RunConfig, resolve_resume
+from sphere_pl.resilience.resuming import RunConfig, how_to_resume, resolve_resume
 from sphere_pl.resilience.run_folder import prepare_run_folder
 from sphere_pl.resilience.run_lock import RunLock
 from sphere_pl.runs.log import Kept
@@ -82,22 +83,19 @@ class EditingCLI(LightningCLI):
             self._fit(model, **kwargs)
 
     def _fit(self, model: LightningModule, **kwargs: Any) -> None:
-        """Run the fit; one that is interrupted says how to go on."""
+        """Run the fit; one that is interrupted, or that memory or disk end, says how to go on."""
         check_strategy(self.model.device_map, self.trainer)  # here, before there are further processes, it is said once
         if self.trainer.local_rank:
             follow_parent()
         try:
-            self.trainer.fit(model, **kwargs)
+            with explained(self._how_to_go_on, lambda: shortage(self.model, self.datamodule)), doing("editing"):
+                self.trainer.fit(model, **kwargs)
         except Exception as error:
             if not self._results.written:
                 self._explain(error)
                 raise
             with after_results("a last step"):
                 raise
-        except RunInterrupted as interruption:
-            if self.trainer.is_global_zero:
-                sys.stderr.write(f"Interrupted. {self._how_to_go_on()}\n")
-            sys.exit(128 + interruption.signum)
 
     def _explain(self, error: Exception) -> None:
         """Say what became of a run whose processes have lost one another; other errors speak for themselves."""
@@ -110,10 +108,8 @@ class EditingCLI(LightningCLI):
             ) from error
 
     def _how_to_go_on(self) -> str:
-        run_dir = self._get(self.config_init, "run_dir")
-        if not checkpoint_paths(self._get(self.config_init, "checkpoints").folder(self.trainer)):
-            return "Nothing had been edited and saved yet."
-        return f"Go on with: {resume_command(run_dir)}"
+        folder = self._get(self.config_init, "checkpoints").folder(self.trainer)
+        return how_to_resume(Path(self._get(self.config_init, "run_dir")), folder, self.datamodule.batch_size)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -225,8 +221,9 @@ class EditingCLI(LightningCLI):
             WandbPanels(run_dir),
         ]
         # A mistake in the data, the model's name or its files ends the run before anything is written.
-        self.datamodule.setup("fit")
-        abilities.load()
+        with doing("reading the data"):
+            self.datamodule.setup("fit")
+            abilities.load()
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
         self.model.open_model()

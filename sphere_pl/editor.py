@@ -45,6 +45,7 @@ from sphere_pl.refusals import (
     check_precision,
     check_strategy,
 )
+from sphere_pl.resilience.failures import doing
 from sphere_pl.resilience.fingerprints import check_requests, request_hashes
 from sphere_pl.resilience.randomness import random_states, restore_random_states
 from sphere_pl.statistics import StatisticsSettings, fingerprint
@@ -164,6 +165,7 @@ class SequentialEditor(L.LightningModule):
         posing = Posing(self.method, self.sites, self.contexts, self.max_tokens, shares)
         return ModelBatch(self.language_model, list(self.weights), batch, posing, lambda: self.find_targets(batch))
 
+    @doing("optimising target values")
     def find_targets(self, batch: EditBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
         shares = Shares(self.trainer.global_rank, self.trainer.world_size)
@@ -229,6 +231,7 @@ class SequentialEditor(L.LightningModule):
             check_layers(self.layers, self._opened.n_layers)
         return self._opened
 
+    @doing("loading the language model")
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
         if self.lm is None:
@@ -267,7 +270,8 @@ class SequentialEditor(L.LightningModule):
             self.evaluator.plan(self.requests)
             self._resume()
         else:
-            measured = self.evaluator.measure_unedited(lm, self.requests, bars)
+            with doing("measuring the unedited model"):
+                measured = self.evaluator.measure_unedited(lm, self.requests, bars)
             self.before, self.unedited_answers, self.unedited_cases = measured
 
     def _settle_tokens(self) -> int:
@@ -292,6 +296,7 @@ class SequentialEditor(L.LightningModule):
         contexts = (self.n_contexts + 1, self.context_length)
         return memory_need(self.language_model, self.sites, self.method, batch, contexts, self.offload.home, max_tokens)
 
+    @doing("sampling context templates")
     def _choose_contexts(self) -> list[str]:
         """The context templates, the same in all processes and in a resumed run."""
         count = self.n_contexts if self.method.needs_targets else 0
@@ -324,10 +329,12 @@ class SequentialEditor(L.LightningModule):
         """Let the language model follow the weights: a callback may have swapped them."""
         self.refresh_model()
 
+    @doing("validating")
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         """Score some edited requests."""
         self.evaluator.add(self.language_model, batch, self.unedited_answers)
 
+    @doing("validating")
     def on_validation_epoch_end(self) -> None:
         """Log what was measured and go back to the weights being edited."""
         self._keep_scores(self.evaluator.scores(self.language_model, track(self.trainer)))
@@ -340,6 +347,7 @@ class SequentialEditor(L.LightningModule):
         if evaluator.last:
             self.failed, self.cases = evaluator.failed(lm), evaluator.cases(lm, self.unedited_cases)
 
+    @doing("validating")
     def score_end(self) -> None:
         """Score the end of a run whose last validation did not know that it was the last: one that a guard stopped."""
         lm, edits, start = self.language_model, self.edits_seen, self.batch_start
@@ -380,6 +388,7 @@ class SequentialEditor(L.LightningModule):
                 "the unedited weights differ. Give --model.name and --model.dtype of the run that wrote it."
             )
 
+    @doing("taking up the checkpoint")
     def _resume(self) -> None:
         resumed, self._resumed = self._resumed, {}
         with torch.no_grad():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sphere_pl.errors import UserError
+from sphere_pl.resilience.failures import doing
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], durable: bool = False) -> None:
@@ -27,11 +28,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], durable: bool 
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
         temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o644)
-        if durable:
-            _wait_for_disk(temporary)
-        temporary.replace(path)
+        with doing(f"writing {path}"):
+            write(temporary)
+            temporary.chmod(0o644)
+            if durable:
+                _wait_for_disk(temporary)
+            temporary.replace(path)
     except BaseException as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -67,7 +69,7 @@ def append_text(path: Path, text: str) -> None:
         UserError: If the folder cannot be written or the disk is full.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with doing(f"writing {path}"), path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise UserError(

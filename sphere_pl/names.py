@@ -114,9 +114,9 @@ def option(flag: str, value: str | Path) -> str:
     return f"{flag}={quoted}" if str(value).startswith("-") else f"{flag} {quoted}"
 
 
-def resume_command(run_dir: str | Path) -> str:
-    """The command that goes on with a run; it can be pasted into a shell."""
-    return f"python -m sphere_pl fit {option('--run_dir', run_dir)} --ckpt_path last"
+def resume_command(run_dir: str | Path, checkpoint: str = "last") -> str:
+    """The command that resumes a run; it can be pasted into a shell."""
+    return f"python -m sphere_pl fit {option('--run_dir', run_dir)} {option('--ckpt_path', checkpoint)}"
 
 
 def folder_name(name: str) -> str:

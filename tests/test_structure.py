@@ -14,9 +14,10 @@ LAYERS = [
     line.split()
     for line in """
 errors devices trainers console closing budget forward monitors resilience tracing numbers commands.usage
+resilience.interrupts resilience.failures budget.free
 files names architectures configs embedded data.builtin data.request commands.wording
 evaluation.forest evaluation.sample evaluation.settings
-distributed resilience.checkpoint_file resilience.fingerprints resilience.interrupts resilience.randomness
+distributed resilience.checkpoint_file resilience.fingerprints resilience.randomness
 commands.parsers
 hub model_files gguf_files language_model
 data.records data.review methods.functional methods.memory methods.base resilience.run_lock
@@ -40,7 +41,7 @@ abilities.journal abilities.harness monitors.drift monitors.editor_callback moni
 abilities.callback monitors.target_table
 tracing.picture
 commands.compare commands.locate monitors.results monitors.loggers monitors.live monitors.tracking monitors.preflight
-resilience.resuming runs.log
+monitors.shortage resilience.resuming runs.log
 commands.dashboard
 monitors.edit_log runs.rebuild runs.delta runs.card
 runs.saved

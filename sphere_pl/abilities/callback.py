@@ -15,6 +15,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.monitors.evaluated_weights import evaluated_weights
 from sphere_pl.progress import track
+from sphere_pl.resilience.failures import doing
 from sphere_pl.trainers import is_last_step
 
 
@@ -130,6 +131,7 @@ class GeneralAbilities(EditorCallback):
     def _active(self) -> bool:
         return bool(self.tasks or self.lm_eval_tasks)
 
+    @doing("measuring general abilities")
     def _measure(self, trainer: "L.Trainer") -> dict[str, Score]:
         """Score the weights as they are evaluated; the run's random state stays as it was."""
         editor, show = self.editor, track(trainer)

@@ -5,15 +5,18 @@ import importlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sphere_pl import __version__
 from sphere_pl.commands.usage import announced, did_you_mean, program
 from sphere_pl.console import finish_output, prepare_streams
 from sphere_pl.errors import UserError
-from sphere_pl.resilience.interrupts import RunInterrupted
+from sphere_pl.resilience.failures import doing, explained, interrupted
+from sphere_pl.resilience.interrupts import Interrupts, RunInterrupted
 
 # Each module has a `main(args)`; it is imported when its command is given.
 COMMANDS = {
@@ -28,9 +31,8 @@ COMMANDS = {
     "dashboard": ("sphere_pl.commands.dashboard", "arrange the panels of a wandb project"),
 }
 _DISK_TROUBLE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
     errno.EROFS,
+    errno.EIO,
     errno.EACCES,
     errno.EPERM,
     errno.EEXIST,
@@ -43,7 +45,10 @@ _DISK_TROUBLE = {
 
 
 def main() -> None:
-    """Entry point of `python -m sphere_pl`; a user's mistake ends it with one message and status 2."""
+    """Entry point of `python -m sphere_pl`; it ends with one message where nothing is wrong with the program.
+
+    The status is 2 after a user's mistake or on a full disk, 3 without memory, 128 and the signal's number after one.
+    """
     # LightningCLI takes its arguments either from its caller or from sys.argv, and warns if it sees both.
     args, sys.argv[1:] = sys.argv[1:], []
     prepare_streams()
@@ -64,12 +69,12 @@ def _main(args: Sequence[str]) -> None:
         return
     _quieten()
     try:
-        run(args)
+        with Interrupts(), explained(lambda: f"Run it again: python -m sphere_pl {shlex.join(args)}"):
+            run(args)
     except UserError as error:
-        _give_up(str(error))
-    except (KeyboardInterrupt, RunInterrupted):
-        sys.stderr.write("\nInterrupted.\n")
-        sys.exit(130)
+        _give_up(str(error), error.status)
+    except (KeyboardInterrupt, RunInterrupted) as error:
+        _stop(error)
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:
             raise
@@ -110,13 +115,14 @@ def run(args: Sequence[str]) -> None:
     name, *rest = args
     if name not in COMMANDS:
         raise UserError(_no_command(name, args))
-    with announced("loading libraries ...", quiet=_asks_for_quiet(rest)):
+    with doing("loading the libraries"), announced("loading libraries ...", quiet=_asks_for_quiet(rest)):
         module = importlib.import_module(COMMANDS[name][0])
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     _quieten_lightning()
     try:
-        module.main(rest)
+        with doing(f"carrying out {name}"):
+            module.main(rest)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
 
@@ -137,9 +143,16 @@ def _asks_for_quiet(args: Sequence[str]) -> bool:
     return asks or any(arg.split("=")[0] in {"-h", "--help", "--help_all", "--print_config"} for arg in args)
 
 
-def _give_up(message: str) -> None:
+def _give_up(message: str, status: int = 2) -> None:
     sys.stderr.write(f"error: {message}\n")
-    sys.exit(2)
+    sys.exit(status)
+
+
+def _stop(error: BaseException) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes says it
+        with suppress(OSError):  # the terminal may be closed
+            sys.stderr.write(f"\n{interrupted(error)}\n")
+    sys.exit(128 + getattr(error, "signum", signal.SIGINT))
 
 
 def _quieten() -> None:

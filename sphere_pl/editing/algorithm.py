@@ -8,8 +8,10 @@ from sphere_pl.editing.guard import Guard
 from sphere_pl.editing.problem import BatchProblem
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.methods.base import Method
+from sphere_pl.resilience.failures import doing
 
 
+@doing("editing layer by layer")
 def edit_batch(
     batch: BatchProblem, method: Method, states: MethodStates, optimizer: LayerwiseEdit, guard: Guard
 ) -> bool:
@@ -29,6 +31,7 @@ def edit_batch(
         Whether the batch was edited; if not, weights and states are as they were.
     """
 
+    @doing("solving for an update")
     def solve_layer() -> None:
         layer = optimizer.active_group
         problem = batch.at(layer)  # keys K [n, d_in] and residuals R [n, d_out]
@@ -43,6 +46,7 @@ def edit_batch(
     return attempt.kept
 
 
+@doing("remembering the batch's keys")
 def remember(batch: BatchProblem, method: Method, states: MethodStates) -> None:
     """Let the method take an edited batch into what it knows of each matrix."""
     with exact_products():

@@ -19,6 +19,7 @@ from sphere_pl.progress import Track
 from sphere_pl.prompts import check_length
 from sphere_pl.refusals import check_batch_size
 from sphere_pl.representations import SubjectStream
+from sphere_pl.resilience.failures import doing
 from sphere_pl.statistics import SecondMoment, StatisticsSettings, second_moments
 
 ANCHOR_RECORDS = 20  # whose target norms are measured together
@@ -75,6 +76,7 @@ def memory_need(
     return need(shapes_of(lm.model, sites), batch_of(lm, batch, *contexts, max_tokens), method, elsewhere)
 
 
+@doing("preparing second moments and the method")
 def prepare_states(
     lm: LanguageModel,
     sites: Sequence[EditSite],
@@ -103,6 +105,7 @@ def prepare_states(
     return MethodStates(states, weights, offload), diagnosis
 
 
+@doing("measuring target norms")
 def measure_anchors(
     lm: LanguageModel,
     requests: Sequence[EditRequest],

@@ -30,6 +30,7 @@ from sphere_pl.evaluation.scoring import (
 )
 from sphere_pl.language_model import LanguageModel
 from sphere_pl.monitors.editor_callback import EditorCallback
+from sphere_pl.resilience.failures import doing
 from sphere_pl.statistics import beginning, read_corpus
 
 
@@ -89,6 +90,7 @@ class Drift(EditorCallback):
         self._held_out: HeldOut | None = None
 
     @override
+    @doing("measuring drift")
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Read the text with the unedited model: Lightning calls this before a resumed run's weights are taken up."""
         if not self.tokens:
@@ -101,6 +103,7 @@ class Drift(EditorCallback):
         self._unedited = self._unedited.to(lm.device)
 
     @override
+    @doing("measuring drift")
     def on_train_batch_end(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:

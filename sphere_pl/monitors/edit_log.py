@@ -15,6 +15,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.model_files import lasting_name
 from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.monitors.results import method_name
+from sphere_pl.resilience.failures import doing
 from sphere_pl.runs.log import (
     TENSOR_FOLDER,
     EditHistory,
@@ -141,6 +142,7 @@ class EditLog(EditorCallback):
             self._store(Entry(kept + 1, 0, editor.edits_seen, sums=sums), self._differences(editor, 0))
         self._remember(editor)
 
+    @doing("keeping the batch in the edit log")
     def _append(self, editor: SequentialEditor, edits: int, requests: list[dict[str, Any]]) -> None:
         assert self._history is not None  # noqa: S101 (checked by the hooks)
         number = len(self._history.entries) + 1

@@ -58,7 +58,7 @@ class LiveReport(L.Callback):
         try:
             write_report(self.run_dir, live)
         except Exception as error:
-            if not self._failed:
+            if live and not self._failed:  # a run that ends badly has its own message
                 log.warning("report.html could not be written while the run goes on: %s", error)
             self._failed = True
         ended = time.monotonic()

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from sphere_pl.closing import Dispensable
 from sphere_pl.files import write_text
+from sphere_pl.resilience.failures import doing
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class MetricsFile(Logger):
         if new:
             self._rewrite([*columns, *new])
         rows = self.rows
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with doing(f"writing {self.path}"), self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self._known_columns()).writerow(row)
         self._rows = rows + 1
 
@@ -201,6 +202,7 @@ def run_loggers(
     return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels, resumed)]
 
 
+@doing("starting wandb")
 def _wandb(
     run_dir: str, settings: WandbSettings, config: dict[str, Any], labels: Sequence[str], resumed: bool
 ) -> list[Logger]:

@@ -32,6 +32,7 @@ from sphere_pl.monitors.editor_callback import EditorCallback
 from sphere_pl.monitors.evaluated_weights import evaluated_weights
 from sphere_pl.monitors.target_table import TargetTable
 from sphere_pl.resilience.checkpoints import RunCheckpoints
+from sphere_pl.resilience.failures import doing
 from sphere_pl.trainers import Kind, callbacks_of
 
 METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
@@ -88,6 +89,7 @@ class RunResults(EditorCallback):
         pl_module.log("time/seconds", seconds, on_step=True, on_epoch=False, batch_size=1)
 
     @override
+    @doing("writing the results")
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Write everything, once, on the first rank."""
         if trainer.enable_validation and not self.editor.evaluator.last:

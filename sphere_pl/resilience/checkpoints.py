@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sphere_pl.closing import after_results
 from sphere_pl.errors import UserError
 from sphere_pl.files import remove_unfinished
 from sphere_pl.resilience.checkpoint_file import DamagedCheckpointError, read_checkpoint, write_checkpoint
+from sphere_pl.resilience.failures import doing
 from sphere_pl.resilience.fingerprints import check_settings
 from sphere_pl.resilience.interrupts import Interrupts, RunInterrupted
 
@@ -159,17 +161,20 @@ class RunCheckpoints(L.Callback):
             self._saved = batch_idx
         if trainer.strategy.reduce_boolean_decision(self._interrupts.asked is not None, all=False):
             self._save(trainer)
-            raise RunInterrupted(self._interrupts.asked or 15)
+            raise RunInterrupted(self._interrupts.asked or signal.SIGTERM)
         self._interrupts.patient = True
         if self._is_due(trainer):
             self._save(trainer)
 
     @override
     def on_train_epoch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Save the finished stream: what is left to do is the report."""
+        """Save the finished stream: what is left to do is the report. Stop here if asked to."""
         self._done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-        if self.every_n_batches:
+        asked = trainer.strategy.reduce_boolean_decision(self._interrupts.asked is not None, all=False)
+        if self.every_n_batches or asked:
             self._save(trainer)
+        if asked:
+            raise RunInterrupted(self._interrupts.asked or signal.SIGTERM)
 
     @override
     def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -211,6 +216,7 @@ class RunCheckpoints(L.Callback):
         affordable = self.max_overhead == 1 or not self._last_seconds or self.seconds + self._last_seconds <= allowed
         return bool(trainer.strategy.broadcast(affordable))
 
+    @doing("writing a checkpoint")
     def _save(self, trainer: "L.Trainer") -> None:
         """Write a checkpoint, and only then delete the ones that are not kept."""
         if self._done == self._saved:

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_text
-from sphere_pl.names import to_yaml
+from sphere_pl.names import resume_command, to_yaml
 from sphere_pl.resilience.checkpoint_file import read_checkpoint
 from sphere_pl.resilience.checkpoints import checkpoint_paths, newest_checkpoint
 
@@ -81,6 +81,22 @@ def _without(args: Sequence[str], name: str) -> list[str]:
             kept.append(arg)
         skip = arg == f"--{name}"
     return kept
+
+
+def how_to_resume(run_dir: Path, checkpoints: Path, batch_size: int) -> str:
+    """What to do after a run that did not end well.
+
+    Args:
+        run_dir: Its folder.
+        checkpoints: Where its checkpoints are.
+        batch_size: Edits in a batch.
+    """
+    paths = checkpoint_paths(checkpoints)
+    if not paths:
+        return "Nothing had been edited and saved yet; the same command begins again."
+    batches = int(paths[-1].stem.rpartition("-")[2])
+    last = "last" if checkpoints == run_dir / "checkpoints" else str(paths[-1])
+    return f"{batches} batches of {batch_size} edits are saved. Go on with: {resume_command(run_dir, last)}"
 
 
 class RunConfig(SaveConfigCallback):

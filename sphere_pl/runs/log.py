@@ -25,6 +25,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.files import write_atomically, write_text
 from sphere_pl.loading import Dtype
+from sphere_pl.resilience.failures import doing
 from sphere_pl.runs.low_rank import Change, Factors
 
 LOG_FILE = "edits.jsonl"
@@ -269,7 +270,8 @@ def write_header(folder: Path, header: Header) -> None:
 
 def append_entry(folder: Path, entry: Entry) -> None:
     """Add a line; it is on the disk when this returns."""
-    with (folder / LOG_FILE).open("a", encoding="utf-8") as file:
+    path = folder / LOG_FILE
+    with doing(f"writing {path}"), path.open("a", encoding="utf-8") as file:
         file.write(_line(asdict(entry)))
         file.flush()
         os.fsync(file.fileno())
