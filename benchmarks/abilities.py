@@ -21,10 +21,10 @@ from sphere_pl.abilities.evaluate import Score, answer_items, fingerprint_of, lo
 from sphere_pl.abilities.journal import Journal, weights_digest
 from sphere_pl.abilities.task import Item, Task
 from sphere_pl.abilities.tasks import TASKS
-from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.loading import load_language_model
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import load_language_model
+from sphere_pl.process.devices import default_device
 from sphere_pl.progress import EditProgress
 
 SUMMARY = Path(__file__).with_name("abilities.json")

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error, seconds
 from sphere_callbacks.functional import principal_directions, project_out
-from sphere_pl.devices import default_device as device
 from sphere_pl.methods.functional import alphaedit_update, memit_update, null_space_basis
 from sphere_pl.methods.memory import KeyMemory
+from sphere_pl.process.devices import default_device as device
 
 D_IN, D_OUT, BATCH, PAST = 4096, 1024, 100, 2000
 RIDGE = 10.0

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import clock, device_name, seconds
-from sphere_pl.cli import run
+from sphere_pl.commands.fit import run
 
 BATCH_HOOKS = ("on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end")
 OTHER_HOOKS = ("on_train_start", "on_validation_start", "on_validation_epoch_end", "on_validation_end", "on_fit_end")

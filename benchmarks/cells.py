@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sphere_pl.files import write_text
-from sphere_pl.resilience.checkpoints import checkpoint_paths
+from sphere_pl.run.checkpoints import checkpoint_paths
+from sphere_pl.storage.files import write_text
 
 KEPT = ("val/", "batch/", "energy/mean", "energy/change", "projection/", "principal/", "shares/", "target/", "prune/",
         "rect/", "drift/", "retention/", "abilities/", "time/seconds")  # fmt: skip

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import device_name
-from sphere_pl.cli import run
+from sphere_pl.commands.fit import run
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.monitors.drift import Drift
+from sphere_pl.run.drift import Drift
 
 SUMMARY = Path(__file__).with_name("drift.json")
 

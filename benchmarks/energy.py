@@ -4,7 +4,7 @@ import torch
 
 from benchmarks.measure import Measurement, alternate, device_name
 from sphere_callbacks.functional import hyperspherical_energy
-from sphere_pl.devices import default_device
+from sphere_pl.process.devices import default_device
 
 # One down-projection of an 8-billion-parameter LLaMA.
 ROWS, COLUMNS = 4096, 14336

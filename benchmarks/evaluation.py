@@ -8,10 +8,10 @@ from benchmarks.measure import Measurement, alternate, device_name, matmul_rate
 from benchmarks.models import DEFAULT, model_of, titled
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.editing import all_prompts, answer_requests
+from sphere_pl.evaluation.answers import all_prompts, answer_requests
 from sphere_pl.evaluation.scoring import Answer
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.prompts import Prompt, tokenize
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Prompt, tokenize
 
 COUNTERFACT = Path(__file__).parents[2] / "shared" / "data" / "built" / "counterfact_rebuilt.json"
 SAMPLED = 20  # records that are scored the slow way; its time per record does not depend on their number

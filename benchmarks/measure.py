@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.devices import default_device
+from sphere_pl.process.devices import default_device
 
 
 class Measurement(NamedTuple):

@@ -10,17 +10,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.models import SHAPES
-from sphere_pl.architectures import edit_sites
-from sphere_pl.budget.needs import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.editing.memory_estimate import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
+from sphere_pl.editing.moments import StatisticsSettings, second_moments
+from sphere_pl.editing.representations import SubjectStream
+from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit, KnownProblem
 from sphere_pl.methods.base import Method
-from sphere_pl.monitors.preflight import estimate
+from sphere_pl.model.families import edit_sites
 from sphere_pl.progress import untracked
-from sphere_pl.representations import SubjectStream
-from sphere_pl.statistics import StatisticsSettings, second_moments
-from sphere_pl.targets import TargetSettings, optimize_targets
+from sphere_pl.run.preflight import estimate
 
 MODELS = {"LLaMA3-8B": SHAPES["llama3-8b"], "Qwen2.5-7B": SHAPES["qwen2.5-7b"]}
 LAYERS = [4, 5, 6, 7, 8]

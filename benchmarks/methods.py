@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.cells import Cell, left_over, run_cell, run_cells
 from benchmarks.measure import device_name
-from sphere_pl.files import write_text
+from sphere_pl.storage.files import write_text
 
 RESULTS = Path(__file__).with_name("methods.json")
 EDITS = 100

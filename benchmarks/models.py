@@ -6,10 +6,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sphere_pl.data.builtin import heldout_text
-from sphere_pl.devices import default_device
-from sphere_pl.generation import sample_contexts
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.loading import Dtype, load_language_model
+from sphere_pl.model.generation import sample_contexts
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import Dtype, load_language_model
+from sphere_pl.process.devices import default_device
 
 DEFAULT = "default"
 SHAPES: dict[str, dict[str, Any]] = {

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
 from benchmarks.models import DEFAULT, model_of, titled
-from sphere_pl.architectures import EditSite
 from sphere_pl.data.builtin import heldout_text
-from sphere_pl.language_model import LanguageModel
+from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments
+from sphere_pl.editing.representations import capture_input
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import untracked
-from sphere_pl.representations import capture_input
-from sphere_pl.statistics import StatisticsSettings, compute_second_moments
 
 LAYERS = [4, 5, 6, 7, 8]
 

@@ -10,11 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sphere_pl.files import write_atomically
 from sphere_pl.report.figures import axis_type, energy_changes, mean_energy_change
 from sphere_pl.report.fits import MIN_POINTS, changes, confidence_ellipse, regression_line
 from sphere_pl.report.reading import ACCURACIES, RunData, Series, correlations, read_run
 from sphere_pl.report.style import FAINT, INK, METRIC_COLORS, ORANGE, label, signed
+from sphere_pl.storage.files import write_atomically
 
 _MARKERS = {"efficacy": "o", "generalization": "D", "specificity": "s", "neighborhood_agreement": "^"}
 _STYLE: Any = {

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from benchmarks.__main__ import markdown
 from benchmarks.measure import Measurement
-from sphere_pl.monitors.results import show
-from sphere_pl.numbers import change
+from sphere_pl.run.results import show
+from sphere_pl.text.numbers import change
 
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))

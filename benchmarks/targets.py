@@ -9,9 +9,9 @@ from benchmarks.measure import Measurement, alternate, device_name, matmul_rate,
 from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.prompts import Tokens, essence, in_context, pad, tokenize
-from sphere_pl.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Tokens, essence, in_context, pad, tokenize
 
 LAYER = 8
 # The paper's work for a request: 25 evaluations, no early stop, so that both sides do the same number of steps.

@@ -22,23 +22,23 @@ from benchmarks.representations import literal_key, literal_value
 from benchmarks.targets import literal_target
 from sphere_callbacks import LayerwiseEdit
 from sphere_callbacks.functional import principal_directions, project_out
-from sphere_pl.architectures import EditSite
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditBatch, EditRequest
-from sphere_pl.devices import default_device
-from sphere_pl.distributed import Shares
 from sphere_pl.editing.algorithm import edit_batch
+from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.moments import StatisticsSettings, second_moments
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.loading import Dtype
+from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import Dtype
+from sphere_pl.model.tokens import MOST_TOKENS
+from sphere_pl.process.devices import default_device
 from sphere_pl.progress import untracked
-from sphere_pl.prompts import MOST_TOKENS
-from sphere_pl.statistics import StatisticsSettings, second_moments
-from sphere_pl.targets import TargetSettings, optimize_targets
 
 LAYERS = [2, 3, 4, 5, 6]
 RIDGE, THRESHOLD, RATIO, STRENGTH = 10.0, 0.02, 0.5, 0.5

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from sphere_pl.data.datamodule import EditDataModule, EditLoader
     from sphere_pl.data.request import EditRequest
     from sphere_pl.editor import SequentialEditor
-    from sphere_pl.runs.delta import apply_delta
+    from sphere_pl.history.delta import apply_delta
 
 __version__ = "0.1.0"
 __all__ = ["EditDataModule", "EditLoader", "EditRequest", "SequentialEditor", "apply_delta"]
@@ -17,7 +17,7 @@ _HOMES = {
     "EditLoader": "sphere_pl.data.datamodule",
     "EditRequest": "sphere_pl.data.request",
     "SequentialEditor": "sphere_pl.editor",
-    "apply_delta": "sphere_pl.runs.delta",
+    "apply_delta": "sphere_pl.history.delta",
 }
 
 

@@ -11,13 +11,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from sphere_callbacks import LayerwiseEdit
-from sphere_pl.architectures import EditSite, check_layers
-from sphere_pl.budget.needs import Need, capacity, fitting_tokens
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
-from sphere_pl.distributed import Shares
 from sphere_pl.editing.algorithm import edit_batch
+from sphere_pl.editing.checks import (
+    check_arguments,
+    check_arithmetic,
+    check_batch_size,
+    check_method,
+    check_precision,
+    check_strategy,
+)
+from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.memory_estimate import Need, capacity, fitting_tokens
+from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.preparation import (
     check_lengths,
     measure_anchors,
@@ -27,29 +35,21 @@ from sphere_pl.editing.preparation import (
 )
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
-from sphere_pl.embedded import EMBEDDED_MODEL
+from sphere_pl.editing.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.generation import sample_contexts
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
+from sphere_pl.history.fingerprints import check_requests, request_hashes
 from sphere_pl.methods.base import Method
+from sphere_pl.model.embedded import EMBEDDED_MODEL
+from sphere_pl.model.families import EditSite, check_layers
+from sphere_pl.model.generation import sample_contexts
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
+from sphere_pl.process.failures import doing
 from sphere_pl.progress import track
-from sphere_pl.refusals import (
-    check_arguments,
-    check_arithmetic,
-    check_batch_size,
-    check_method,
-    check_precision,
-    check_strategy,
-)
-from sphere_pl.resilience.failures import doing
-from sphere_pl.resilience.fingerprints import check_requests, request_hashes
-from sphere_pl.resilience.randomness import random_states, restore_random_states
-from sphere_pl.statistics import StatisticsSettings, fingerprint
-from sphere_pl.targets import Targets, TargetSettings, optimize_targets
+from sphere_pl.storage.random_states import random_states, restore_random_states
 from sphere_pl.trainers import is_last_step
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from rich.table import Column
 from rich.text import Text
 from typing_extensions import override
 
-from sphere_pl.numbers import change, clock
+from sphere_pl.text.numbers import change, clock
 from sphere_pl.trainers import callbacks_of
 
 UNEDITED = "unedited model"  # what the evaluator calls its pass over every request

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cell, collect, finished, left_over, run_cell, run_cells
-from sphere_pl.files import write_text
+from sphere_pl.storage.files import write_text
 from study.cells import MAPS, PRESETS, parse
 from study.page import write_page
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sphere_pl.files import write_atomically
 from sphere_pl.report.style import FAINT, METHOD_COLORS
+from sphere_pl.storage.files import write_atomically
 from study.claims import is_plain, title
 from study.runs import COLLAPSE, Run
 

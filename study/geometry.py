@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sphere_callbacks.functional import principal_directions
-from sphere_pl.files import write_text
-from sphere_pl.loading import load_language_model
+from sphere_pl.editing.moments import StatisticsSettings, second_moments
 from sphere_pl.methods.functional import null_space_basis
-from sphere_pl.statistics import StatisticsSettings, second_moments
+from sphere_pl.model.loading import load_language_model
+from sphere_pl.storage.files import write_text
 
 RESULTS = Path(__file__).with_name("geometry.json")
 

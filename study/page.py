@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import STOPPED
-from sphere_pl.files import write_text
+from sphere_pl.storage.files import write_text
 from study.cells import FULL, PAIR, parse
 from study.claims import title, verdicts
 from study.energy import energy_section

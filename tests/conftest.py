@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from sphere_callbacks.functional import _checks
 from sphere_pl.commands import main
 from sphere_pl.data.request import EditRequest
-from sphere_pl.language_model import LanguageModel
+from sphere_pl.model.language_model import LanguageModel
 
 TEXT = """The capital of France is Paris. The mother tongue of Anna Karlsson is Swedish. The river runs to the sea.
 Berlin is a city in Germany. Rome is a city in Italy. You and I speak because of it. Therefore a pianist plays.

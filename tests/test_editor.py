@@ -10,12 +10,12 @@ from sphere_callbacks import HypersphericalEnergy, RelativeMask, SparseProjectio
 from sphere_callbacks.functional import principal_directions
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.editing.guard import GuardSettings
+from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LocFTBF, UltraEdit
-from sphere_pl.statistics import StatisticsSettings
-from sphere_pl.targets import TargetSettings
 from tests.saving import SaveAt
 
 # Each method as it is edited with here: how it is made, the layers, the size of a batch.
@@ -98,7 +98,7 @@ def test_each_batch_is_one_step_and_each_layer_one_hook(build, requests, bare_tr
 
 
 def test_an_edit_raises_the_targets_probability_in_every_family(build, family, requests, bare_trainer):
-    from sphere_pl.evaluation.editing import answer_requests
+    from sphere_pl.evaluation.answers import answer_requests
 
     editor = build(family)
     before = [a.rewrite[0].log_probability for a in answer_requests(editor.lm, requests)]
@@ -109,10 +109,10 @@ def test_an_edit_raises_the_targets_probability_in_every_family(build, family, r
 
 def test_the_update_is_the_paper_loop_written_out(build, requests, bare_trainer):
     """Keys, residuals and weights by hand, layer after layer, against what the trainer did."""
+    from sphere_pl.editing.representations import SubjectStream
+    from sphere_pl.editing.targets import optimize_targets
     from sphere_pl.methods.functional import alphaedit_update
     from sphere_pl.methods.memory import KeyMemory
-    from sphere_pl.representations import SubjectStream
-    from sphere_pl.targets import optimize_targets
 
     editor = build()
     reference = build()
@@ -166,7 +166,7 @@ def weights_of(editor):
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "gptj"])
 def test_every_method_raises_the_targets_probability(build, requests, bare_trainer, each, model_type):
-    from sphere_pl.evaluation.editing import answer_requests
+    from sphere_pl.evaluation.answers import answer_requests
 
     if each is METHODS["ROME, u = k"]:
         pytest.skip("the keys of a random model have much in common: without whitening all other tokens move as well")
@@ -293,7 +293,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(build, requests, bar
 
 
 def test_the_unedited_model_is_measured_once_before_the_first_edit(build, requests, bare_trainer):
-    from sphere_pl.evaluation.editing import answer_requests
+    from sphere_pl.evaluation.answers import answer_requests
 
     editor = build()
     loader = batches(requests)
@@ -337,7 +337,7 @@ def test_a_loader_of_something_else_is_refused(build, bare_trainer):
 
 
 def test_anchored_targets_have_the_norm_of_the_unedited_models_states(build, requests, bare_trainer, each):
-    from sphere_pl.representations import SubjectStream
+    from sphere_pl.editing.representations import SubjectStream
 
     make, layers, size = each
     if not make().needs_targets:
@@ -366,7 +366,7 @@ def test_anchors_are_measured_only_if_asked_for(build, requests, bare_trainer):
 
 def test_rome_keys_weigh_all_contexts_alike(build, requests, bare_trainer):
     from sphere_pl.data.request import EditBatch
-    from sphere_pl.representations import SubjectStream
+    from sphere_pl.editing.representations import SubjectStream
 
     editor = run(build, bare_trainer, requests, METHODS["ROME"])
     batch = EditBatch(tuple(requests[:1]))

@@ -1,116 +1,81 @@
-"""The house itself: imports go one way, and the callbacks stand alone."""
+"""The house itself: imports go one way, the callbacks stand alone, and nothing rests on the study."""
 
 import ast
 import tomllib
-from fnmatch import fnmatch
 from pathlib import Path
 
-import pytest
+ROOT = Path(__file__).parents[1]
 
-ROOT = Path(__file__).parent.parent
-
-# A module may import those of its own line and of the lines above it. `*` stands for any name.
-LAYERS = [
-    line.split()
-    for line in """
-errors devices trainers console closing budget forward monitors resilience tracing numbers commands.usage
-resilience.interrupts resilience.failures budget.free
-files names architectures configs embedded data.builtin data.request commands.wording
-evaluation.forest evaluation.sample evaluation.settings
-distributed resilience.checkpoint_file resilience.fingerprints resilience.randomness
-commands.parsers
-hub model_files gguf_files language_model
-data.records data.review methods.functional methods.memory methods.base resilience.run_lock
-loading commands.short_help
-prompts optim data.formats data.formats.* metrics metrics.* abilities abilities.task abilities.metrics forward.attention
-forward.packing methods.alphaedit methods.memit resilience.checkpoints
-tracing.functional resilience.run_folder
-methods.descent methods.emmet methods.rome methods.ultraedit
-methods.ft methods.locft_bf
-methods representations generation data.datamodule progress evaluation
-statistics targets budget.needs evaluation.scoring abilities.sources abilities.answering abilities.tasks.*
-refusals evaluation.editing abilities.tasks
-evaluation.cases
-evaluation.protocols abilities.evaluate
-evaluation.texts
-evaluation.evaluator
-likelihood tracing.trace
-tracing.summary
-editor report report.* runs runs.low_rank
-abilities.journal abilities.harness monitors.drift monitors.editor_callback monitors.evaluated_weights
-abilities.callback monitors.target_table
-tracing.picture
-commands.compare commands.locate monitors.results monitors.loggers monitors.live monitors.tracking monitors.preflight
-monitors.shortage resilience.resuming runs.log
-commands.dashboard
-monitors.edit_log runs.rebuild runs.delta runs.card
-runs.saved
-runs.arguments runs.solve
-runs.states runs.export runs.diff
-runs.validate runs.predict
-cli
-commands
-__main__
-""".strip().splitlines()
+# A room imports from those before it; see docs/architecture.md.
+ROOMS = [
+    "errors",
+    "text",
+    "process",
+    "trainers",
+    "progress",
+    "storage",
+    "data",
+    "methods",
+    "model",
+    "editing",
+    "evaluation",
+    "history",
+    "editor",
+    "report",
+    "run",
+    "abilities",
+    "tracing",
+    "commands",
+    "__main__",
 ]
 
 
-def module_name(path):
-    parts = path.relative_to(ROOT / "sphere_pl").with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def files(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Dotted names of all that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-def layer(name):
-    return next((index for index, line in enumerate(LAYERS) if any(fnmatch(name, pattern) for pattern in line)), None)
+def test_rooms_import_downwards_only():
+    for path in files("sphere_pl"):
+        mine = path.relative_to(ROOT / "sphere_pl").parts[0].removesuffix(".py")
+        for name in imports(path):
+            other = f"{name}.".split(".")[1] if name.startswith("sphere_pl.") else ""
+            if mine != "__init__" and other and not other.startswith("__version__"):
+                assert ROOMS.index(other) <= ROOMS.index(mine), f"{path.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sphere_pl").rglob("*.py")), ids=module_name)
-def test_imports_go_one_way(path):
-    name = module_name(path)
-    if name in {"", "data", "data.builtin.build"}:
-        return
-    mine = layer(name)
-    assert mine is not None, f"{name} has no place in LAYERS"
-    for imported in imports(path):
-        if imported.startswith("sphere_pl."):
-            other = imported.removeprefix("sphere_pl.")
-            assert layer(other) is not None, f"{name} imports {other}, which has no place in LAYERS"
-            assert layer(other) <= mine, f"{name} imports {other}, which stands behind it"
+def test_the_callbacks_need_nothing_of_the_framework():
+    heavy = {"sphere_pl", "transformers", "datasets", "wandb"}
+    for path in files("callbacks/sphere_callbacks"):
+        assert not {name.split(".")[0] for name in imports(path)} & heavy, path.name
+
+
+def test_no_module_names_a_device_prints_or_has_a_global():
+    for path in files("sphere_pl", "callbacks/sphere_callbacks"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert not (isinstance(node.func, ast.Attribute) and node.func.attr == "cuda"), path.name
+                assert not (isinstance(node.func, ast.Name) and node.func.id == "print"), path.name
+            assert not isinstance(node, ast.Global), path.name
 
 
 def test_nothing_rests_on_the_study():
-    house = [ROOT / name for name in ("sphere_pl", "callbacks", "benchmarks", "examples", "tests")]
-    files = [path for folder in house for path in folder.rglob("*.py")]
-    assert [path for path in files if "study" in {name.split(".")[0] for name in imports(path)}] == []
+    house = files("sphere_pl", "callbacks", "benchmarks", "examples", "tests")
+    assert [path for path in house if "study" in {name.split(".")[0] for name in imports(path)}] == []
     assert not list((ROOT / "conf").rglob("*study*"))
 
 
 def test_the_study_is_in_no_archive_and_not_in_the_default_test_run():
-    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     targets = tool["hatch"]["build"]["targets"]
     assert "/study" in targets["sdist"]["exclude"]
     assert targets["wheel"]["packages"] == ["sphere_pl"]
     assert not any(path.startswith("study") for path in tool["pytest"]["ini_options"]["testpaths"])
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "callbacks" / "sphere_callbacks").rglob("*.py")), ids=lambda p: p.name)
-def test_the_callbacks_need_nothing_of_the_framework(path):
-    heavy = {"sphere_pl", "transformers", "datasets", "wandb"}
-    assert not {name.split(".")[0] for name in imports(path)} & heavy
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "sphere_pl").rglob("*.py")), ids=module_name)
-def test_no_module_names_a_device_or_prints(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            assert not (isinstance(node.func, ast.Attribute) and node.func.attr == "cuda")
-            assert not (isinstance(node.func, ast.Name) and node.func.id == "print")
-        assert not isinstance(node, ast.Global)

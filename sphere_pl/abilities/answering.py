@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 
 from sphere_pl.abilities.task import Item
-from sphere_pl.language_model import FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.model.tokens import Prompt, micro_batches, pad, tokenize, truncate_left
 from sphere_pl.progress import Track, untracked
-from sphere_pl.prompts import Prompt, micro_batches, pad, tokenize, truncate_left
 
 _LEAST_PREFIX = 16  # tokens; a shorter common beginning is not worth a pass of its own
 

@@ -12,10 +12,10 @@ from sphere_pl.abilities.evaluate import Score, evaluate, fingerprint_of, load_i
 from sphere_pl.abilities.journal import Journal, weights_digest
 from sphere_pl.abilities.task import Item
 from sphere_pl.errors import UserError
-from sphere_pl.monitors.editor_callback import EditorCallback
-from sphere_pl.monitors.evaluated_weights import evaluated_weights
+from sphere_pl.process.failures import doing
 from sphere_pl.progress import track
-from sphere_pl.resilience.failures import doing
+from sphere_pl.run.editor_callback import EditorCallback
+from sphere_pl.run.evaluated_weights import evaluated_weights
 from sphere_pl.trainers import is_last_step
 
 
@@ -42,6 +42,7 @@ class GeneralAbilities(EditorCallback):
         UserError: If a task is unknown, a number out of range, data missing or lm-evaluation-harness not installed.
     """
 
+    summary_name = "abilities"
     otherwise = "Score any other model with `sphere_pl.abilities.evaluate`."
 
     def __init__(
@@ -114,7 +115,8 @@ class GeneralAbilities(EditorCallback):
             {name: Score.from_json(fields) for name, fields in state_dict[when].items()} for when in ("before", "after")
         )
 
-    def summary(self) -> dict[str, dict[str, Any]]:
+    @override
+    def summary(self) -> dict[str, Any]:
         """Each task's score before and after editing, as results.json holds it; None where it was not measured."""
         return {
             name: {

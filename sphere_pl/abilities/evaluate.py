@@ -13,8 +13,8 @@ from sphere_pl.abilities.sources import read_items
 from sphere_pl.abilities.task import Item, Task, choose
 from sphere_pl.abilities.tasks import TASKS
 from sphere_pl.errors import UserError
-from sphere_pl.generation import generate
-from sphere_pl.language_model import LanguageModel
+from sphere_pl.model.generation import generate
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import Track, untracked
 
 

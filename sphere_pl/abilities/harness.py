@@ -10,7 +10,7 @@ from typing import Any
 from sphere_pl.abilities.evaluate import Score
 from sphere_pl.abilities.metrics import Estimate
 from sphere_pl.errors import UserError
-from sphere_pl.language_model import LanguageModel
+from sphere_pl.model.language_model import LanguageModel
 
 
 def find_tasks(names: Sequence[str]) -> Any:

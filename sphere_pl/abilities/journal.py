@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from sphere_pl.abilities.evaluate import Score
+from sphere_pl.editing.moments import fingerprint
 from sphere_pl.errors import UserError
-from sphere_pl.files import write_text
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.statistics import fingerprint
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.storage.files import write_text
 
 
 class Journal:

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sphere_pl import __version__
-from sphere_pl.commands.usage import announced, did_you_mean, program
-from sphere_pl.console import finish_output, prepare_streams
 from sphere_pl.errors import UserError
-from sphere_pl.resilience.failures import doing, explained, interrupted
-from sphere_pl.resilience.interrupts import Interrupts, RunInterrupted
+from sphere_pl.process.console import finish_output, prepare_streams
+from sphere_pl.process.failures import doing, explained, interrupted
+from sphere_pl.process.interrupts import Interrupts, RunInterrupted
+from sphere_pl.text.usage import announced, did_you_mean, program
 
 # Each module has a `main(args)`; it is imported when its command is given.
 COMMANDS = {
-    "fit": ("sphere_pl.cli", "edit a language model, batch after batch"),
-    "validate": ("sphere_pl.runs.validate", "score a saved run or a checkpoint"),
-    "test": ("sphere_pl.runs.validate", "the same as validate"),
-    "predict": ("sphere_pl.runs.predict", "answer prompts before and after the edits"),
-    "export": ("sphere_pl.runs.export", "write the edited model, as it was after any batch or without some edits"),
-    "diff": ("sphere_pl.runs.diff", "show which matrices changed and how much"),
+    "fit": ("sphere_pl.commands.fit", "edit a language model, batch after batch"),
+    "validate": ("sphere_pl.commands.validate", "score a saved run or a checkpoint"),
+    "test": ("sphere_pl.commands.validate", "the same as validate"),
+    "predict": ("sphere_pl.commands.predict", "answer prompts before and after the edits"),
+    "export": ("sphere_pl.commands.export", "write the edited model, as it was after any batch or without some edits"),
+    "diff": ("sphere_pl.commands.diff", "show which matrices changed and how much"),
     "compare": ("sphere_pl.commands.compare", "put several runs on one page"),
     "locate": ("sphere_pl.commands.locate", "find the layers that hold facts, by causal tracing"),
     "dashboard": ("sphere_pl.commands.dashboard", "arrange the panels of a wandb project"),

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sphere_pl.commands.parsers import Parser
-from sphere_pl.commands.usage import program
 from sphere_pl.errors import UserError
+from sphere_pl.text.usage import program
 
 
 def main(args: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
-from sphere_pl.monitors.loggers import WandbSettings, logged_in
 from sphere_pl.report.reading import ACCURACIES, METRICS
+from sphere_pl.run.loggers import WandbSettings, logged_in
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

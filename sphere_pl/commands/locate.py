@@ -13,19 +13,19 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
-from sphere_pl import numbers
 from sphere_pl.commands.parsers import SettingsParser
-from sphere_pl.commands.usage import program
-from sphere_pl.console import as_shown, say
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.devices import default_device
 from sphere_pl.errors import UserError
-from sphere_pl.files import write_text
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.loading import load_language_model
-from sphere_pl.model_files import label_of
+from sphere_pl.model.files import label_of
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import load_language_model
+from sphere_pl.model.tokens import Prompt
+from sphere_pl.process.console import as_shown, say
+from sphere_pl.process.devices import default_device
 from sphere_pl.progress import Track, tracking
-from sphere_pl.prompts import Prompt
+from sphere_pl.storage.files import write_text
+from sphere_pl.text import numbers
+from sphere_pl.text.usage import program
 from sphere_pl.tracing.functional import KINDS, ROLES
 from sphere_pl.tracing.picture import draw_trace
 from sphere_pl.tracing.summary import config_line, summarize

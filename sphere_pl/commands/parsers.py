@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
-from sphere_pl.commands.usage import program
 from sphere_pl.commands.wording import explain
 from sphere_pl.errors import UserError
+from sphere_pl.text.usage import program
 
 
 class Explained(argparse.ArgumentParser):

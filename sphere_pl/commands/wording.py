@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 
-from sphere_pl.commands.usage import did_you_mean
+from sphere_pl.text.usage import did_you_mean
 
 _LONGEST = 300  # characters of a message that is passed on as it is
 _SHOWN = 12  # members of a group that are listed
@@ -142,7 +142,7 @@ def _wrong_value(found: re.Match[str], parser: argparse.ArgumentParser, args: Se
 
 
 def _wrong_class(place: Place, value: str, classes: Sequence[type]) -> Lines:
-    from sphere_pl.configs import group_files
+    from sphere_pl.commands.configs import group_files
 
     names = sorted({each.__name__ for each in classes})
     groups = [group for group in group_files() if group.rpartition("/")[2] == value.lower().replace("-", "_")]

@@ -15,7 +15,7 @@ from sphere_pl.data.records import Record, hub_records, read_records
 from sphere_pl.data.request import EditBatch, EditRequest, check_request
 from sphere_pl.data.review import Conflicts, report_edited_neighbors, report_repeated_ids, settle_conflicts
 from sphere_pl.errors import UserError
-from sphere_pl.files import is_local
+from sphere_pl.storage.files import is_local
 
 log = logging.getLogger(__name__)
 

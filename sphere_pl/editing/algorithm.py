@@ -8,7 +8,7 @@ from sphere_pl.editing.guard import Guard
 from sphere_pl.editing.problem import BatchProblem
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.methods.base import Method
-from sphere_pl.resilience.failures import doing
+from sphere_pl.process.failures import doing
 
 
 @doing("editing layer by layer")

@@ -7,20 +7,20 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from sphere_pl.architectures import EditSite
-from sphere_pl.budget.needs import Need, batch_of, need, shapes_of
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.checks import check_batch_size
 from sphere_pl.editing.guard import diagnose, report_statistics
+from sphere_pl.editing.memory_estimate import Need, batch_of, need, shapes_of
+from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
+from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
-from sphere_pl.language_model import LanguageModel
 from sphere_pl.methods.base import Method
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import check_length
+from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
-from sphere_pl.prompts import check_length
-from sphere_pl.refusals import check_batch_size
-from sphere_pl.representations import SubjectStream
-from sphere_pl.resilience.failures import doing
-from sphere_pl.statistics import SecondMoment, StatisticsSettings, second_moments
 
 ANCHOR_RECORDS = 20  # whose target norms are measured together
 

@@ -10,16 +10,16 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sphere_pl.architectures import EditSite
 from sphere_pl.data.request import EditBatch
-from sphere_pl.distributed import Shares
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.likelihood import TargetLikelihood
+from sphere_pl.editing.distributed import Shares
+from sphere_pl.editing.likelihood import TargetLikelihood
+from sphere_pl.editing.representations import SubjectStream
+from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.methods.base import Method
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.methods.problem import LayerProblem
-from sphere_pl.representations import SubjectStream
-from sphere_pl.targets import Targets, TargetSettings
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
 
 
 class Solved(NamedTuple):

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.devices import accelerator
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import State
+from sphere_pl.process.devices import accelerator
 
 
 def device_of(name: str | None) -> torch.device | None:

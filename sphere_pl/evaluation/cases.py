@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.generation import answer_tokens, complete
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.metrics.texts import begins_with
+from sphere_pl.evaluation.metrics.texts import begins_with
+from sphere_pl.model.generation import answer_tokens, complete
+from sphere_pl.model.language_model import LanguageModel
 
 SHOWN = 50  # failed edits
 CASE_TOKENS = 16

@@ -8,16 +8,16 @@ from torch import nn
 
 from sphere_pl.data.builtin import heldout_text
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.moments import beginning, read_corpus
+from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests
 from sphere_pl.evaluation.cases import answer_cases, case_prompts, failed_edits
-from sphere_pl.evaluation.editing import Answers, EditingMetrics, answer_requests
 from sphere_pl.evaluation.protocols import generation_scores, probability_scores
 from sphere_pl.evaluation.sample import AGES, ScoringBatch, age_of, fixed_sample
 from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
-from sphere_pl.language_model import LanguageModel
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import UNEDITED, Track, untracked
-from sphere_pl.statistics import beginning, read_corpus
 
 EDITED, TEXTS = "edited model", "text and free answers"  # what the passes after the teacher-forced one are called
 RETAINED = ("efficacy", "generalization")

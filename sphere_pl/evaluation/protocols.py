@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.editing import means_and_errors
+from sphere_pl.evaluation.answers import means_and_errors
+from sphere_pl.evaluation.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.generation import answer_tokens, complete
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
-from sphere_pl.prompts import Prompt
+from sphere_pl.model.generation import answer_tokens, complete
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Prompt
 
 ALONE = {"sync_on_compute": False}  # every process scores the whole sample
 

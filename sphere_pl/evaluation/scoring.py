@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.forest import WIDTH, Forest, batch_forests, plant
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.prompts import Prompt, Tokens, micro_batches, pad, tokenize
+from sphere_pl.evaluation.prefix_tree import WIDTH, Forest, batch_forests, plant
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Prompt, Tokens, micro_batches, pad, tokenize
 
 PIECES = 8  # of a text, run together
 POSITIONS = 64  # whose distributions are in memory at once

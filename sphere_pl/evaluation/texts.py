@@ -9,11 +9,11 @@ import torch
 
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.editing import means_and_errors
+from sphere_pl.evaluation.answers import means_and_errors
+from sphere_pl.evaluation.metrics import Consistency, Fluency, RecordMean
 from sphere_pl.evaluation.protocols import ALONE
-from sphere_pl.generation import free_texts
-from sphere_pl.language_model import LanguageModel
-from sphere_pl.metrics import Consistency, Fluency, RecordMean
+from sphere_pl.model.generation import free_texts
+from sphere_pl.model.language_model import LanguageModel
 
 References = Mapping[tuple[str, str], Sequence[str]]
 

@@ -5,7 +5,6 @@ from html import escape
 from pathlib import Path
 
 from sphere_pl.errors import UserError
-from sphere_pl.files import write_text
 from sphere_pl.report import across
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.groups import Group, blocks, group_runs
@@ -14,6 +13,7 @@ from sphere_pl.report.page import REFRESH, coefficient, footer
 from sphere_pl.report.reading import ACCURACIES, METRICS, correlations, read_run
 from sphere_pl.report.style import label
 from sphere_pl.report.tables import csv_table, html_table, latex_table
+from sphere_pl.storage.files import write_text
 
 NAME = "comparison.html"
 

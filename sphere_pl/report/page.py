@@ -7,14 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sphere_pl.files import write_text
-from sphere_pl.numbers import difference, duration, memory, percent, total, typeset
 from sphere_pl.report import families, figures, style
 from sphere_pl.report.collapse import BOUND, collapse
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table, tile
 from sphere_pl.report.reading import METRICS, Correlation, RankCorrelation, RunData, correlations, number, read_run
 from sphere_pl.report.style import label, score, signed, signed_percent
+from sphere_pl.storage.files import write_text
+from sphere_pl.text.numbers import difference, duration, memory, percent, total, typeset
 
 REFRESH = 30  # seconds
 FAILED_SHOWN = 50

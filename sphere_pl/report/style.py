@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from sphere_pl import numbers
+from sphere_pl.text import numbers
 
 # The palette of Okabe and Ito, told apart by all common kinds of colour vision.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#B1578D", "#C98A00", "#3B9BD1"
@@ -95,7 +95,7 @@ def _common(parts: Sequence[Sequence[str]]) -> int:
 
 
 def signed_percent(share: float, digits: int | None = None) -> str:
-    """A change in per cent, with its sign; see `sphere_pl.numbers.change`.
+    """A change in per cent, with its sign; see `sphere_pl.text.numbers.change`.
 
     Example:
         >>> signed_percent(0.00123), signed_percent(-0.5, 0)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from sphere_pl.numbers import duration, percent, plain
 from sphere_pl.report.groups import UNEDITED, Estimate, Group, best, blocks
 from sphere_pl.report.html import Html
 from sphere_pl.report.reading import METRICS
 from sphere_pl.report.style import label, signed_percent
+from sphere_pl.text.numbers import duration, percent, plain
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

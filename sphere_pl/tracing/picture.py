@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sphere_pl.files import write_atomically
 from sphere_pl.report.style import INK
+from sphere_pl.storage.files import write_atomically
 from sphere_pl.tracing.functional import KINDS, LAST_SUBJECT, ROLES
 
 if TYPE_CHECKING:

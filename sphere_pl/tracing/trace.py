@@ -26,8 +26,8 @@ from transformers import DynamicCache
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.language_model import FrozenPrefix, LanguageModel
-from sphere_pl.prompts import Prompt, Tokens, in_context, tokenize
+from sphere_pl.model.language_model import FrozenPrefix, LanguageModel
+from sphere_pl.model.tokens import Prompt, Tokens, in_context, tokenize
 from sphere_pl.tracing.functional import KINDS, indirect_effects, subject_noise, token_roles, windows
 
 

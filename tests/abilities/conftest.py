@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import Logger
 
+from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.methods import AlphaEdit
-from sphere_pl.statistics import StatisticsSettings
-from sphere_pl.targets import TargetSettings
 
 GSM8K = [
     {"question": "A cup holds 3 pens. How many do 4 cups hold?", "answer": "4 * 3 = <<4*3=12>>12 pens.\n#### 12"},

@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sphere_pl import cli as command_line_interface
-from sphere_pl.closing import after_results
-from sphere_pl.console import prepare_streams, say
+from sphere_pl.commands import fit as command_line_interface
+from sphere_pl.commands.resuming import resolve_resume
 from sphere_pl.errors import UserError
-from sphere_pl.monitors.loggers import WandbSettings, run_loggers
-from sphere_pl.names import check_name, literal_names, resume_command, to_yaml
-from sphere_pl.resilience.resuming import resolve_resume
-from sphere_pl.resilience.run_folder import prepare_run_folder
+from sphere_pl.process.closing import after_results
+from sphere_pl.process.console import prepare_streams, say
+from sphere_pl.run.folder import prepare_run_folder
+from sphere_pl.run.loggers import WandbSettings, run_loggers
+from sphere_pl.text.names import check_name, literal_names, resume_command, to_yaml
 
 DISGUISED = [
     "1e5", "007", "2024-01-01", "on", "true", "null", "0x1F", "1_000", "~", "=", ":", "12:30:45", ".inf", "nan", "#1",
@@ -338,12 +338,12 @@ def test_strategies_that_copy_the_process_are_refused_at_the_start(cli, tiny, tm
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("step", ["sphere_pl.report.write_report", "sphere_pl.monitors.results.show",
-                                  "sphere_pl.resilience.checkpoints._clear", "lightning.Callback.on_fit_end"]
+@pytest.mark.parametrize("step", ["sphere_pl.report.write_report", "sphere_pl.run.results.show",
+                                  "sphere_pl.run.checkpoints._clear", "lightning.Callback.on_fit_end"]
 )  # fmt: skip
 def test_nothing_after_the_results_fails_a_run(cli, tiny, tmp_path, monkeypatch, caplog, step):
     """wandb #2181: exit 2 after a finished run because of wandb's table."""
-    if step == "sphere_pl.resilience.checkpoints._clear":
+    if step == "sphere_pl.run.checkpoints._clear":
         tiny = [*tiny, "--checkpoints.every_n_batches=1"]
     called = []
 

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from sphere_pl import cli
+from sphere_pl.commands import fit as cli
 from sphere_pl.commands.short_help import EXAMPLES, SHOWN, WIDTH, argument
 from sphere_pl.commands.wording import options
 

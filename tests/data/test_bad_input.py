@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sphere_pl.errors import UserError
-from sphere_pl.prompts import in_context, tokenize
+from sphere_pl.model.tokens import in_context, tokenize
 
 
 def record(**fields):

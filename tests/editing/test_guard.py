@@ -14,12 +14,12 @@ from sphere_pl.editing.guard import (
     diagnose,
     report_statistics,
 )
+from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import FT, MEMIT, AlphaEdit, KnownProblem, Method
-from sphere_pl.statistics import StatisticsSettings
-from sphere_pl.targets import TargetSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
 WEIGHT = torch.eye(3)

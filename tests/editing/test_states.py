@@ -13,13 +13,13 @@ import torch
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing import states as offloading
 from sphere_pl.editing.guard import GuardSettings
+from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments
 from sphere_pl.editing.states import Offload
+from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import MEMIT, AlphaEdit, UltraEdit
-from sphere_pl.statistics import StatisticsSettings, compute_second_moments
-from sphere_pl.targets import TargetSettings
 from tests.saving import SaveAt
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from sphere_pl.evaluation.forest import batch_forests, plant
+from sphere_pl.evaluation.prefix_tree import batch_forests, plant
 
 
 @pytest.fixture(params=range(5))

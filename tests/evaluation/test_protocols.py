@@ -9,7 +9,7 @@ import pytest
 from sphere_pl.evaluation.evaluator import score_requests
 from sphere_pl.evaluation.protocols import generation_scores, probability_scores
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.generation import answer_tokens, complete, free_texts
+from sphere_pl.model.generation import answer_tokens, complete, free_texts
 
 
 def macro(rows):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.editing import EditingMetrics, answer_requests
+from sphere_pl.evaluation.answers import EditingMetrics, answer_requests
 from sphere_pl.evaluation.scoring import answer, perplexity
-from sphere_pl.prompts import Prompt
+from sphere_pl.model.tokens import Prompt
 
 PROMPTS = [
     Prompt("The capital of France is", "Paris"),

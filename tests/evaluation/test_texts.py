@@ -4,10 +4,10 @@ import pytest
 
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.metrics import Consistency, Fluency
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
-from sphere_pl.generation import free_texts
-from sphere_pl.metrics import Consistency, Fluency
+from sphere_pl.model.generation import free_texts
 
 SNIPPETS = [
     {"relation_id": "P103", "target_id": "Q652", "samples": [{"name": "a", "text": "Italian is spoken in Rome"}]},

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sphere_pl.monitors.live import LiveReport
 from sphere_pl.report import page
+from sphere_pl.run.live import LiveReport
 
 # Tells the frame around the page, at each load, what a reader would see.
 PROBE = """

@@ -9,7 +9,7 @@ import torch
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
-from sphere_pl.prompts import tokenize
+from sphere_pl.model.tokens import tokenize
 from sphere_pl.tracing.functional import KINDS, subject_noise
 from sphere_pl.tracing.trace import TraceSettings, embedding_deviation, known_facts, trace_fact, true_answer
 

@@ -1,0 +1,167 @@
+"""The model card of an exported run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sphere_pl.history.log import Header
+from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
+from sphere_pl.report.style import is_share
+from sphere_pl.text import numbers
+
+_SHOWN = 20
+
+
+class Source(NamedTuple):
+    """Where the base model comes from.
+
+    Attributes:
+        name: Hub id, or how to call a local folder.
+        hub_id: The hub id; None for a local folder.
+        license: The licence's identifier on the hub; None if it is not known.
+        license_file: The text of the licence, if it lies beside the model.
+    """
+
+    name: str
+    hub_id: str | None
+    license: str | None
+    license_file: Path | None = None
+
+
+def source_of(model: str, revision: str | None = None) -> Source:
+    """Find out the base model's licence: from its card in the folder or on the hub.
+
+    Args:
+        model: Hub id, folder, GGUF file, or the name of the embedded model.
+        revision: Branch, tag or commit of a hub model.
+    """
+    if model == EMBEDDED_MODEL:
+        return Source(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID, EMBEDDED_LICENSE)
+    folder = Path(model).expanduser()
+    if folder.is_file():  # a GGUF file
+        return Source(folder.name, None, _license(folder.parent / "README.md"), _license_text(folder.parent))
+    if folder.is_dir():
+        return Source(folder.name, None, _license(folder / "README.md"), _license_text(folder))
+    return Source(model, model, _license(_hub_card(model, revision)))
+
+
+def _license_text(folder: Path) -> Path | None:
+    return next((path for name in ("LICENSE", "LICENSE.txt", "LICENSE.md") if (path := folder / name).is_file()), None)
+
+
+def _hub_card(model: str, revision: str | None) -> Path | None:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(model, "README.md", revision=revision))
+    except Exception:  # no network, no card, no access: the licence stays unknown, and the card says so
+        return None
+
+
+def _license(card: Path | None) -> str | None:
+    """The licence in the front matter of a model card."""
+    try:
+        front = card.read_text(encoding="utf-8").split("---")[1] if card else ""
+        found = yaml.safe_load(front)
+    except (OSError, IndexError, ValueError, yaml.YAMLError):
+        return None
+    value = found.get("license") if isinstance(found, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def model_card(
+    header: Header,
+    source: Source,
+    edits: int,
+    requests: Sequence[Mapping[str, Any]],
+    left_out: Sequence[str],
+    results: Mapping[str, Any],
+) -> str:
+    """Write the card.
+
+    Args:
+        header: The run's model and method.
+        source: Where the base model comes from.
+        edits: How many edits the weights hold.
+        requests: Those edits, as logged.
+        left_out: Case ids that were taken out.
+        results: The run's results.json if its scores are those of these weights, else empty.
+    """
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["knowledge-editing", "sphere_pl"]}
+    front |= {"license": source.license or "other", "pipeline_tag": "text-generation"}
+    if source.hub_id:
+        front |= {"base_model": source.hub_id, "base_model_relation": "finetune"}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
+        f"# {source.name}, edited",
+        _summary(header, source, edits, left_out),
+        _licence(source),
+        _scores(results),
+        _edits(requests),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _summary(header: Header, source: Source, edits: int, left_out: Sequence[str]) -> str:
+    blocks = ", ".join(map(str, header.layers))
+    lines = [
+        f"{edits} facts were edited into {source.name} with {header.method} by `sphere_pl`. Changed are the MLP "
+        f"down-projections of blocks {blocks}; all other weights are the base model's.",
+        "Load it as any model: `AutoModelForCausalLM.from_pretrained(<this repository or folder>)`.",
+    ]
+    if left_out:
+        lines.append(
+            f"Taken out afterwards: {', '.join(map(_cell, left_out[:_SHOWN]))}"
+            f"{' and others' if len(left_out) > _SHOWN else ''}. The remaining edits were solved again from the keys "
+            "and residuals that the run had measured while it held those edits."
+        )
+    return "\n\n".join(lines)
+
+
+def _licence(source: Source) -> str:
+    if source.license is None:
+        return (
+            f"The licence of {source.name} could not be found: `other` stands in its place. The edited weights are "
+            "subject to the base model's licence; look it up before you share them."
+        )
+    return f"The base model's licence, {source.license}, applies to these weights."
+
+
+def _scores(results: Mapping[str, Any]) -> str:
+    before, after = (found if isinstance(found := results.get(when), dict) else {} for when in ("before", "after"))
+    names = [name for name in after if not name.endswith("_standard_error")]
+    rows = [
+        f"| {name.replace('_', ' ')} | {_number(name, before.get(name))} | {_number(name, after[name])} |"
+        for name in names
+    ]
+    if not rows:
+        return ""
+    return "\n".join(["## Before and after", "", "| | unedited | edited |", "|---|---|---|", *rows])
+
+
+def _number(name: str, value: Any) -> str:
+    if not isinstance(value, int | float):
+        return numbers.MISSING
+    return numbers.score(value) if is_share(name) else numbers.plain(value)
+
+
+def _edits(requests: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        f"| {_cell(request['case_id'])} | {_cell(request['prompt'].replace('{}', request['subject'], 1))} "
+        f"| {_cell(request['target_new'])} |"
+        for request in requests[:_SHOWN]
+    ]
+    if not rows:
+        return ""
+    more = f"\n\nand {len(requests) - _SHOWN} more, in `edits.json`." if len(requests) > _SHOWN else ""
+    return "\n".join(["## Edits", "", "| case | prompt | new answer |", "|---|---|---|", *rows]) + more
+
+
+def _cell(text: object) -> str:
+    """Text inside a table: no line breaks, no bars, no markup of its own."""
+    plain = " ".join(str(text).split())
+    for mark in "\\|<>`*_[]":
+        plain = plain.replace(mark, f"\\{mark}")
+    return plain

@@ -1,0 +1,207 @@
+"""`python -m sphere_pl export --run_dir R`: the edited model as a Hugging Face folder, or its edits alone."""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from sphere_pl.commands.arguments import add_load_arguments, add_run_arguments, load_options, run_folder
+from sphere_pl.commands.card import model_card, source_of
+from sphere_pl.commands.parsers import Parser
+from sphere_pl.errors import UserError
+from sphere_pl.history.delta import save_delta
+from sphere_pl.history.rebuild import restrained
+from sphere_pl.history.replay import check_without, solve_without
+from sphere_pl.history.saved import BaseModel, SavedRun
+
+_DELTA = "delta.safetensors"
+
+
+class Chosen(NamedTuple):
+    """The state of a run that is exported.
+
+    Attributes:
+        edits: How many requests of the stream it has seen.
+        weights: Its matrices, float32 `[d_out, d_in]`, by name.
+        requests: The edits it holds, as logged.
+        left_out: Case ids that were taken out.
+        results: The run's results if they are those of this state.
+    """
+
+    edits: int
+    weights: dict[str, Tensor]
+    requests: list[dict[str, Any]]
+    left_out: list[str]
+    results: dict[str, Any]
+
+
+def main(args: Sequence[str]) -> None:
+    """Export a run.
+
+    Raises:
+        UserError: If the run folder, the state asked for or the place to write to is not what it must be.
+    """
+    given = _parser().parse_args(args)
+    run = SavedRun.open(run_folder(given))
+    target = _target(given, run)
+    last = run.history.number_at(given.at)  # a mistake ends here, before anything is loaded
+    if given.without:
+        check_without(run, given.without, last)
+    base = run.load_base(load_options(given))
+    chosen = choose(run, base, given.at, given.without)
+    with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".export-") as scratch:
+        folder = Path(scratch) / "export"
+        (write_delta_folder if given.delta_only else write_model_folder)(folder, run, base, chosen)
+        folder.chmod(0o755)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors makes files that only their owner reads
+        if target.is_dir():
+            target.rmdir()  # an empty one
+        folder.rename(target)
+    sys.stdout.write(f"{chosen.edits - _count_left_out(chosen)} edits of {run.folder} are in {target}\n")
+    if given.push_to_hub:
+        sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")
+
+
+def _parser() -> Parser:
+    parser = Parser("export", description="Write a run's edited model.")
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--at", type=int, metavar="N", help="the state after N edits of the stream; the end if left out"
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="CASE_ID", help="solve the batches again without these edits"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write; inside the run folder if left out")
+    parser.add_argument("--delta_only", action="store_true", help=f"write {_DELTA} instead of the whole model")
+    parser.add_argument("--push_to_hub", metavar="ID", help="also upload it to this hub repository")
+    parser.add_argument("--public", action="store_true", help="a repository made by --push_to_hub is public")
+    add_load_arguments(parser)
+    return parser
+
+
+def choose(run: SavedRun, base: BaseModel, at: int | None = None, without: Sequence[str] = ()) -> Chosen:
+    """Rebuild the state of a run that was asked for.
+
+    Args:
+        run: The run.
+        base: Its unedited model.
+        at: Edits of the stream; all if None.
+        without: Case ids to take out.
+
+    Raises:
+        UserError: If there is no such state, or the method cannot give it.
+    """
+    last = run.history.number_at(at)
+    edits = run.history.entries[last - 1].edits if last else 0
+    requests = [request for entry in run.history.entries[:last] for request in entry.requests]
+    if without:
+        live = solve_without(run, base, without, last)
+        weights = restrained(base.weights, live, run.history.header.restraint)
+        kept = [request for request in requests if str(request["case_id"]) not in set(without)]
+        return Chosen(edits, weights, kept, list(without), {})
+    results = run.results if last == len(run.history.entries) and run.results.get("edits") == edits else {}
+    return Chosen(edits, run.weights(base, at), requests, [], results)
+
+
+def write_model_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
+    """Write config, weights, generation config, tokenizer, card and the list of edits; changes the base model."""
+    base.write(chosen.weights)
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        base.lm.model.save_pretrained(folder)
+        base.lm.tokenizer.save_pretrained(folder)
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    _write_about(folder, run, chosen)
+
+
+def write_delta_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
+    """Write the change of the edited matrices, card and the list of edits."""
+    header = run.history.header
+    about: dict[str, Any] = {"model": _public_name(header.model), "revision": header.revision, "dtype": header.dtype}
+    about |= {"method": header.method, "edits": len(chosen.requests)}
+    save_delta(folder / _DELTA, header, base.weights, chosen.weights, about)
+    _write_about(folder, run, chosen)
+
+
+def _public_name(model: str) -> str:
+    """A hub id as it is, a folder by its name: what is shared should not tell the paths of a machine."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+def _write_about(folder: Path, run: SavedRun, chosen: Chosen) -> None:
+    header = run.history.header
+    source = source_of(header.model, header.revision)
+    edits = len(chosen.requests)
+    card = model_card(header, source, edits, chosen.requests, chosen.left_out, chosen.results)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if source.license_file:
+        shutil.copyfile(source.license_file, folder / source.license_file.name)
+    short = [_short(request) for request in chosen.requests]
+    (folder / "edits.json").write_text(json.dumps(short, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _short(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: request[name] for name in ("case_id", "prompt", "subject", "target_new")}
+
+
+def _count_left_out(chosen: Chosen) -> int:
+    return chosen.edits - len(chosen.requests)
+
+
+def _target(given: argparse.Namespace, run: SavedRun) -> Path:
+    """The folder to write, which must be new or empty."""
+    if given.out:
+        target = Path(given.out)
+    else:
+        at = "" if given.at is None else f"-at-{given.at}"
+        target = run.folder / f"{'delta' if given.delta_only else 'export'}{at}{'-without' if given.without else ''}"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
+    return target
+
+
+def _parent(target: Path) -> Path:
+    parent = target.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload a folder to the hub, with the user's own login.
+
+    Args:
+        folder: What to upload.
+        repository: `name` or `owner/name`; made if need be.
+        private: Whether a new repository is private; one that exists stays as it is.
+
+    Returns:
+        Where it can be seen.
+
+    Raises:
+        UserError: If the name is no repository id, or the hub refuses.
+    """
+    from httpx import HTTPError  # what huggingface_hub asks with
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        api = HfApi()
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Edited model")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, HTTPError, OSError) as error:
+        raise UserError(
+            f"The hub did not take {repository!r}: {str(error).strip().splitlines()[0]} The export itself is whole, in "
+            f"{folder}. Log in with `hf auth login`, then upload it with `hf upload {repository} {folder}`."
+        ) from error
+    return str(made)

@@ -1,0 +1,326 @@
+"""`python -m sphere_pl fit`: Lightning's command line, with group files found by name and a folder for every run."""
+
+import logging
+import re
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+import yaml
+from jsonargparse import set_loader
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
+
+from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
+from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.commands.configs import config_folder, resolve_group_files
+from sphere_pl.commands.parsers import AllHelp, Explained
+from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
+from sphere_pl.commands.short_help import argument, short_help
+from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.editing.checks import check_launch, check_strategy
+from sphere_pl.editing.distributed import follow_parent, is_first_process
+from sphere_pl.editor import SequentialEditor
+from sphere_pl.errors import UserError
+from sphere_pl.history.fingerprints import settings_that_count
+from sphere_pl.history.log import Kept
+from sphere_pl.model.files import label_of
+from sphere_pl.process.closing import after_results
+from sphere_pl.process.devices import accelerator_is_idle, default_device
+from sphere_pl.process.failures import doing, explained
+from sphere_pl.progress import EditProgress
+from sphere_pl.run.checkpoints import RunCheckpoints
+from sphere_pl.run.drift import Drift
+from sphere_pl.run.edit_log import EditLog
+from sphere_pl.run.folder import prepare_run_folder
+from sphere_pl.run.live import LiveReport
+from sphere_pl.run.lock import RunLock
+from sphere_pl.run.loggers import EditsLogger, WandbSettings, run_loggers
+from sphere_pl.run.preflight import MemoryPreflight
+from sphere_pl.run.results import RunResults, method_name
+from sphere_pl.run.shortage import shortage
+from sphere_pl.run.target_table import TargetTable
+from sphere_pl.run.wandb_panels import WandbPanels
+from sphere_pl.text.names import check_name, folder_name, literal_names, load_value
+from sphere_pl.text.usage import program
+
+log = logging.getLogger(__name__)
+
+
+class FitParser(Explained, LightningArgumentParser):
+    """Lightning's parser; errors as in `Explained`, and a help of one screen where there is an `--help_all`."""
+
+    more_help = ", all arguments: --help_all"
+
+    def whole_help(self) -> str:
+        """All arguments."""
+        return super().format_help()
+
+    @override
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The arguments that most runs need."""
+        if "--help_all" not in self._option_string_actions:
+            return super().format_help(*args, **kwargs)
+        return short_help(self, self.get_defaults())
+
+
+class EditingCLI(LightningCLI):
+    """Lightning's command line for `SequentialEditor` and `EditDataModule`."""
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run the fit, and then give its folder back."""
+        with self._held:
+            self._fit(model, **kwargs)
+
+    def _fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run the fit; one that is interrupted, or that memory or disk end, says how to go on."""
+        check_strategy(self.model.device_map, self.trainer)  # here, before there are further processes, it is said once
+        if self.trainer.local_rank:
+            follow_parent()
+        try:
+            with explained(self._how_to_go_on, lambda: shortage(self.model, self.datamodule)), doing("editing"):
+                self.trainer.fit(model, **kwargs)
+        except Exception as error:
+            if not self._results.written:
+                self._explain(error)
+                raise
+            with after_results("a last step"):
+                raise
+
+    def _explain(self, error: Exception) -> None:
+        """Say what became of a run whose processes have lost one another; other errors speak for themselves."""
+        # The processes beside a lost one see their next exchange fail, with an error of the network library.
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+        if isinstance(error, RuntimeError) and self.trainer.world_size > 1 and lost:
+            raise UserError(
+                f"A process of the run was lost (rank {self.trainer.global_rank} saw: {str(error).splitlines()[0]}). "
+                f"{self._how_to_go_on()}"
+            ) from error
+
+    def _how_to_go_on(self) -> str:
+        folder = self._get(self.config_init, "checkpoints").folder(self.trainer)
+        return how_to_resume(Path(self._get(self.config_init, "run_dir")), folder, self.datamodule.batch_size)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Editing is a fit; what follows on a saved run are commands of their own."""
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder and the callbacks that every run has."""
+        # No `str | None`: a folder may be called `null`.
+        parser.add_argument(
+            "--run_dir", type=str, default=None, help="Folder of the run; runs/<time>-<name> if left out."
+        )
+        parser.add_argument("--overwrite", action="store_true", help="Delete the run that --run_dir holds.")
+        parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
+        parser.add_argument(
+            "--edit_log",
+            type=Kept,
+            default="all",
+            help="What edits.jsonl and edits/ keep of every batch: all, changes (no keys and residuals) or none.",
+        )
+        parser.add_argument("--edit_log_gigabytes", type=float, default=20.0, help="Size limit of edits/.")
+        parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
+        parser.add_lightning_class_args(SparseProjection, "projection")
+        parser.add_lightning_class_args(HypersphericalEnergy, "energy")
+        parser.add_lightning_class_args(EnergyCorrelation, "correlation")
+        parser.add_lightning_class_args(Drift, "drift")
+        # No callback key of its own: it goes behind RunResults, so that its time is no batch's time.
+        parser.add_class_arguments(GeneralAbilities, "eval")
+        parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Add what concerns the help; the arguments of `Trainer.fit` are there by now."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        whole = cast(FitParser, parser).whole_help
+        parser.add_argument("--help_all", action=AllHelp, text=whole, help="Show the help of all arguments and exit.")
+        argument(parser, "config").help = "A group such as method/memit, or a YAML file; can be given several times."
+        argument(parser, "ckpt_path").help = "`last`, or a checkpoint's file, to resume the run in --run_dir."
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and keep the arguments: Lightning starts a process for each further device with `sys.argv`."""
+        try:
+            super().parse_arguments(parser, args)
+        except OmegaConfBaseException as error:
+            raise UserError(
+                f"A ${{...}} of the configuration could not be resolved: {' '.join(str(error).split())}. Name a value "
+                "that is there, such as ${fit.data.batch_size}, or write \\${ for the signs themselves."
+            ) from error
+        sys.argv[1:] = args
+
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing from the checkpoint: a run's settings are in its config.yaml.
+
+        Lightning would read hyperparameters from it with `torch.load`, which before 2.13 knows no safetensors.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run's folder, for all processes alike."""
+        config = self.config[self.subcommand]
+        config.trainer.callbacks = _once(config.trainer.callbacks)
+        check_launch(config.trainer.strategy)
+        if config.run_dir is None:
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{folder_name(label_of(config.model.name))}"
+            config.run_dir = str(Path("runs") / name)
+            sys.argv.append(f"--run_dir={config.run_dir}")
+        check_name("--run_dir", config.run_dir)
+        # No setting of the run: its config.yaml, given to another fit, must not delete that one's folder.
+        self._overwrite, config.overwrite = config.overwrite, False
+        if self._overwrite and config.ckpt_path is not None:
+            raise UserError("--overwrite deletes the run that --ckpt_path goes on with. Leave one of them out.")
+        if config.eval.keep is None:
+            config.eval.keep = str(Path(config.run_dir) / "abilities.json")
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is the user's mistake."""
+        try:
+            with ExitStack() as held:
+                self._held = held
+                super().instantiate_classes()
+                self._held = held.pop_all()
+        except (ValueError, TypeError) as error:
+            raise UserError(str(error)) from error
+        except RuntimeError as error:
+            twice = re.match(r"Found more than one stateful callback of type `\w+`", str(error))
+            if twice is None:
+                raise
+            raise UserError(
+                f"{twice.group()}: leave it out of --trainer.callbacks. Those that every run has are set by "
+                "--projection.*, --energy.*, --correlation.*, --drift.* and --checkpoints.*."
+            ) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
+        run_dir = self._get(self.config_init, "run_dir")
+        abilities = self._get(self.config_init, "eval")
+        # Results behind the configured callbacks, so that a batch's time includes what they do with it.
+        self._results = RunResults(run_dir)
+        shown = self._get(self.config_init, "trainer").get("enable_progress_bar") is not False
+        self.trainer_defaults["callbacks"] = [
+            *([EditProgress(quiet=self._get(self.config_init, "quiet"))] if shown else []),
+            MemoryPreflight(),
+            LiveReport(run_dir),
+            EditLog(
+                run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
+            ),
+            TargetTable(run_dir),
+            self._results,
+            abilities,
+            WandbPanels(run_dir),
+        ]
+        # A mistake in the data, the model's name or its files ends the run before anything is written.
+        with doing("reading the data"):
+            self.datamodule.setup("fit")
+            abilities.load()
+        if not self.model.method.needs_targets:
+            _refuse_idle(self.model.method.name, sys.argv[1:])
+        self.model.open_model()
+        resumed = self._get(self.config_init, "ckpt_path") is not None
+        if is_first_process():
+            self._held.enter_context(RunLock(run_dir))
+            if not resumed:
+                prepare_run_folder(Path(run_dir), self._overwrite)
+        self._dump_config()
+        self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
+        trial = bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
+        if trial:  # Lightning would leave the configuration out, and close the loggers that are open already
+            self.trainer_defaults["callbacks"].append(RunConfig(self._parser(self.subcommand), self._run_config()))
+            kwargs["logger"] = False
+        elif self._get(self.config_init, "trainer").get("logger") in (None, True):
+            settings = self._get(self.config_init, "wandb")
+            kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
+            self._held.push(partial(_end_failed, kwargs["logger"]))
+        if self._get(self.config_init, "trainer").get("accelerator") == "auto" and accelerator_is_idle():
+            log.warning("The accelerator of this machine has no double precision, which edits need: the CPU is used.")
+            kwargs["accelerator"] = default_device().type
+            warnings.filterwarnings("ignore", "GPU available but not used")
+        kwargs["default_root_dir"] = run_dir
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_config(self) -> Any:
+        return self.config[self.subcommand]
+
+    def _labels(self) -> list[str]:
+        """Method, model and data: what runs are told apart by."""
+        configured = self._get(self.config_init, "trainer").get("callbacks") or []
+        callbacks = [*(configured if isinstance(configured, list) else [configured])]
+        method = method_name(self.model.method, [*callbacks, self._get(self.config_init, "projection")])
+        return [method, label_of(self.model.name), self.datamodule.name]
+
+
+def _end_failed(
+    loggers: Sequence[Logger], kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+) -> None:
+    """End the wandb run of a fit that failed, before its folder is given back."""
+    if isinstance(error, Exception):
+        for logger in loggers:
+            if isinstance(logger, EditsLogger):
+                logger.experiment.finish(exit_code=1)
+
+
+def _once(callbacks: Any) -> Any:
+    """Callbacks without those that stand there twice alike.
+
+    A run that goes on takes its own configuration; the `callbacks+:` of the same command given again would add its own.
+    """
+    if not isinstance(callbacks, list):
+        return callbacks
+    return [each for index, each in enumerate(callbacks) if each not in callbacks[:index]]
+
+
+def _refuse_idle(method: str, args: Sequence[str]) -> None:
+    """Refuse options of the target optimisation, given by hand to a method that has no targets.
+
+    Those that come with the default configuration are left alone.
+    """
+    used = ("--model.targets.anchor", "--model.targets.max_tokens")  # refused by the editor; used by every method
+    idle = [each for each in args if each.startswith("--model.targets.") and each.split("=")[0] not in used]
+    if idle:
+        raise UserError(
+            f"{method} optimises no target values: `{' '.join(idle)}` would change nothing. Leave it out, or choose a "
+            "method that solves for target values, such as --config method/alphaedit."
+        )
+
+
+def run(args: Sequence[str]) -> EditingCLI:
+    """Parse a command line and run it.
+
+    Raises:
+        UserError: For a user's mistake.
+    """
+    set_loader("omegaconf+", load_value, (yaml.YAMLError,))
+    settings = {"default_config_files": [str(config_folder() / "default.yaml")]}
+    return EditingCLI(
+        SequentialEditor,
+        EditDataModule,
+        # omegaconf+ resolves ${...} after files, defaults and command line are merged.
+        parser_class=FitParser,
+        parser_kwargs={
+            "parser_mode": "omegaconf+",
+            "prog": program(),
+            # An argument cut short would escape what reads the command line before the parser does.
+            "allow_abbrev": False,
+            **{name: {"parser_mode": "omegaconf+", **settings} for name in EditingCLI.subcommands()},
+        },
+        save_config_callback=RunConfig,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=literal_names(resolve_resume(resolve_group_files(args))),
+    )
+
+
+def main(args: Sequence[str]) -> None:
+    """Run `python -m sphere_pl fit`."""
+    run(["fit", *args])

@@ -1,0 +1,147 @@
+"""`python -m sphere_pl validate --run_dir R` (or `test`): score a saved run, on its own edits or on others."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sphere_pl.commands.parsers import Parser, SettingsParser
+from sphere_pl.commands.which_run import add_state_arguments, load_state
+from sphere_pl.commands.wording import options
+from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.errors import UserError
+from sphere_pl.evaluation.evaluator import Evaluator, score_requests
+from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.history.saved import SavedRun
+from sphere_pl.process.console import as_shown, say
+from sphere_pl.progress import tracking
+from sphere_pl.report.style import is_share
+from sphere_pl.run.results import finite
+from sphere_pl.storage.files import write_text
+from sphere_pl.text import numbers
+from sphere_pl.text.usage import program
+
+
+def main(args: Sequence[str]) -> None:
+    """Score a run before and after, show the table and write it as JSON.
+
+    Raises:
+        UserError: If the run, the checkpoint or the data is not what it must be.
+    """
+    parser = _parser()
+    given, rest = parser.parse_known_args(args)
+    if rest:
+        parser.also = options(_data_parser())
+        unknown = [arg for arg in rest if arg.startswith("-") and not arg.startswith("--data.")]
+        if unknown:
+            parser.error(f"unrecognized arguments: {unknown[0]}")
+        _data_parser().parse_args(rest)  # a mistake ends here, before the model is loaded
+    state = load_state(given)
+    data = _other_data(rest, state.run) if rest else None
+    requests = state.requests if data is None else data.requests
+    if not requests:
+        raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
+    settings = _settings(state.run, given.batch_size)
+    with tracking() as track:
+        unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, track)
+        state.edit()
+        after = score_requests(state.lm, requests, settings, unedited.neighbors, track)
+    scores = finite(
+        {
+            "run_dir": str(state.run.folder),
+            "model": state.run.history.header.model,
+            "method": state.run.history.header.method,
+            "edits": state.edits,
+            "records": len(requests),
+            "own_records": not rest,
+            "data": None if data is None else data.extent,
+            "before": unedited.scores,
+            "after": after,
+        }
+    )
+    out = given.out or state.run.folder / "validation.json"
+    write_text(out, json.dumps(scores, indent=1))
+    show(scores, out, Console())
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "validate",
+        description="Score a saved run before and after its edits.",
+        epilog="--data.name, --data.path and so on, as for fit, name other records than the run's own edits; where "
+        "only --data.limit, --data.offset and the like are given, the rest is taken from the run's config.yaml.",
+    )
+    add_state_arguments(parser)
+    parser.add_argument("--batch_size", type=int, help="records scored together; the run's own if left out")
+    parser.add_argument("--out", type=Path, help="JSON file; validation.json in the run folder if left out")
+    return parser
+
+
+def _data_parser() -> SettingsParser:
+    """The parser of `--data.*`, which names other records."""
+    parser = SettingsParser(prog=f"{program()} validate", allow_abbrev=False)
+    parser.add_class_arguments(EditDataModule, "data")
+    return parser
+
+
+def _other_data(args: Sequence[str], run: SavedRun) -> EditDataModule:
+    """Read the records that `--data.*` names; what it leaves out is as the run had it, unless it names a format."""
+    parser = _data_parser()
+    own = run.section("data")
+    if not any(arg.split("=")[0] == "--data.name" for arg in args):
+        parser.set_defaults({f"data.{name}": value for name, value in own.items()})
+    try:
+        data: EditDataModule = parser.instantiate_classes(parser.parse_args(list(args))).data
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"The data cannot be read as asked: {error}") from error
+    data.setup("validate")
+    return data
+
+
+def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
+    """What to measure, as the run measured it."""
+    known = {field.name for field in fields(EvaluationSettings)}
+    given = {name: value for name, value in run.section("model", "evaluation").items() if name in known}
+    try:
+        settings = EvaluationSettings(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{run.folder / 'config.yaml'}: model.evaluation cannot be taken up: {error}") from error
+    if batch_size is None:
+        return settings
+    if batch_size < 1:
+        raise UserError(f"--batch_size={batch_size} must be at least 1.")
+    return replace(settings, batch_size=batch_size)
+
+
+def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
+    """Print the table of before and after."""
+    records = (scores.get("data") or f"{scores['records']:,}").replace(" edits", "")
+    heading = f"{scores['method']}, {scores['edits']:,} edits; records scored: {records}"
+    say(heading, console)
+    table = Table()
+    for column in ("", "before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in scores["after"]:
+        if not name.endswith("_standard_error"):
+            table.add_row(
+                name.replace("_", " "),
+                *(as_shown(_number(scores[when], name), console) for when in ("before", "after")),
+            )
+    console.print(table)
+    say(f"Written to {out}", console)
+
+
+def _number(scores: Mapping[str, float | None], name: str) -> str:
+    value, error = scores.get(name), scores.get(f"{name}_standard_error")
+    if value is None:
+        return numbers.MISSING
+    if not is_share(name):
+        return numbers.plain(value)
+    return numbers.score(value, math.nan if error is None else error)

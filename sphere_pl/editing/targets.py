@@ -1,0 +1,460 @@
+"""Target values z: for each request the hidden state that makes the model say the new object.
+
+A shift is added to the output of the target block at the subject's last token and optimised by Adam until the model
+predicts the new object behind every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). A whole batch is optimised at once:
+
+- Columns before the subject's last token cannot see the shift (causality). They run once; their keys and values stay
+  in a `FrozenPrefix`.
+- Blocks up to the target layer run once for the columns from the subject on; each step runs only the blocks above.
+- The language-model head is applied at target positions only.
+- A request that has converged leaves the batch: the rows are compacted, not masked.
+
+The targets are those of the literal procedure, request by request, up to rounding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sphere_pl.data.request import EditRequest
+from sphere_pl.errors import UserError
+from sphere_pl.model.attention import gradient_attention, packs
+from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.model.packing import Suffixes, pack_calls
+from sphere_pl.model.tokens import (
+    LOGITS_AT_ONCE,
+    MOST_TOKENS,
+    Tokens,
+    essence,
+    in_context,
+    micro_batches,
+    pad,
+    tokenize,
+)
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """How targets are optimised. Defaults are the paper's for LLaMA3-8B.
+
+    Args:
+        steps: Evaluations of the loss; the last one is not followed by a step, so 25 evaluations are 24 steps.
+        learning_rate: Adam's.
+        clamp: The shift's norm is at most this many times the norm of the state it is added to.
+        weight_decay: Weight of `||shift|| / ||state||²`.
+        kl_weight: Weight of the divergence on "{subject} is a".
+        stop_loss: A request whose loss is below this has converged.
+        max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
+        anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
+            (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
+    """
+
+    steps: int = 25
+    learning_rate: float = 0.1
+    clamp: float = 0.75
+    weight_decay: float = 0.5
+    kl_weight: float = 0.0625
+    stop_loss: float = 0.05
+    max_tokens: int | None = None
+    anchor: bool = False
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens in one forward pass; the most that a run takes where nothing has settled it."""
+        return self.max_tokens or MOST_TOKENS
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("steps", "learning_rate", "clamp", "max_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f"`targets.{name}={getattr(self, name)}` must be above 0.")
+        for name in ("weight_decay", "kl_weight", "stop_loss"):
+            if getattr(self, name) < 0:
+                raise UserError(f"`targets.{name}={getattr(self, name)}` must be at least 0.")
+
+
+class Targets(NamedTuple):
+    """What the optimisation found for `n` requests.
+
+    Attributes:
+        values: Target values z, float32 `[n, d]`.
+        probability: Geometric mean probability of the target's tokens over contexts, `[n]`.
+        loss: Final loss, `[n]`.
+        steps: Adam steps taken, `[n]`.
+        clamped: Whether the shift ended on the norm bound, `[n]`.
+    """
+
+    values: Tensor
+    probability: Tensor
+    loss: Tensor
+    steps: Tensor
+    clamped: Tensor
+
+    def anchored(self, norms: Tensor) -> "Targets":
+        """Rescale each target value to a norm, `norms` `[n]`; the other entries stay those of the value as found.
+
+        Example:
+            >>> one = torch.ones(1)
+            >>> Targets(torch.tensor([[3.0, 4.0]]), one, one, one, one > 0).anchored(torch.tensor([10.0])).values
+            tensor([[6., 8.]])
+        """
+        return self._replace(values=self.values * (norms / self.values.norm(dim=1))[:, None])
+
+    def unconverged(self, settings: TargetSettings) -> Tensor:
+        """Which requests ran out of steps before their loss fell below `stop_loss`, `[n]`; NaN has not converged."""
+        return ~(self.loss < settings.stop_loss)
+
+    def scalars(self, settings: TargetSettings) -> dict[str, Tensor | float]:
+        """What the optimisation reached, over the batch: means, and how many of its requests have not converged."""
+        return {
+            "probability": self.probability.mean(),
+            "loss": self.loss.mean(),
+            "steps": self.steps.mean(),
+            "clamped": self.clamped.float().mean(),
+            "unconverged": self.unconverged(settings).sum().float(),
+        }
+
+
+class _Rows(NamedTuple):
+    """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
+
+    All tensors but those of `prefix` and `calls`, and `reference`, lie where the target block does.
+
+    Attributes:
+        owner: Request of each row, `[rows]`.
+        plain: Whether the row's context is the empty one, `[rows]`.
+        ids: Tokens from the subject's last one on, `[rows, columns]`.
+        mask: Attention mask over prefix and suffix, `[rows, prefix + columns]`.
+        positions: Position of each suffix token, `[rows, columns]`.
+        prefix: Keys and values of the columns before.
+        hidden: Output of the target block without the shift, `[rows, columns, d]`.
+        calls: How the blocks are called for these rows.
+        where: Row and column of each predicted token, `[2, t]`.
+        labels: The tokens to predict, `[t]`.
+        weights: Weight of each in its request's loss, `[t]`.
+        reference: Log-probabilities at these places without the shift, `[t, vocabulary]`, where the divergence from
+            them is the loss; None where it is the likelihood of the labels.
+    """
+
+    owner: Tensor
+    plain: Tensor
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    prefix: FrozenPrefix
+    hidden: Tensor
+    calls: BlockCalls
+    where: Tensor
+    labels: Tensor
+    weights: Tensor
+    reference: Tensor | None = None
+
+
+class _Pass(NamedTuple):
+    """Groups of rows that go through the model in one forward pass, `tokens` in all, `t` of them predicted from.
+
+    Attributes:
+        calls: How the blocks are called.
+        hidden: Output of the target block without the shift, `[1, tokens, d]` if packed, else that of the only group.
+        subjects: Place of each row's first token among the tokens, `[rows]`.
+        owner: Request of each row, `[rows]`.
+        where: Place of the tokens predicted from, `[t]`, group after group.
+        predicted: Request of each of these, `[t]`.
+        labels: The tokens to predict at the first `t'` of them, `[t']`.
+        weights: Weight of each, `[t']`.
+        reference: Log-probabilities without the shift at the others, `[t - t', vocabulary]`.
+    """
+
+    calls: BlockCalls
+    hidden: Tensor
+    subjects: Tensor
+    owner: Tensor
+    where: Tensor
+    predicted: Tensor
+    labels: Tensor
+    weights: Tensor
+    reference: Tensor
+
+
+def optimize_targets(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+) -> Targets:
+    """Find the target values of a batch.
+
+    Args:
+        lm: The language model as it is before the batch.
+        requests: The `n` requests.
+        contexts: Context templates; the first must be the empty one.
+        layer: The target block: the deepest edited layer.
+        settings: Optimisation settings.
+    """
+    n, most = len(requests), settings.tokens_at_once
+    groups = _rewrite_rows(lm, requests, contexts, layer, most)
+    essences = _essence_rows(lm, requests, layer, most) if settings.kl_weight else []
+    base = _subject_states(groups, n)  # [n, d]
+    objective = _Objective(lm, layer, groups, essences, base.norm(dim=1), settings)
+    return _minimize(objective, base, settings)
+
+
+def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -> Targets:
+    """Run Adam on all shifts; each request stops on its own."""
+    n = len(base)
+    bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
+    shift = torch.zeros_like(base, requires_grad=True)
+    optimizer = torch.optim.Adam([shift], lr=settings.learning_rate)
+    found = torch.zeros_like(base)
+    loss, likelihood, steps = (base.new_zeros(n) for _ in range(3))
+    active = torch.ones(n, dtype=torch.bool, device=base.device)
+    for step in range(settings.steps):
+        last = step == settings.steps - 1
+        with torch.set_grad_enabled(not last):  # nothing is done with the last gradient
+            total, nll, gradient = objective(shift)
+        done = active & ((total < settings.stop_loss) | last)
+        found[done], loss[done], likelihood[done] = shift.detach()[done], total[done], nll[done]
+        steps[done] = step
+        active &= ~done
+        if not active.any():
+            break
+        if done.any():
+            objective.keep(active)
+        shift.grad = gradient
+        optimizer.step()
+        with torch.no_grad():
+            shift.mul_((bound / shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+    clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
+    return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped)
+
+
+class _Objective:
+    """Loss and gradient of every request that is still active."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        layer: int,
+        groups: list[_Rows],
+        essences: list[_Rows],
+        base_norm: Tensor,
+        settings: TargetSettings,
+    ) -> None:
+        self.lm, self.layer = lm, layer
+        self.base_norm, self.settings = base_norm, settings
+        self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in essences]
+        self.passes = _passes(lm, self.groups, settings.tokens_at_once)
+
+    @torch.no_grad()
+    def _reference(self, rows: _Rows) -> Tensor:
+        """Log-probabilities at the predicted places without the shift, `[t, vocabulary]`."""
+        only = _pass(self.lm, [rows])
+        states = self._states(only, only.hidden.new_zeros(int(rows.owner.max()) + 1, only.hidden.shape[-1]))
+        return torch.log_softmax(self.lm.logits(states), dim=-1)
+
+    def __call__(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate all active requests.
+
+        Returns:
+            Loss `[n]`, its likelihood part `[n]`, and the gradient of their sum `[n, d]`. Entries of requests that
+            have left are meaningless (losses) or zero (gradient of the likelihood).
+        """
+        # The norm is not squared in MEMIT's code; its gradient at zero is taken as zero, as torch does.
+        decay = self.settings.weight_decay * shift.norm(dim=1) / self.base_norm**2
+        recorded = decay.requires_grad
+        gradient = torch.autograd.grad(decay.sum(), shift)[0] if recorded else torch.zeros_like(shift)
+        nll, divergence = shift.new_zeros(len(shift)), shift.new_zeros(len(shift))
+        for each in self.passes:
+            states = self._states(each, shift)
+            cut = len(each.labels)
+            losses, pull = self._by_parts(states[:cut], partial(_negative_log_likelihood, each))
+            nll.index_add_(0, each.predicted[:cut], losses.to(nll.device))
+            losses, drag = self._by_parts(states[cut:], partial(_divergence, each))
+            divergence.index_add_(0, each.predicted[cut:], losses.to(nll.device) * self.settings.kl_weight)
+            if recorded:
+                pull = torch.cat([pull, drag * self.settings.kl_weight])
+                gradient += torch.autograd.grad(states, shift, pull)[0]
+        return nll + divergence + decay.detach(), nll, gradient
+
+    def _states(self, each: _Pass, shift: Tensor) -> Tensor:
+        """Output of the last block at the predicted places `[t, d]`, the shift added at the subjects."""
+        tokens = each.hidden.flatten(0, 1)
+        shifted = tokens[each.subjects] + shift.index_select(0, each.owner)  # float32 until it enters the model
+        hidden = tokens.index_copy(0, each.subjects, shifted.to(tokens.dtype)).view_as(each.hidden)
+        with gradient_attention(self.lm):
+            hidden = self.lm.run(hidden, each.calls, self.layer + 1, self.lm.n_layers)
+        return hidden.flatten(0, 1).index_select(0, each.where.to(hidden.device))
+
+    def _by_parts(self, states: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss of each predicted place `[t]`, and the gradient of their sum at the states `[t, d]`.
+
+        Logits are large: few rows of them exist at a time, and their part of the gradient is taken at once.
+        """
+        losses = states.new_zeros(len(states), dtype=torch.float32)
+        pull = torch.zeros_like(states)
+        size = max(1, LOGITS_AT_ONCE // self.lm.config.vocab_size)
+        for start in range(0, len(states), size):
+            some = slice(start, start + size)
+            leaf = states[some].detach().requires_grad_(states.requires_grad)
+            each = loss(torch.log_softmax(self.lm.logits(leaf), dim=-1), some)
+            losses[some] = each.detach().to(losses.device)
+            if each.requires_grad:
+                pull[some] = torch.autograd.grad(each.sum(), leaf)[0]
+        return losses, pull
+
+    def keep(self, active: Tensor) -> None:
+        """Drop the rows of requests that have left the batch."""
+        self.groups = [_select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
+        self.passes = _passes(self.lm, self.groups, self.settings.tokens_at_once)
+
+
+def _negative_log_likelihood(each: _Pass, logp: Tensor, some: slice) -> Tensor:
+    labels, weights = each.labels[some].to(logp.device), each.weights[some].to(logp.device)
+    return -logp.gather(1, labels[:, None]).squeeze(1) * weights
+
+
+def _divergence(each: _Pass, logp: Tensor, some: slice) -> Tensor:
+    """KL(shifted || unshifted)."""
+    return (logp.exp() * (logp - each.reference[some])).sum(1)
+
+
+def _passes(lm: LanguageModel, groups: list[_Rows], max_tokens: int) -> list[_Pass]:
+    """Fill forward passes with groups; a model that does not take packed rows has a pass for each group."""
+    filled: list[list[_Rows]] = []
+    room = 0
+    for rows in groups:
+        size = rows.ids.numel()
+        if not filled or size > room or not packs(lm):
+            filled.append([])
+            room = max_tokens
+        filled[-1].append(rows)
+        room -= size
+    return [_pass(lm, each) for each in filled]
+
+
+def _pass(lm: LanguageModel, groups: list[_Rows]) -> _Pass:
+    """One forward pass through some groups, those compared with a reference last."""
+    starts = [0, *accumulate(rows.ids.numel() for rows in groups)]
+    subjects, where = [], []
+    for start, rows in zip(starts, groups, strict=False):
+        columns = rows.ids.shape[1]
+        subjects.append(start + columns * torch.arange(len(rows.ids), device=rows.ids.device))
+        where.append(start + columns * rows.where[0] + rows.where[1])
+    hidden, calls = groups[0].hidden, groups[0].calls
+    if packs(lm):
+        hidden = torch.cat([rows.hidden.flatten(0, 1) for rows in groups])[None]
+        calls = pack_calls(lm, [Suffixes(rows.ids, rows.positions, rows.prefix, rows.calls) for rows in groups])
+    told = [rows for rows in groups if rows.reference is None]
+    references = [rows.reference for rows in groups if rows.reference is not None]
+    return _Pass(
+        calls,
+        hidden,
+        torch.cat(subjects),
+        torch.cat([rows.owner for rows in groups]),
+        torch.cat(where),
+        torch.cat([rows.owner[rows.where[0]] for rows in groups]),
+        torch.cat([rows.labels for rows in told]) if told else groups[0].labels[:0],
+        torch.cat([rows.weights for rows in told]) if told else groups[0].weights[:0],
+        torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
+    )
+
+
+def _rewrite_rows(
+    lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int, max_tokens: int
+) -> list[_Rows]:
+    """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target)."""
+    prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
+    tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
+    # The last target token is predicted, never read.
+    lengths = [len(entry.ids) - 1 - entry.subject_last for entry in tokens]
+    return [
+        _build(lm, [tokens[i] for i in rows], [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
+        for rows in micro_batches(lengths, max_tokens)
+    ]
+
+
+def _essence_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[_Rows]:
+    """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
+    tokens = tokenize(lm.tokenizer, [essence(request) for request in requests], lm.config.max_position_embeddings)
+    cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
+    return [
+        _build(lm, [cut[i] for i in rows], [(i, 0) for i in rows], 1, layer)
+        for rows in micro_batches([1] * len(cut), max_tokens // 16)
+    ]
+
+
+@torch.no_grad()
+def _build(
+    lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]], n_contexts: int, layer: int
+) -> _Rows:
+    """Run the prefix through all blocks and the suffix up to the target block.
+
+    `origin` holds the request and the context of each row.
+    """
+    device = lm.device
+    prefix_ids, prefix_mask = pad([entry.ids[: entry.subject_last] for entry in tokens], lm.pad_id, device)
+    ids, mask = pad([entry.ids[entry.subject_last : -1] for entry in tokens], lm.pad_id, device)
+    start = torch.tensor([[entry.subject_last] for entry in tokens], device=device)
+    positions = start + torch.arange(ids.shape[1], device=device)
+    prefix = run_prefix(lm, prefix_ids, prefix_mask)
+    mask = torch.cat([prefix_mask, mask], dim=1)
+    calls = prefix.calls(lm, ids, mask, positions)
+    hidden = lm.run(calls.hidden, calls, 0, layer + 1)
+    where = [
+        (row, entry.target_start - 1 - entry.subject_last + k)
+        for row, entry in enumerate(tokens)
+        for k in range(len(entry.target))
+    ]
+    labels = [label for entry in tokens for label in entry.target]
+    device = hidden.device
+    weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
+    return _Rows(
+        torch.tensor([request for request, _ in origin], device=device),
+        torch.tensor([context == 0 for _, context in origin], device=device),
+        ids.to(device),
+        mask.to(device),
+        positions.to(device),
+        prefix,
+        hidden,
+        calls,
+        torch.tensor(where, device=device).T,
+        torch.tensor(labels, device=device),
+        torch.tensor(weights, device=device),
+    )
+
+
+def _select(lm: LanguageModel, rows: _Rows, keep: Tensor) -> _Rows:
+    """Keep some rows, and the predicted positions that lie in them."""
+    index = keep.nonzero().squeeze(1)
+    prefix = rows.prefix.select(index)
+    ids, mask, positions = rows.ids[index], rows.mask[index], rows.positions[index]
+    renumbered = torch.cumsum(keep, 0) - 1
+    kept = keep[rows.where[0]]
+    return _Rows(
+        rows.owner[index],
+        rows.plain[index],
+        ids,
+        mask,
+        positions,
+        prefix,
+        rows.hidden[index],
+        prefix.calls(lm, ids, mask, positions),
+        torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
+        rows.labels[kept],
+        rows.weights[kept],
+        None if rows.reference is None else rows.reference[kept.to(rows.reference.device)],
+    )
+
+
+def _subject_states(groups: list[_Rows], n: int) -> Tensor:
+    """Output of the target block at the subject of each plain prompt, float32 `[n, d]`."""
+    states = groups[0].hidden.new_zeros(n, groups[0].hidden.shape[-1], dtype=torch.float32)
+    for rows in groups:
+        states[rows.owner[rows.plain]] = rows.hidden[rows.plain, 0].float()
+    return states

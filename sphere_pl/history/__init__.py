@@ -1,0 +1,1 @@
+"""What a run changed: its log, and what is rebuilt, replayed and read from it."""

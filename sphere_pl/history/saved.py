@@ -1,0 +1,246 @@
+"""A finished, stopped or killed run in its folder."""
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sphere_pl.editing.moments import fingerprint
+from sphere_pl.errors import UserError
+from sphere_pl.history.log import EditHistory, read_log
+from sphere_pl.history.rebuild import rebuild, restrained
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import DeviceMap, Dtype, load_language_model
+from sphere_pl.process.devices import default_device
+from sphere_pl.storage.checkpoint_file import read_checkpoint as read_run_checkpoint
+from sphere_pl.text.usage import announced
+
+EDITED = "edited.safetensors"
+RESULTS = "results.json"
+
+
+class BaseModel:
+    """The unedited model of a run.
+
+    Attributes:
+        lm: The language model in the type in which it was edited.
+        sites: The matrices that the run edits.
+        weights: Their unedited values, float32 `[d_out, d_in]` in CPU memory, by name.
+    """
+
+    def __init__(self, lm: LanguageModel, layers: list[int]) -> None:
+        self.lm = lm
+        self.sites: list[EditSite] = lm.sites(layers)
+        self.weights: dict[str, Tensor] = {site.name: site.read().cpu() for site in self.sites}
+
+    def write(self, weights: dict[str, Tensor]) -> None:
+        """Put edited matrices into the model, rounded to its type."""
+        for site in self.sites:
+            site.write(weights[site.name].to(site.stored.device))
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a saved run's base model is found.
+
+    Attributes:
+        model: Hub id or folder to use in place of the one that the log names, for a model that has moved.
+        cache_dir: Where the embedded model is kept; the user's cache folder if None.
+        trust_remote_code: Whether code from the hub may run. Never taken from the run folder.
+        device: Where to put it; `default_device()` if None.
+        device_map: How to spread it over several devices; see `load_language_model`.
+    """
+
+    model: str | None = None
+    cache_dir: str | None = None
+    trust_remote_code: bool = False
+    device: str | None = None
+    device_map: DeviceMap = None
+
+
+@contextmanager
+def own_options() -> Iterator[None]:
+    """Let a message about the model name the option of the commands on a saved run, where `fit` has another."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_FITS_OPTIONS.sub(lambda found: _OWN_OPTIONS[found[0]], str(error))) from error
+
+
+_OWN_OPTIONS = {f"--model.{name}": f"--{name}" for name in ("cache_dir", "trust_remote_code", "device_map")}
+_OWN_OPTIONS["--model.name"] = "--model"
+_FITS_OPTIONS = re.compile("|".join(map(re.escape, _OWN_OPTIONS)))
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run folder.
+
+    Attributes:
+        folder: The folder.
+        history: Its edit log.
+    """
+
+    folder: Path
+    history: EditHistory
+
+    @classmethod
+    def open(cls, folder: Path) -> "SavedRun":
+        """Read the edit log of a run folder.
+
+        Raises:
+            UserError: If it is no run folder.
+        """
+        return cls(folder, read_log(folder))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The run's config.yaml; empty if it has none."""
+        path = self.folder / "config.yaml"
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{path} could not be read: {error}.") from error
+        return config if isinstance(config, dict) else {}
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """A part of config.yaml, such as `section("model", "evaluation")`; empty if there is none."""
+        part: Any = self.config
+        for name in names:
+            part = part.get(name) if isinstance(part, dict) else None
+        return part if isinstance(part, dict) else {}
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The run's results.json; empty if it did not come to its end."""
+        path = self.folder / RESULTS
+        try:
+            results = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} could not be read: {error}.") from error
+        return results if isinstance(results, dict) else {}
+
+    def load_base(self, options: LoadOptions = LoadOptions()) -> BaseModel:
+        """Load the unedited model and make sure that it is the one that the run edited.
+
+        Raises:
+            UserError: If it cannot be loaded or is another one.
+        """
+        header = self.history.header
+        with announced(f"loading {options.model or header.model} ..."), own_options():
+            lm = load_language_model(
+                options.model or header.model,
+                dtype=cast(Dtype, header.dtype),
+                revision=None if options.model else header.revision,
+                trust_remote_code=options.trust_remote_code,
+                cache_dir=options.cache_dir,
+                device_map=options.device_map,
+            )
+        if fingerprint(lm) != header.fingerprint:
+            raise UserError(
+                f"{options.model or header.model} is not the unedited model of {self.folder}: their weights differ. "
+                "Give the run's own base model with --model <hub id or folder>."
+            )
+        base = BaseModel(lm.to(options.device or default_device()), header.layers)
+        shapes = {name: tuple(weight.shape) for name, weight in base.weights.items()}
+        if shapes != {matrix.name: matrix.shape for matrix in header.matrices}:
+            raise UserError(f"The matrices that the log of {self.folder} names are not those of its model: {shapes}.")
+        return base
+
+    def weights(self, base: BaseModel, at: int | None = None) -> dict[str, Tensor]:
+        """The matrices as they are scored and saved, after `at` edits or at the end.
+
+        At the end they are read from edited.safetensors, bit for bit, if the run wrote it; else they are rebuilt.
+
+        Raises:
+            UserError: If no batch ended there, or a file is missing or damaged.
+        """
+        last = self.history.number_at(at)
+        if last == len(self.history.entries) and self._has_final():
+            return _read_edited(self.folder / EDITED, base.sites, self.results.get("edited_sha256"))
+        live = rebuild(base.weights, self.history, last)
+        return restrained(base.weights, live, self.history.header.restraint)
+
+    def checkpoint(self, path: Path, base: BaseModel) -> tuple[dict[str, Tensor], int]:
+        """The matrices of a checkpoint as they would be scored, and how many edits they hold.
+
+        Raises:
+            UserError: If it is no checkpoint of this run.
+        """
+        saved = read_checkpoint(path)
+        try:
+            live = {name: saved["state_dict"][name].float().cpu() for name in base.weights}
+            if any(live[name].shape != weight.shape for name, weight in base.weights.items()):
+                raise KeyError("matrices of these shapes")
+            edits = int(saved["sphere_pl"]["edits_seen"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is no checkpoint of {self.folder}: it lacks {error}.") from error
+        return restrained(base.weights, live, self.history.header.restraint), edits
+
+    def _has_final(self) -> bool:
+        """Whether edited.safetensors is of the log's last batch; a resumed run that was killed leaves an older one."""
+        path = self.folder / EDITED
+        if not path.exists():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("sphere_pl", "{}"))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{path} is damaged: {error}. Delete it to rebuild the weights from the log.") from error
+        return bool(about.get("edits") == self.history.edits)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of the command line's, or one of a plain Lightning trainer's, without executing code from it.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    if not zipfile.is_zipfile(path):  # as PyTorch's own files are
+        return read_run_checkpoint(path)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises what it likes
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{path} could not be read as a checkpoint without executing code: {reason} Give a checkpoint that "
+            "`python -m sphere_pl fit` wrote."
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint of an editing run.")
+    return checkpoint
+
+
+def _read_edited(path: Path, sites: list[EditSite], sha256: str | None) -> dict[str, Tensor]:
+    """Read edited.safetensors, which is in the model's layout, as float32 `[d_out, d_in]`."""
+    from safetensors.torch import load
+
+    data = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(
+            f"{path} has another SHA-256 than {RESULTS} says: it was altered or damaged. Delete it to rebuild the "
+            "weights from the edit log."
+        )
+    try:
+        tensors = load(data)
+        return {
+            site.name: (tensors[site.name].T if site.fan_in_fan_out else tensors[site.name]).float().contiguous()
+            for site in sites
+        }
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} does not hold the edited matrices: {error}. Delete it to rebuild them.") from error

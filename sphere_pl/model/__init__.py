@@ -1,0 +1,1 @@
+"""A pretrained language model: loading, taking apart, tokens, decoding."""

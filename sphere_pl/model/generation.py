@@ -1,0 +1,259 @@
+"""What the model writes: one decoding loop, and the texts that are asked of it.
+
+Answers are greedy and end where the model ends them; context templates, text for second moments and free texts are
+sampled and of a fixed length.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import CONTEXT_OPENERS, micro_batches, truncate_left
+from sphere_pl.progress import Track, untracked
+
+TEXT_TOKENS = 100  # of a free text, its prompt included (ROME)
+TEXTS_TOGETHER = 32
+_STOP_WINDOW = 12  # tokens that are searched for a stop text; no stop text is longer
+
+Pick = Callable[[Tensor], Tensor]
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """Choose the likeliest token of each row.
+
+    Example:
+        >>> likeliest(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
+        tensor([1, 0])
+    """
+    return logits.argmax(-1)
+
+
+def sampler(generator: torch.Generator, top_k: int = 0) -> Pick:
+    """Choose tokens at random by their probability, among the `top_k` likeliest if it is above 0."""
+
+    def pick(logits: Tensor) -> Tensor:
+        if top_k:
+            best = logits.topk(top_k, dim=-1)
+            chosen = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
+            return best.indices.gather(1, chosen).squeeze(1)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)
+
+    return pick
+
+
+def _never(tokens: list[int]) -> bool:
+    return False
+
+
+@torch.no_grad()
+def decode(
+    lm: LanguageModel,
+    rows: Sequence[Sequence[int]],
+    new_tokens: int,
+    pick: Pick,
+    ended: Callable[[list[int]], bool] = _never,
+) -> list[list[int]]:
+    """Let the model continue rows of tokens, all at once, with a key-value cache.
+
+    Unlike `model.generate`, the head sees one row a text: on a strided slice of three dimensions PyTorch would copy the
+    head's weight once for every text.
+
+    Args:
+        lm: The language model.
+        rows: Tokens of any number.
+        new_tokens: How many tokens to add to each.
+        pick: From logits `[rows, vocabulary]` to tokens `[rows]`.
+        ended: From a row's new tokens to whether it is complete; such a row leaves the batch.
+
+    Returns:
+        The new tokens of each row.
+    """
+    ids, mask = _pad_left(lm, rows)
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    cache, active = DynamicCache(), list(range(len(rows)))
+    written: list[list[int]] = [[] for _ in rows]
+    for _ in range(new_tokens):
+        calls = lm.block_calls(ids, mask, positions, cache)
+        hidden = lm.run(calls.hidden, calls, 0, lm.n_layers)
+        tokens = pick(lm.logits(hidden[:, -1].contiguous()))
+        for row, token in zip(active, tokens.tolist(), strict=True):
+            written[row].append(token)
+        going = [place for place, row in enumerate(active) if not ended(written[row])]
+        if not going:
+            break
+        if len(going) < len(active):
+            keep = torch.tensor(going)  # on the CPU it serves every layer's cache, wherever that is
+            active = [active[place] for place in going]
+            tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
+            cache.batch_select_indices(keep)
+        ids, positions = tokens[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return written
+
+
+def _pad_left(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens and mask, padded on the left: the last column is every row's last token."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[lm.pad_id] * (width - len(row)) + list(row) for row in rows], device=lm.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=lm.device)
+    return ids, mask
+
+
+def _encode(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    rows: list[list[int]] = lm.tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    return rows
+
+
+def continue_texts(lm: LanguageModel, texts: Sequence[str], new_tokens: int, pick: Pick) -> list[list[int]]:
+    """Let the model add `new_tokens` tokens to each text, all at once, end tokens or not; see `decode`."""
+    return decode(lm, _encode(lm, texts), new_tokens, pick)
+
+
+def generate(
+    lm: LanguageModel,
+    prompts: Sequence[str],
+    new_tokens: int,
+    stop: Sequence[str] = (),
+    max_tokens: int = 8192,
+    track: Track = untracked,
+    name: str = "",
+) -> list[str]:
+    """Continue each prompt by its likeliest tokens; one that is too long for the context loses its beginning.
+
+    Args:
+        lm: The language model.
+        prompts: Texts of any length.
+        new_tokens: Most tokens to add to each.
+        stop: Texts that end an answer; they are not part of it.
+        max_tokens: Tokens in one batch, prompts and answers together.
+        track: Shows progress.
+        name: What it shows.
+
+    Returns:
+        The answers, without special tokens.
+    """
+    longest = lm.config.max_position_embeddings - new_tokens
+    rows = [truncate_left(ids, longest, lm.tokenizer.bos_token_id) for ids in _encode(lm, prompts)]
+    batches = micro_batches([len(row) + new_tokens for row in rows], max_tokens, overhead=48 * new_tokens)
+    ended = partial(_ended, lm, end_tokens(lm), stop)
+    answers = [""] * len(rows)
+    for places in track(batches, name, len(batches)):
+        written = decode(lm, [rows[place] for place in places], new_tokens, likeliest, ended)
+        for place, tokens in zip(places, written, strict=True):
+            answers[place] = text_until_end(lm, tokens, stop)
+    return answers
+
+
+def end_tokens(lm: LanguageModel) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and those of the checkpoint's generation settings."""
+    named = getattr(lm.model.generation_config, "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return {int(token) for token in [*several, lm.tokenizer.eos_token_id] if token is not None}
+
+
+def _ended(lm: LanguageModel, ends: set[int], stop: Sequence[str], tokens: list[int]) -> bool:
+    if tokens[-1] in ends:
+        return True
+    recent = lm.tokenizer.decode(tokens[-_STOP_WINDOW:], skip_special_tokens=True) if stop else ""
+    return any(text in recent for text in stop)
+
+
+def text_until_end(lm: LanguageModel, tokens: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """The text of some new tokens up to the first that ends it, or to a stop text."""
+    ends = end_tokens(lm)
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    text = str(lm.tokenizer.decode(tokens[:last], skip_special_tokens=True))
+    return text[: min((text.find(end) for end in stop if end in text), default=len(text))]
+
+
+def complete(lm: LanguageModel, texts: Sequence[str], new_tokens: int, max_tokens: int = 4096) -> list[str]:
+    """Let the model answer prompts freely: the likeliest token each time, up to the end of the text or a newline.
+
+    Args:
+        lm: The language model.
+        texts: The prompts; one that occurs several times is answered once.
+        new_tokens: How many tokens to write at most.
+        max_tokens: Tokens in one forward pass.
+    """
+    distinct = list(dict.fromkeys(text.rstrip() for text in texts))
+    written = generate(lm, distinct, new_tokens, max_tokens=max_tokens)
+    # A newline in front of the answer does not end it.
+    answers = {prompt: text.strip().split("\n")[0].rstrip() for prompt, text in zip(distinct, written, strict=True)}
+    return [answers[text.rstrip()] for text in texts]
+
+
+def answer_tokens(lm: LanguageModel, answers: Sequence[str]) -> int:
+    """Tokens of the longest answer and a few more: an article, a quotation mark, another spelling."""
+    rows = lm.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
+    return 4 * ((max(map(len, rows)) + 6) // 4)
+
+
+def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int = TEXT_TOKENS) -> list[str]:
+    """Let the model write on, each token among the five likeliest (ROME).
+
+    Args:
+        lm: The language model.
+        prompts: Beginnings.
+        seed: Seed of the sampling.
+        length: Tokens of each text, the beginning included.
+
+    Returns:
+        The texts, each with its beginning.
+    """
+    generator = torch.Generator(lm.output_device).manual_seed(seed)
+    encoded = _encode(lm, prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    texts = list(prompts)
+    for start in range(0, len(order), TEXTS_TOGETHER):
+        places = order[start : start + TEXTS_TOGETHER]
+        longest = max(1, length - len(encoded[places[0]]))
+        written = decode(lm, [encoded[place] for place in places], longest, sampler(generator, top_k=5))
+        for place, tokens in zip(places, written, strict=True):
+            kept = tokens[: max(0, length - len(encoded[place]))]
+            texts[place] += lm.tokenizer.decode(kept, skip_special_tokens=True)
+    return texts
+
+
+def sample_texts(lm: LanguageModel, openers: Sequence[str], new_tokens: int, *, seed: int, top_k: int = 0) -> list[str]:
+    """Let the model continue each opener, with a random state of its own.
+
+    Args:
+        lm: The language model.
+        openers: Beginnings of texts.
+        new_tokens: How many tokens to add to each.
+        seed: Seed of this call; the global random state is left as it was.
+        top_k: Sample among the k likeliest tokens; among all if 0.
+
+    Returns:
+        Openers with their continuations, special tokens removed.
+    """
+    generator = torch.Generator(lm.output_device).manual_seed(seed)
+    tokens = continue_texts(lm, openers, new_tokens, sampler(generator, top_k))
+    decoded = lm.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [opener + text for opener, text in zip(openers, decoded, strict=True)]
+
+
+def sample_contexts(lm: LanguageModel, *, count: int, length: int, seed: int) -> list[str]:
+    """Sample context templates: the empty one, then `count` short texts that end in ". ".
+
+    MEMIT computes keys and targets behind several beginnings so that they hold wherever the fact is asked for
+    (Meng et al. 2023, arXiv 2210.07229, Sec. 4.3.1).
+
+    Args:
+        lm: The unedited language model.
+        count: How many texts beside the empty one.
+        length: Tokens of each text.
+        seed: Seed of the sampling.
+    """
+    if count == 0:
+        return [""]
+    openers = [CONTEXT_OPENERS[i % len(CONTEXT_OPENERS)] for i in range(count)]
+    texts = sample_texts(lm, openers, length - 1, seed=seed, top_k=5)
+    # A newline would end the sentence elsewhere than the template means it to.
+    return ["", *(" ".join(text.split()) + ". " for text in texts)]

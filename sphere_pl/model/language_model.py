@@ -1,0 +1,349 @@
+"""A pretrained causal language model, taken apart at the places that editing works on."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sphere_pl.errors import UserError
+from sphere_pl.model.families import EditSite, architecture_of, edit_sites
+
+_FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
+
+
+class BlockCalls(NamedTuple):
+    """How the model would call its own blocks for one input.
+
+    Attributes:
+        hidden: The residual stream that enters block 0, shape `[rows, columns, d]`.
+        args: Positional arguments of each block after the hidden state.
+        kwargs: Keyword arguments of each block: masks, position embeddings, cache.
+        devices: Where each block lives, and so do the tensors among its arguments.
+    """
+
+    hidden: Tensor
+    args: list[tuple[Any, ...]]
+    kwargs: list[dict[str, Any]]
+    devices: list[torch.device]
+
+    def replace(self, old: Any, new: Any) -> "BlockCalls":
+        """Put `new` wherever the very object `old` is passed (the cache, in practice)."""
+        args = [tuple(new if value is old else value for value in call) for call in self.args]
+        kwargs = [{key: new if value is old else value for key, value in call.items()} for call in self.kwargs]
+        return self._replace(args=args, kwargs=kwargs)
+
+    def placed(self, devices: list[torch.device]) -> "BlockCalls":
+        """Put the arguments of each block where it lives; blocks of one device share them."""
+        if all(device == self.hidden.device for device in devices):
+            return self._replace(devices=devices)
+        moved: dict[tuple[int, torch.device], Tensor] = {}
+        args = [_moved(call, device, moved) for call, device in zip(self.args, devices, strict=True)]
+        kwargs = [_moved(call, device, moved) for call, device in zip(self.kwargs, devices, strict=True)]
+        return BlockCalls(self.hidden, args, kwargs, devices)
+
+
+def _moved(value: Any, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Any:
+    """Move all tensors inside tuples, lists and dictionaries; `moved` holds those that have been, by identity."""
+    if isinstance(value, Tensor):
+        key = (id(value), device)
+        if key not in moved:
+            moved[key] = value.to(device)
+        return moved[key]
+    if type(value) in (tuple, list):
+        return type(value)(_moved(each, device, moved) for each in value)
+    if type(value) is dict:
+        return {name: _moved(each, device, moved) for name, each in value.items()}
+    return value  # a cache, whose layers lie where their blocks do
+
+
+class LanguageModel(nn.Module):
+    """A causal language model and its tokenizer, frozen and in eval mode for good.
+
+    The blocks are called one by one through `run`, with the arguments that the model itself would pass
+    (`block_calls`), so masks, rotary embeddings and per-layer attention types of every family are the model's own.
+
+    The blocks may live on several devices (accelerate's device map). Tokens enter on `device`; `block_calls`, `run` and
+    `logits` take tensors from anywhere, and what they return lies where it was computed: the output of a block on that
+    block's device, logits on `output_device`.
+
+    Args:
+        model: A Hugging Face causal language model.
+        tokenizer: Its fast tokenizer.
+
+    Raises:
+        UserError: If the model's type is unknown, its weights are packed, or the tokenizer gives no
+            character offsets.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        super().__init__()
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which find the subject's last "
+                "token. Load a fast tokenizer (tokenizer.json)."
+            )
+        self.architecture = architecture_of(model.config.model_type)
+        _check_plain(model)
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.config = model.config.get_text_config()
+        # In a tuple, which registers them no second time: they are asked for at every call.
+        self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
+        # What differs between releases of transformers is found out now, before anybody's hooks are on the model.
+        self._cache_argument = _cache_argument(model)
+        self._tuples = self._returns_tuples()
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """Stay in eval mode: editing differentiates through the model but never trains it (GPT-2 has dropout)."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings live."""
+        return cast(Tensor, self.model.get_input_embeddings().weight).device
+
+    @property
+    def output_device(self) -> torch.device:
+        """Where logits are computed."""
+        return _device_of(self.model.get_output_embeddings())
+
+    @property
+    def spread(self) -> bool:
+        """Whether the model lies on more than one device."""
+        return len({parameter.device for parameter in self.model.parameters()}) > 1
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LanguageModel":
+        """Leave a model that is spread over devices where it is: no single device need have room for it."""
+        return self if self.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return cast(torch.dtype, self.model.dtype)
+
+    @property
+    def n_layers(self) -> int:
+        """How many decoder blocks the model has."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def pad_id(self) -> int:
+        """A token to fill rows with. Which one does not matter: padded columns are masked everywhere."""
+        return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
+
+    def block(self, layer: int) -> nn.Module:
+        """The decoder block number `layer`."""
+        return self._blocks[layer]
+
+    def sites(self, layers: Sequence[int]) -> list[EditSite]:
+        """The matrices to edit in `layers`; see `edit_sites`."""
+        return edit_sites(self.model, self.model.config.model_type, list(layers), self.n_layers)
+
+    @torch.no_grad()
+    def block_calls(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        cache: Any = None,
+    ) -> BlockCalls:
+        """Ask the model how it would call its blocks, without running any of them.
+
+        Args:
+            input_ids: Tokens, shape `[rows, columns]`.
+            attention_mask: 1 for real tokens, shape `[rows, cached columns + columns]`; or what is added to the
+                attention scores, shape `[rows, 1, columns, columns]` (see `takes_masks`).
+            position_ids: Position of each token, shape `[rows, columns]`.
+            cache: A Hugging Face cache that holds the columns before these, or takes these in.
+        """
+        input_ids, attention_mask, position_ids = (
+            each.to(self.device) for each in (input_ids, attention_mask, position_ids)
+        )
+        calls = BlockCalls(input_ids, [], [], [])
+        entering: list[Tensor] = []
+        with _recording(self, calls, entering, lambda hidden: (hidden,) if self._tuples else hidden):
+            self.model.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                use_cache=cache is not None,
+                **{self._cache_argument: cache},
+            )
+        devices = [_device_of(self.block(layer)) for layer in range(self.n_layers)]
+        return calls._replace(hidden=entering[0]).placed(devices)
+
+    @torch.no_grad()
+    def _returns_tuples(self) -> bool:
+        """Whether a block returns a tuple, found out by calling the first one: it differs between releases."""
+        ids = torch.full((1, 1), self.pad_id, device=self.device)
+        calls, entering = BlockCalls(ids, [], [], []), cast(list[Tensor], [])
+        with suppress(_BlockReachedError), _recording(self, calls, entering, _stop):
+            self.model.base_model(input_ids=ids, use_cache=False)
+        block, device = self.block(0), _device_of(self.block(0))
+        args, kwargs = (_moved(part[0], device, {}) for part in (calls.args, calls.kwargs))
+        return isinstance(block(entering[0].to(device), *args, **kwargs), tuple)
+
+    def run(self, hidden: Tensor, calls: BlockCalls, start: int, stop: int) -> Tensor:
+        """Run blocks `start` to `stop - 1` on `hidden` of shape `[rows, columns, d]`."""
+        for layer in range(start, stop):
+            output = self.block(layer)(hidden.to(calls.devices[layer]), *calls.args[layer], **calls.kwargs[layer])
+            hidden = stream_of(output)
+        return hidden
+
+    def takes_masks(self, length: int) -> bool:
+        """Whether texts of `length` tokens can be run under a mask of one's own, added to the attention scores.
+
+        A sliding window looks at columns, not at positions, and flash attention knows no masks.
+        """
+        window = getattr(self.config, "sliding_window", None)
+        return (window is None or length <= window) and self.model.config._attn_implementation in {"sdpa", "eager"}
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits `[..., vocabulary]`, float32 and new, from the last block's output `[..., d]`."""
+        norm = self.model.get_submodule(self.architecture.final_norm)
+        head = cast(nn.Module, self.model.get_output_embeddings())
+        logits = head(norm(hidden.to(_device_of(norm))).to(_device_of(head))).float()
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
+
+
+def _check_plain(model: PreTrainedModel) -> None:
+    """Refuse a model whose matrices are packed: what is written to them would be something else."""
+    packed = [name for name, parameter in model.named_parameters() if parameter.dtype not in _FLOATS]
+    if packed or getattr(model, "hf_quantizer", None) is not None:
+        raise UserError(
+            f"The model is quantised ({packed[0] if packed else type(model.hf_quantizer).__name__}): its matrices are "
+            "packed and cannot be edited. Load the unquantised model."
+        )
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a module that lives on one device lives."""
+    return next(module.parameters()).device
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What the model calls its cache: `past_key_values` is renamed to `cache` from transformers 5.24 on."""
+    taken = inspect.signature(model.base_model.forward).parameters
+    return "cache" if "cache" in taken else "past_key_values"
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream in what a block returns: it is that, or the first item of a tuple."""
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
+class _BlockReachedError(Exception):
+    """A block has been called, which is all that was wanted."""
+
+
+def _stop(hidden: Tensor) -> Tensor:
+    raise _BlockReachedError
+
+
+@contextmanager
+def _recording(
+    lm: LanguageModel, calls: BlockCalls, entering: list[Tensor], answer: Callable[[Tensor], Any]
+) -> Iterator[None]:
+    """Make every block note its arguments and, instead of being run, return `answer` of its input."""
+    blocks = [lm.block(layer) for layer in range(lm.n_layers)]
+
+    def recorder(*args: Any, **kwargs: Any) -> Any:
+        named = "hidden_states" in kwargs
+        hidden = kwargs.pop("hidden_states") if named else args[0]
+        entering.append(hidden)
+        calls.args.append(args if named else args[1:])
+        calls.kwargs.append(kwargs)
+        return answer(hidden)
+
+    own = [vars(block).get("forward") for block in blocks]  # accelerate wraps the class's in one of the block's own
+    for block in blocks:
+        block.forward = recorder
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+class FrozenPrefix:
+    """A key-value cache that can be attended to any number of times and never grows.
+
+    Stands in for a Hugging Face cache inside the attention layers: `update` returns the cached columns followed by
+    the new ones and forgets the new ones, so that the same suffix can be run again with other hidden states.
+
+    Args:
+        keys: Keys of each layer, shape `[rows, heads, cached columns, head_dim]`.
+        values: Values of each layer, the same shape.
+    """
+
+    is_compileable = False
+
+    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
+        self.keys = keys
+        self.values = values
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return the columns of `layer` before and including the new ones."""
+        return torch.cat([self.keys[layer], keys], dim=-2), torch.cat([self.values[layer], values], dim=-2)
+
+    def select(self, rows: Tensor) -> "FrozenPrefix":
+        """Keep only some rows."""
+        return FrozenPrefix(
+            [k.index_select(0, rows.to(k.device)) for k in self.keys],
+            [v.index_select(0, rows.to(v.device)) for v in self.values],
+        )
+
+    def expand(self, rows: int) -> "FrozenPrefix":
+        """Let a prefix of one row stand before any number of rows, without a copy."""
+        return FrozenPrefix(
+            [k.expand(rows, -1, -1, -1) for k in self.keys], [v.expand(rows, -1, -1, -1) for v in self.values]
+        )
+
+    def calls(self, lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> BlockCalls:
+        """How the blocks are called for a suffix behind this prefix.
+
+        Args:
+            lm: The language model.
+            ids: Tokens of the suffix, shape `[rows, columns]`.
+            mask: 1 for real tokens, shape `[rows, cached columns + columns]`.
+            positions: Position of each token of the suffix, shape `[rows, columns]`.
+        """
+        if not self.keys:
+            return lm.block_calls(ids, mask, positions)
+        # The model only asks a cache for its length when it makes masks: one that holds a single zero a column will do.
+        blank = ids.new_zeros(1, 1, self.keys[0].shape[-2], 1, dtype=torch.float32)
+        stand_in = DynamicCache()
+        for layer in range(lm.n_layers):
+            stand_in.update(blank, blank, layer)
+        return lm.block_calls(ids, mask, positions, stand_in).replace(stand_in, self)
+
+
+def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
+    """Run the columns that several suffixes will stand behind, through all blocks.
+
+    Args:
+        lm: The language model.
+        ids: Tokens, shape `[rows, columns]`; without columns the prefix is empty.
+        mask: 1 for real tokens, shape `[rows, columns]`. A row may have none.
+    """
+    if ids.shape[1] == 0:
+        return FrozenPrefix([], [])
+    cache = DynamicCache()
+    # A row without a real token would attend to nothing and turn into NaN: let it see its padding here. The suffix's
+    # own mask hides that column again.
+    visible = mask.clone()
+    visible[:, 0] = 1
+    calls = lm.block_calls(ids, visible, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), cache)
+    lm.run(calls.hidden, calls, 0, lm.n_layers)
+    layers = cast(list[DynamicLayer], cache.layers)
+    return FrozenPrefix(
+        [cast(Tensor, entry.keys) for entry in layers], [cast(Tensor, entry.values) for entry in layers]
+    )

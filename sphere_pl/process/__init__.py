@@ -1,0 +1,1 @@
+"""What the process meets: streams, signals, devices, memory, and how it ends."""

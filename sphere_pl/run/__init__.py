@@ -1,0 +1,1 @@
+"""Callbacks and loggers that write a run into its folder."""

@@ -1,0 +1,260 @@
+"""The edit log of a run: every batch's change of every matrix, with its requests."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from sphere_callbacks import SpectrumRestraint
+from sphere_pl.editing.moments import fingerprint
+from sphere_pl.editor import SequentialEditor
+from sphere_pl.errors import UserError
+from sphere_pl.history.log import (
+    TENSOR_FOLDER,
+    EditHistory,
+    Entry,
+    Header,
+    Kept,
+    Matrix,
+    append_entry,
+    pack,
+    read_log,
+    remove_log,
+    same_state,
+    stored_request,
+    truncate,
+    write_header,
+    write_tensors,
+)
+from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
+from sphere_pl.model.files import lasting_name
+from sphere_pl.process.failures import doing
+from sphere_pl.run.editor_callback import EditorCallback
+from sphere_pl.run.results import method_name
+from sphere_pl.trainers import callbacks_of
+
+log = logging.getLogger(__name__)
+
+
+class EditLog(EditorCallback):
+    """Append what every batch has really changed to the log in the run folder.
+
+    The change is the difference of the weights behind the batch and before it, so it holds whatever callbacks, retries
+    and rollbacks did in between. It must therefore stand behind every callback that changes weights. A change that
+    other code makes between batches, such as a guard that puts weights back after a validation, becomes an entry of its
+    own. The weights before the batch are kept in CPU memory.
+
+    Args:
+        run_dir: The run folder.
+        keep: `all` logs the keys and residuals that the method solved beside the changes, which takes edits out of a
+            run afterwards; `changes` leaves them out; `none` logs nothing.
+        max_gigabytes: Size of the tensor files beyond which the log goes on without them, so that a method whose
+            changes have full rank does not fill the disk.
+    """
+
+    def __init__(self, run_dir: str, keep: Kept = "all", max_gigabytes: float = 20.0) -> None:
+        self.run_dir = Path(run_dir)
+        self.keep: Kept = keep
+        self.max_bytes = max_gigabytes * 1e9
+        self._history: EditHistory | None = None
+        self._header: Header | None = None
+        self._resuming = False
+        self._restored: int | None = None
+        self._before: dict[str, Tensor] = {}
+        self._bytes = 0
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Look at the unedited model; a new run in an old folder begins with an empty log."""
+        self._history = self._header = None
+        # Known from here on: Lightning does not tell `setup` that a run is resumed.
+        self._resuming = trainer.ckpt_path is not None
+        if not trainer.is_global_zero:
+            return
+        if not self._resuming:
+            remove_log(self.run_dir)
+        if self.keep == "none":
+            return
+        self._header = _describe(trainer, self.editor, solvable=self.keep == "all")
+        self._before = {name: weight.to("cpu", copy=True) for name, weight in _weights(self.editor).items()}
+
+    @override
+    def on_train_batch_start(
+        self, trainer: "L.Trainer", pl_module: "L.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Before the first batch, begin the log or take it up again."""
+        if self._header is None or self._history is not None:
+            return
+        if not self._resuming:
+            write_header(self.run_dir, self._header)
+            self._history = EditHistory(self.run_dir, self._header, [])
+        else:
+            self._take_up(self.editor, self._header)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the batch."""
+        if self._history is not None:
+            edits = batch.start + len(batch.requests)
+            self._append(self.editor, edits, [stored_request(request) for request in batch.requests])
+
+    @override
+    def on_validation_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Log that a callback has moved the weights after a validation."""
+        if self._history is not None:
+            self._settle(self.editor)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """How many entries belong to this checkpoint."""
+        return {"entries": len(self._history.entries)} if self._history is not None else {}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave out later entries when the run goes on."""
+        self._restored = state_dict.get("entries")
+
+    def _take_up(self, editor: SequentialEditor, header: Header) -> None:
+        """Go on behind the checkpoint's last entry; what came after it will be done again."""
+        try:
+            history = read_log(self.run_dir)
+        except UserError as error:
+            log.warning("The edit log begins anew at this checkpoint: %s", error)
+            write_header(self.run_dir, header)
+            history = EditHistory(self.run_dir, header, [])
+        if history.header.fingerprint != header.fingerprint:
+            raise UserError(
+                f"{self.run_dir} holds the edit log of another unedited model ({history.header.model}) than the one "
+                f"that is edited now ({header.model}). Resume with the run's own model, or choose another --run_dir."
+            )
+        kept = sum(entry.edits <= editor.edits_seen for entry in history.entries)
+        kept = kept if self._restored is None else min(self._restored, len(history.entries))
+        self._history, self._restored = truncate(history, kept), None
+        self._bytes = sum(path.stat().st_size for path in (self.run_dir / TENSOR_FOLDER).glob("batch-*.safetensors"))
+        sums = _sums(_weights(editor))
+        if not same_state(self._history.entries[-1].sums if kept else _sums(self._before), sums):
+            self._store(Entry(kept + 1, 0, editor.edits_seen, sums=sums), self._differences(editor, 0))
+        self._remember(editor)
+
+    @doing("keeping the batch in the edit log")
+    def _append(self, editor: SequentialEditor, edits: int, requests: list[dict[str, Any]]) -> None:
+        assert self._history is not None  # noqa: S101 (checked by the hooks)
+        number = len(self._history.entries) + 1
+        entry = Entry(number, number - 1, edits, requests, sums=_sums(_weights(editor)))
+        self._store(entry, self._differences(editor, len(requests)), self._systems(editor))
+        self._remember(editor)
+
+    def _remember(self, editor: SequentialEditor) -> None:
+        """Keep the weights that the next change starts from; in place, since fresh pages cost more than the copy."""
+        for name, weight in _weights(editor).items():
+            self._before[name].copy_(weight)
+
+    def _settle(self, editor: SequentialEditor) -> None:
+        """Log a change that no batch made; going back to an earlier state needs no tensors."""
+        weights = _weights(editor)
+        if self._history is None or all(torch.equal(w.cpu(), self._before[name]) for name, w in weights.items()):
+            return
+        sums, entries = _sums(weights), self._history.entries
+        number, edits = len(entries) + 1, self._history.edits
+        earlier = next((entry.number for entry in reversed(entries) if entry.is_state(sums)), None)
+        if earlier is not None:
+            self._store(Entry(number, earlier, edits, sums=sums), {})
+        else:
+            changes = self._differences(editor, len(entries[-1].requests) if entries else 1)
+            self._store(Entry(number, number - 1, edits, sums=sums), changes)
+        self._remember(editor)
+
+    def _differences(self, editor: SequentialEditor, expected_rank: int) -> dict[str, Change | None]:
+        """What has changed since the entry before, as factors where they are smaller."""
+        changes: dict[str, Change | None] = {}
+        for name, weight in _weights(editor).items():
+            before = self._before[name].to(weight.device)
+            noise = ROUNDING * float(torch.linalg.matrix_norm(weight))
+            same = torch.equal(weight, before)
+            changes[name] = None if same else compress(weight - before, expected_rank, noise)
+        return changes
+
+    def _systems(self, editor: SequentialEditor) -> dict[str, dict[str, Tensor]]:
+        if self.keep != "all":
+            return {}
+        systems: dict[str, dict[str, Tensor]] = {}
+        for site, solved in zip(editor.sites, editor.solved, strict=False):
+            systems[site.name] = {"keys": solved.keys, "residuals": solved.residuals}
+            if solved.remembered is not None:
+                systems[site.name]["remembered"] = solved.remembered
+        return systems
+
+    def _store(
+        self,
+        entry: Entry,
+        changes: dict[str, Change | None],
+        systems: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
+        """Write the tensors, then the line that vouches for them."""
+        assert self._history is not None  # noqa: S101 (checked by the hooks)
+        tensors = pack(changes, systems)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        values: dict[str, Any] = {"ranks": {name: rank_of(c) for name, c in changes.items() if c is not None}}
+        if tensors and self._bytes + size > self.max_bytes:
+            self._warn_full()
+            values["complete"] = False
+        elif tensors:
+            values["file"], values["sha256"] = write_tensors(self.run_dir, entry.number, tensors)
+            self._bytes += (self.run_dir / TENSOR_FOLDER / values["file"]).stat().st_size
+        entry = Entry(**{**vars(entry), **values})
+        append_entry(self.run_dir, entry)
+        self._history.entries.append(entry)
+
+    def _warn_full(self) -> None:
+        assert self._history is not None  # noqa: S101 (checked by the hooks)
+        if all(entry.complete for entry in self._history.entries):
+            log.warning(
+                "After %d edits the edit log has reached --edit_log_gigabytes=%g. From here on it notes the requests "
+                "only: weights can be rebuilt up to there. Raise the limit, or set --edit_log changes or none.",
+                self._history.edits,
+                self.max_bytes / 1e9,
+            )
+
+
+def _weights(editor: SequentialEditor) -> dict[str, Tensor]:
+    return {site.name: weight.detach() for site, weight in zip(editor.sites, editor.weights, strict=True)}
+
+
+def _sums(weights: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """What a state is recognised by: sum and Frobenius norm of each matrix, in float64."""
+    return {
+        name: (float(w.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(w, dtype=torch.float64)))
+        for name, w in weights.items()
+    }
+
+
+def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool) -> Header:
+    """The log's first line, from the unedited model."""
+    lm = editor.language_model
+    restraints = callbacks_of(trainer, SpectrumRestraint)
+    return Header(
+        model=lasting_name(editor.name),
+        revision=editor.revision,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        fingerprint=fingerprint(lm),
+        layers=list(editor.layers),
+        matrices=[
+            Matrix(site.name, (int(weight.shape[0]), int(weight.shape[1])), site.fan_in_fan_out)
+            for site, weight in zip(editor.sites, editor.weights, strict=True)
+        ],
+        method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
+        solvable=solvable and editor.method.needs_targets,
+        restraint={
+            "modules": restraints[0].modules,
+            "cumulative_ratio": restraints[0].project_cumulative_ratio,
+            "strength": restraints[0].project_strength,
+        }
+        if restraints
+        else None,
+    )

@@ -1,0 +1,32 @@
+"""One line at the start of a run that says how much memory it will need; see `sphere_pl.editing.memory_estimate`."""
+
+import lightning as L
+from typing_extensions import override
+
+from sphere_pl.data.datamodule import EditLoader
+from sphere_pl.editing.memory_estimate import Need
+from sphere_pl.editor import SequentialEditor
+from sphere_pl.progress import EditProgress
+from sphere_pl.run.editor_callback import EditorCallback
+
+
+class MemoryPreflight(EditorCallback):
+    """Say in one line, before anything large is made, how much memory the run will need."""
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Show the estimate above the progress bar."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if datamodule is None:
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            loader = datamodule.train_dataloader()
+            if isinstance(callback, EditProgress) and isinstance(loader, EditLoader):
+                callback.console.print(f"Data: {datamodule.extent}.", highlight=False, markup=False)
+                callback.console.print(estimate(self.editor, loader).line(), highlight=False)
+
+
+def estimate(editor: SequentialEditor, loader: EditLoader) -> Need:
+    """What an editor will need for a stream, judged by its first batch."""
+    requests = loader.requests[: loader.batch_size]
+    return editor.memory_need(requests, editor.tokens_at_once(requests))

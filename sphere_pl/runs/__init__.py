@@ -1,1 +1,0 @@
-"""What can be done with a run after it: rebuild its weights, take edits out, export, compare, score, ask."""

@@ -1,0 +1,261 @@
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sphere_pl.data.datamodule import EditLoader
+from sphere_pl.editing import moments as statistics
+from sphere_pl.editing.moments import (
+    SecondMoment,
+    StatisticsSettings,
+    compute_second_moments,
+    fingerprint,
+    read_corpus,
+    second_moments,
+)
+from sphere_pl.editing.representations import capture_input
+from sphere_pl.editor import SequentialEditor
+from sphere_pl.errors import UserError
+from sphere_pl.methods import AlphaEdit
+from sphere_pl.storage.checkpoint_file import tensor_digest
+
+TEXT = "The capital of France is Paris.\n\nRome is a city in Italy by the sea.\n\nYou and I speak because of it."
+
+
+def track(items, description, total):
+    return items
+
+
+@pytest.fixture
+def settings(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(TEXT)
+    return StatisticsSettings(corpus=str(corpus), tokens=30, length=8, batch_size=2, cache_dir=str(tmp_path / "cache"))
+
+
+def test_second_moments_are_those_of_one_sequence_at_a_time(tiny_lm, family, settings):
+    lm = tiny_lm(family)
+    sites = lm.sites([1, 2])
+    found = compute_second_moments(lm, sites, settings, track)
+    for site in sites:
+        total, count = torch.zeros(48, 48, dtype=torch.float64), 0
+        for document in TEXT.split("\n\n"):
+            ids = lm.tokenizer(document)["input_ids"]
+            for start in range(0, len(ids), 8):
+                with capture_input(site.module) as inputs, torch.no_grad():
+                    lm.model(input_ids=torch.tensor([ids[start : start + 8]]))
+                total += (inputs[0][0].T @ inputs[0][0]).double()
+                count += len(inputs[0][0])
+            if count >= 30:
+                break
+        torch.testing.assert_close(found[site.name].matrix.double(), total / count, rtol=1e-4, atol=1e-4)
+
+
+MIXED = "\n\n".join(
+    [TEXT, "Oslo.", "The river runs to the sea. " * 9, "Rome.", "Mount Fuji stands in Japan.", "I am. " * 7]
+)
+
+
+def test_documents_of_all_lengths_give_the_moment_of_one_document_at_a_time(tiny_lm, family, tmp_path):
+    corpus = tmp_path / "mixed.txt"
+    corpus.write_text(MIXED)
+    lm = tiny_lm(family)
+    (site,) = lm.sites([2])
+    found = compute_second_moments(
+        lm, [site], StatisticsSettings(corpus=str(corpus), tokens=10**6, length=40, batch_size=4), track
+    )
+    total, count = torch.zeros(48, 48, dtype=torch.float64), 0
+    for document in MIXED.split("\n\n"):
+        ids = lm.tokenizer(document.strip())["input_ids"]
+        for start in range(0, len(ids), 40):
+            with capture_input(site.module) as inputs, torch.no_grad():
+                lm.model(input_ids=torch.tensor([ids[start : start + 40]]))
+            total, count = total + (inputs[0][0].T @ inputs[0][0]).double(), count + len(inputs[0][0])
+    torch.testing.assert_close(found[site.name].matrix.double(), total / count, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_many_lengths_are_padded_by_next_to_nothing_and_each_runs_once():
+    lengths = [1 + 37 * row % 100 for row in range(400)]
+    batches = statistics._batches(lengths, 16)
+    assert sorted(row for batch in batches for row in batch) == list(range(400))
+    padded = [len(batch) * max(lengths[row] for row in batch) for batch in batches]
+    assert sum(padded) < 1.05 * sum(lengths)
+    assert max(padded) <= 16 * 100
+
+
+def test_rows_of_nearly_one_length_stay_in_the_order_of_the_text():
+    assert statistics._batches([100, 98, 100, 97, 99], 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_second_call_reads_what_the_first_kept(tiny_lm, settings, monkeypatch):
+    lm = tiny_lm()
+    first = second_moments(lm, lm.sites([1]), settings, track)
+    monkeypatch.setattr("sphere_pl.editing.moments.compute_second_moments", None)
+    again = second_moments(lm, lm.sites([1]), settings, track)
+    assert all(torch.equal(first[name].matrix, again[name].matrix) for name in first)
+    assert all(torch.equal(first[name].half_spectrum, again[name].half_spectrum) for name in first)
+
+
+def test_another_model_text_or_amount_is_computed_anew(tiny_lm, settings, tmp_path):
+    def files():
+        return len(list((tmp_path / "cache").rglob("*.safetensors")))
+
+    lm = tiny_lm()
+    second_moments(lm, lm.sites([1]), settings, track)
+    assert files() == 1
+    lm = tiny_lm(seed=1)
+    second_moments(lm, lm.sites([1]), settings, track)
+    (tmp_path / "corpus.txt").write_text(TEXT + "\n\nOslo.")
+    second_moments(lm, lm.sites([1]), settings, track)
+    more = StatisticsSettings(**{**vars(settings), "tokens": 20})
+    second_moments(lm, lm.sites([1]), more, track)
+    assert files() == 4
+
+
+def test_without_a_corpus_the_model_writes_the_text(tiny_lm, tmp_path):
+    lm = tiny_lm()
+    settings = StatisticsSettings(tokens=64, length=32, batch_size=1, cache_dir=str(tmp_path))
+    moment = compute_second_moments(lm, lm.sites([1]), settings, track)["model.layers.1.mlp.down_proj.weight"].matrix
+    assert moment.shape == (48, 48)
+    assert torch.linalg.eigvalsh(moment).min() > -1e-5
+
+
+def test_a_damaged_file_is_refused_with_what_to_do(tiny_lm, settings, tmp_path):
+    lm = tiny_lm()
+    second_moments(lm, lm.sites([1]), settings, track)
+    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"is damaged .*Delete that file"):
+        second_moments(lm, lm.sites([1]), settings, track)
+
+
+def test_a_corpus_that_is_too_short_is_used_whole_with_a_warning(tiny_lm, settings, caplog):
+    lm = tiny_lm()
+    compute_second_moments(lm, lm.sites([1]), StatisticsSettings(**{**vars(settings), "tokens": 10**6}), track)
+    assert "fewer than the 1000000 asked for" in caplog.text
+
+
+def test_one_long_document_is_read_only_as_far_as_needed(tiny_lm, settings, tmp_path, monkeypatch):
+    (tmp_path / "corpus.txt").write_text("Rome is a city in Italy by the sea. " * 2000)
+    counted = []
+    original = statistics.pad
+    monkeypatch.setattr(statistics, "pad", lambda rows, *a: (counted.extend(map(len, rows)), original(rows, *a))[1])
+    lm = tiny_lm()
+    compute_second_moments(lm, lm.sites([1]), settings, track)
+    assert 30 <= sum(counted) < 30 + settings.length
+
+
+def test_an_empty_corpus_is_refused(tiny_lm, tmp_path):
+    (tmp_path / "empty.txt").write_text(" \n\n ")
+    lm = tiny_lm()
+    with pytest.raises(UserError, match="holds no text"):
+        compute_second_moments(lm, lm.sites([1]), StatisticsSettings(corpus=str(tmp_path / "empty.txt")), track)
+
+
+def test_a_hub_corpus_is_read_by_its_column_and_a_wrong_one_is_named(monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: iter([{"title": "Rome", "body": "A city."}]))
+    assert list(read_corpus("someone/pages::body")) == ["A city."]
+    with pytest.raises(UserError, match="no column 'text', found title, body"):
+        list(read_corpus("someone/pages"))
+
+
+@pytest.mark.parametrize("error", [OSError("offline\nmore"), RuntimeError("a script"), OSError()])
+def test_a_hub_that_gives_no_corpus_is_named(monkeypatch, error):
+    def rows():
+        raise error
+        yield
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows())
+    with pytest.raises(UserError, match="The corpus 'someone/pages' is no file, and the hub did not give it"):
+        list(read_corpus("someone/pages"))
+
+
+def test_a_corpus_of_another_encoding_is_refused(tmp_path):
+    (tmp_path / "latin.txt").write_bytes("Zürich".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(read_corpus(str(tmp_path / "latin.txt")))
+
+
+def test_the_fingerprint_sees_a_change_of_any_matrix(tiny_lm):
+    lm = tiny_lm()
+    before = fingerprint(lm)
+    assert before == fingerprint(tiny_lm())
+    lm.sites([3])[0].stored.add_(0.5)
+    assert fingerprint(lm) != before
+
+
+def test_two_runs_that_share_a_cache_compute_once(tiny_lm, settings, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    computed = []
+    original = statistics.compute_second_moments
+    monkeypatch.setattr(
+        statistics, "compute_second_moments", lambda *args: (computed.append(1), time.sleep(0.2), original(*args))[2]
+    )
+    models = [tiny_lm() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda lm: statistics.second_moments(lm, lm.sites([1]), settings, track), models))
+    assert len(computed) == 1
+    for moments in found[1:]:
+        assert all(torch.equal(moment.matrix, found[0][name].matrix) for name, moment in moments.items())
+
+
+@pytest.mark.parametrize("half", [None, torch.ones(3)])
+def test_a_kept_moment_with_a_flipped_bit_is_refused(half, tmp_path):
+    path = tmp_path / "moment.safetensors"
+    statistics._save(SecondMoment(torch.eye(3), half), {"model": "x"}, path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Delete that file"):
+        statistics._load(path)
+
+
+def test_a_moment_kept_by_an_earlier_version_is_read_without_a_spectrum(tmp_path):
+    path = tmp_path / "moment.safetensors"
+    save_file({"second_moment": torch.eye(3)}, path, metadata={"model": "x", "sha256": tensor_digest(torch.eye(3))})
+    assert torch.equal(statistics._load(path).matrix, torch.eye(3))
+    assert statistics._load(path).half_spectrum is None
+
+
+def test_the_half_spectrum_is_that_of_half_the_budget(tiny_lm, tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(
+        "\n\n".join(["Rome is a city in Italy by the sea.", "The capital of France is Paris. You and I."] * 8)
+    )
+    lm = tiny_lm()
+    (site,) = lm.sites([1])
+    settings = StatisticsSettings(corpus=str(corpus), tokens=256, length=8, batch_size=4)
+    whole = compute_second_moments(lm, [site], settings, track)[site.name]
+    lengths = [len(row) for row in statistics._sequences(lm, settings, 256, track)]
+    first, second = statistics._halves(lengths, 4)
+    tokens = sum(lengths[row] for rows in first for row in rows)
+    assert abs(tokens - sum(lengths) / 2) <= 4 * 8 / 2
+    assert sorted(row for rows in first + second for row in rows) == list(range(len(lengths)))
+    half = compute_second_moments(lm, [site], replace(settings, tokens=tokens), track)[site.name]
+    torch.testing.assert_close(whole.half_spectrum, torch.linalg.eigvalsh(half.matrix), rtol=1e-4, atol=1e-5)
+
+
+def test_text_of_a_single_batch_has_no_halves(tiny_lm, settings):
+    lm = tiny_lm()
+    (site,) = lm.sites([1])
+    assert compute_second_moments(lm, [site], replace(settings, batch_size=99), track)[site.name].half_spectrum is None
+
+
+def test_a_cached_run_repeats_the_warning_of_an_unsettled_null_space(tiny_lm, requests, bare_trainer, tmp_path, caplog):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(
+        "\n\n".join(["Rome Rome Rome Rome Rome Rome."] * 8 + ["The capital of France is Paris. You and I."] * 8)
+    )
+    settings = StatisticsSettings(corpus=str(corpus), tokens=200, length=8, batch_size=4, cache_dir=str(tmp_path))
+    said = []
+    for _ in range(2):
+        editor = SequentialEditor(AlphaEdit(1.0, 0.02), [1], statistics=settings, contexts=0)
+        editor.lm = tiny_lm()
+        bare_trainer(max_epochs=1, limit_val_batches=0).fit(editor, EditLoader(requests, batch_size=2))
+        said.append([message for message in caplog.messages if "twice the text" in message])
+        caplog.clear()
+    assert said[0] == said[1]
+    assert len(said[0]) == 1

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from sphere_pl.data.request import EditRequest, check_request
+from sphere_pl.errors import UserError
+from sphere_pl.model.tokens import Prompt, essence, in_context, micro_batches, pad, tokenize
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_target_and_subject_are_found_whatever_stands_before(tiny_lm, requests, bos):
+    tokenizer = tiny_lm(bos=bos).tokenizer
+    for context in ("", "You and I. "):
+        for request, tokens in zip(
+            requests, tokenize(tokenizer, [in_context(r, context, r.target_new) for r in requests]), strict=True
+        ):
+            assert tokenizer.decode(tokens.target) == f" {request.target_new}"
+            up_to_subject = tokenizer.decode(tokens.ids[: tokens.subject_last + 1], skip_special_tokens=True)
+            assert up_to_subject == context + request.prompt.split("{}")[0] + request.subject
+            assert bos == (tokens.ids[0] == tokenizer.bos_token_id)
+
+
+def test_a_subject_of_many_bytes_ends_at_its_last_token(tiny_lm):
+    tokenizer = tiny_lm().tokenizer
+    request = EditRequest("0", "In {} people eat", "東京都🗼", "fruit")
+    (tokens,) = tokenize(tokenizer, [in_context(request)])
+    assert tokenizer.decode(tokens.ids[: tokens.subject_last + 1]) == "In 東京都🗼"
+
+
+def test_a_prompt_without_target_has_none(tiny_lm):
+    (tokens,) = tokenize(tiny_lm().tokenizer, [Prompt("Rome is a")])
+    assert tokens.target == []
+    assert tokens.target_start == len(tokens.ids)
+    assert tokens.subject_last == -1
+
+
+def test_the_essence_prompt_ends_its_subject_where_the_subject_ends():
+    prompt = essence(EditRequest("0", "The capital of {} is", "France", "Rome"))
+    assert prompt.text[: prompt.subject_end] == "France"
+
+
+def test_a_prompt_longer_than_the_context_is_refused(tiny_lm):
+    with pytest.raises(UserError, match="reads at most 8"):
+        tokenize(tiny_lm().tokenizer, [Prompt("The capital of France is Paris " * 9)], max_length=8)
+
+
+def test_padding_covers_every_row_on_the_right():
+    ids, mask = pad([[1, 2, 3], [4]], 9, torch.device("cpu"))
+    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_micro_batches_hold_every_row_once_and_stay_within_the_budget():
+    lengths = [5, 3, 9, 4, 4, 1, 30]
+    groups = micro_batches(lengths, max_tokens=12)
+    assert sorted(i for group in groups for i in group) == list(range(7))
+    assert all(max(lengths[i] for i in group) * len(group) <= 12 for group in groups if len(group) > 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"subject": " "}, "the subject is empty"),
+        ({"target_new": ""}, "target_new is empty"),
+        ({"prompt": "The capital is"}, "does not contain the subject"),
+        ({"prompt": "{} and {} are"}, "exactly one"),
+        ({"prompt": "The {capital} of {} is"}, "stray braces"),
+        ({"prompt": "The capital} of {} is"}, "stray braces"),
+    ],
+)
+def test_a_request_that_cannot_be_edited_is_refused_with_its_place(change, words):
+    request = EditRequest("7", "The capital of {} is", "France", "Rome", source="facts.json, line 12")._replace(
+        **change
+    )
+    with pytest.raises(UserError, match=rf"facts.json, line 12: .*{words}"):
+        check_request(request)
+
+
+def test_braces_in_a_subject_are_text():
+    request = check_request(EditRequest("0", "The set {} is", "{1, 2}", "finite"))
+    assert request.question == "The set {1, 2} is"
+    assert request.question[: request.subject_end].endswith("{1, 2}")
