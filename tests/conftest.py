@@ -1,6 +1,7 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sphere_callbacks.functional import _checks
-from sphere_pl.commands import main
+from sphere_pl.commands import fit, main
+from sphere_pl.commands.configs import resolve_group_files
+from sphere_pl.commands.resuming import resolve_resume
 from sphere_pl.data.request import EditRequest
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.text.names import literal_names
 
 TEXT = """The capital of France is Paris. The mother tongue of Anna Karlsson is Swedish. The river runs to the sea.
 Berlin is a city in Germany. Rome is a city in Italy. You and I speak because of it. Therefore a pianist plays.
@@ -137,6 +142,64 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return status, *capsys.readouterr()
 
     return run
+
+
+class _Built(Exception):
+    """Stops the command line when its parser is there."""
+
+
+@pytest.fixture(scope="session")
+def fit_parser() -> Any:
+    """The parser of `fit`, as the command line builds it; once, for all tests that only parse."""
+    built: list[Any] = []
+
+    class OnlyParser(fit.EditingCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            built.append(parser)
+            raise _Built
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "EditingCLI", OnlyParser)
+        with pytest.raises(_Built):
+            fit.run(["fit"])
+    return built[0]._subcommands_action._name_parser_map["fit"]
+
+
+@pytest.fixture(scope="session")
+def parsed(fit_parser: Any) -> Callable[..., dict[str, Any]]:
+    """The configuration that a command line of `fit` comes to, as `--print_config` shows it."""
+
+    def parse(*args: str) -> dict[str, Any]:
+        words = literal_names(resolve_resume(resolve_group_files(["fit", *args])))
+        return yaml.safe_load(fit_parser.dump(fit_parser.parse_args(words[1:]), skip_none=False))
+
+    return parse
+
+
+HELP = """
+import logging, sys
+from sphere_pl.commands import main
+sys.argv = ["sphere_pl", "fit", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+for name in ("lightning.pytorch.trainer", "lightning.fabric.utilities.seed"):
+    logging.getLogger(name).info("a remark")
+    logging.getLogger(name).warning("a warning of %s", name)
+print("loaded:", *sys.modules)
+"""
+
+
+@pytest.fixture(scope="session")
+def fresh_help() -> tuple[str, str, set[str]]:
+    """`fit --help` in a process of its own, on a console without signs: stdout, stderr and the modules it loaded."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "WANDB_MODE": "disabled", "COLUMNS": "100"}
+    command = [sys.executable, "-c", HELP]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    out, _, modules = done.stdout.rpartition("loaded: ")
+    return out, done.stderr, set(modules.split())
 
 
 @pytest.fixture

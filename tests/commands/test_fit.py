@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -264,11 +262,9 @@ def test_a_record_with_a_missing_field_names_file_and_line(cli, model_folder, fa
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_every_configuration_file_is_parsed(cli, path):
+def test_every_configuration_file_is_parsed(parsed, path):
     args = [] if path.name == "default.yaml" else ["--config", str(path.with_suffix(""))]
-    status, out, err = cli("fit", *args, "--print_config")
-    assert status == 0, err
-    config = yaml.safe_load(out)["model"]
+    config = parsed(*args)["model"]
     module, _, name = config["method"]["class_path"].rpartition(".")
     if not getattr(import_module(module), name).needs_targets:
         assert not config["targets"]["anchor"]  # the editor would refuse the pair
@@ -283,9 +279,12 @@ def test_options_of_a_step_that_the_method_does_not_have_are_refused(cli, model_
     assert not (tmp_path / "run").exists()
 
 
-def test_group_files_compose_in_the_order_given(cli):
-    _, out, _ = cli("fit", "--config", "method/memit", "--config=callbacks/sphere", "--data.limit=7", "--print_config")
+def test_group_files_compose_in_the_order_given(cli, parsed):
+    words = ["--config", "method/memit", "--config=callbacks/sphere", "--data.limit=7"]
+    status, out, err = cli("fit", *words, "--print_config")
+    assert status == 0, err
     config = yaml.safe_load(out)
+    assert config == parsed(*words)
     assert config["model"]["method"]["class_path"] == "sphere_pl.methods.MEMIT"
     assert config["projection"]["strength"] == 0.8
     assert config["data"]["limit"] == 7
@@ -309,12 +308,9 @@ def test_a_reference_to_nothing_is_named(cli):
     assert "'nothing'" in err
 
 
-def test_help_names_what_others_rely_on():
-    done = subprocess.run(
-        [sys.executable, "-m", "sphere_pl", "fit", "--help"], capture_output=True, text=True, check=True
-    )
+def test_help_names_what_others_rely_on(fresh_help):
     for flag in ("--model.name", "--data.name", "--data.path", "--data.limit", "--data.batch_size", "--run_dir"):
-        assert flag in done.stdout
+        assert flag in fresh_help[0]
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ SIGNALS = {
 # Stage: what is replaced, the call at which the fault comes, what the message names.
 STAGES = {
     "data": ("sphere_pl.data.datamodule:EditDataModule.setup", 1, "reading the data"),
-    "model": ("sphere_pl.editor:load_language_model", 1, "loading the language model"),
+    "model": ("sphere_pl.editor:load_weights", 1, "loading the language model"),
     "settings": ("sphere_pl.commands.resuming:write_text", 1, ""),
-    "statistics": ("sphere_pl.editor:second_moments", 1, "second moments"),
+    "statistics": ("sphere_pl.editing.preparation:second_moments", 1, "second moments"),
     "contexts": ("sphere_pl.editor:sample_contexts", 1, "sampling context templates"),
-    "norms": ("sphere_pl.editor:SubjectStream", 1, "measuring target norms"),
+    "norms": ("sphere_pl.editing.preparation:SubjectStream", 1, "measuring target norms"),
     "unedited": ("sphere_pl.evaluation.evaluator:Evaluator.measure_unedited", 1, "measuring the unedited model"),
     "targets": ("sphere_pl.editor:optimize_targets", 2, "optimising target values"),
     "solve": ("sphere_pl.methods.alphaedit:AlphaEdit.update", 4, "solving for an update"),
@@ -296,8 +296,8 @@ def test_without_a_checkpoint_no_command_is_advised_and_elsewhere_the_file_is_na
     assert status == OUT_OF_MEMORY
     assert "Nothing had been edited and saved yet" in err
     assert "Go on with" not in err
-    folder = tmp_path / "else where"
+    folder, run = tmp_path / "else where", tmp_path / "another run"
     fault("solve", "memory", run)
     _, err = command([*base, f"--run_dir={run}", f"--checkpoints.folder={folder}"])
-    last = shlex.quote(str(folder / "batch-000001.safetensors"))
+    run, last = shlex.quote(str(run)), shlex.quote(str(folder / "batch-000001.safetensors"))
     assert err.endswith(f"Go on with: python -m sphere_pl fit --run_dir {run} --ckpt_path {last}\n")
