@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sphere_callbacks.functional import restrain_spectrum, spectral_norm
 from sphere_pl.commands.configs import config_folder, find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
 
@@ -196,7 +197,7 @@ def test_a_mistake_in_the_data_leaves_no_run_folder(cli, model_folder, facts, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, tmp_path, monkeypatch):
+def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, tmp_path, monkeypatch, tiny_lm):
     from sphere_pl.run import results
 
     saved = []
@@ -207,8 +208,11 @@ def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, 
     assert status == 0, err
     tensors = load_file(tmp_path / "run" / "edited.safetensors")
     (editor,) = saved
-    live = editor.weights[0].detach()
-    assert not torch.allclose(live, tensors[editor.sites[0].name])  # the live weights are not restrained
+    for live, before, site in zip(editor.weights, tiny_lm().sites([1, 2]), editor.sites, strict=True):
+        start, limit = before.read(), float(spectral_norm(before.read()))
+        assert spectral_norm(live.detach() - start) > 1.5 * limit  # the live weights are not restrained
+        expected = start + restrain_spectrum(live.detach() - start, limit)
+        torch.testing.assert_close(tensors[site.name], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_edited_matrices_fit_back_into_the_model(cli, model_folder, facts, tmp_path, tiny_lm):
