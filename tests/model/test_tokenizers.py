@@ -10,8 +10,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.representations import SubjectStream, capture_input
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.methods import MEMIT
-from sphere_pl.methods.problem import KnownProblem
+from sphere_pl.methods import MEMIT, KnownProblem
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, in_context, tokenize
 from tests.conftest import TEXT, TOKENIZERS, make_tokenizer
