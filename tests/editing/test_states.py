@@ -14,7 +14,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing import states as offloading
 from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments
-from sphere_pl.editing.states import Offload
+from sphere_pl.editing.states import Offload, move
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
@@ -167,3 +167,21 @@ def test_moments_summed_elsewhere_are_the_same(tiny_lm, tmp_path):
 def test_a_device_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"statistics_device='gpu7'. is no device. Give cpu"):
         SequentialEditor(AlphaEdit(), [1], statistics_device="gpu7")
+
+
+def test_a_tensor_that_is_there_already_is_not_copied_and_one_that_moves_lies_as_before():
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    assert move(tensor, CPU) is tensor
+    moved = move(tensor, torch.device("meta"))
+    assert (moved.device.type, moved.shape, moved.stride()) == ("meta", tensor.shape, tensor.stride())
+
+
+def test_only_an_accelerator_fetches_beside_its_work_and_only_from_main_memory(monkeypatch):
+    gpu = torch.device("meta")
+    monkeypatch.setattr(offloading, "accelerator", lambda: gpu)
+    assert offloading._overlaps(CPU, gpu)
+    assert not offloading._overlaps(gpu, gpu)
+    assert not offloading._overlaps(CPU, CPU)
+    assert not offloading._overlaps(None, gpu)
+    monkeypatch.setattr(offloading, "accelerator", lambda: None)
+    assert not offloading._overlaps(CPU, gpu)

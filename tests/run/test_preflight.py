@@ -21,7 +21,7 @@ from sphere_pl.editing.memory_estimate import (
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.methods import MEMIT, KnownProblem, UltraEdit
+from sphere_pl.methods import EMMET, MEMIT, ROME, KnownProblem, UltraEdit
 from sphere_pl.methods.alphaedit import AlphaEdit
 from sphere_pl.run.preflight import estimate
 
@@ -33,7 +33,9 @@ def bytes_of(state):
     return sum(tensor.numel() * tensor.itemsize for tensor in state.values())
 
 
-@pytest.mark.parametrize("method", [AlphaEdit(10.0, 1e3), MEMIT(), MEMIT(remember_past=True), UltraEdit()])
+@pytest.mark.parametrize(
+    "method", [AlphaEdit(10.0, 1e3), MEMIT(), MEMIT(remember_past=True), UltraEdit(), EMMET(ridge=0.01), ROME()]
+)
 def test_a_methods_state_never_takes_more_than_it_says_and_not_much_less(method):
     weight, moment = torch.zeros(20, 40), torch.eye(40)
     state, most = method.initial_state(weight, moment), 0
