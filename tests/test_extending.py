@@ -72,7 +72,7 @@ def house(tmp_path_factory):
 
 @pytest.fixture
 def program(house):
-    """Run a command of the copy in the working folder: `program("fit", ...)` returns what it writes."""
+    """Run a command of the copy in the working folder: `program("fit", ...)` returns what it prints."""
 
     def run(*words):
         paths = [str(house), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -120,4 +120,3 @@ def test_a_run_uses_all_that_the_page_adds(house, program, model_folder):
     page = (work / "run" / "report.html").read_text(encoding="utf-8")
     assert "tokens of the new answer that the model gives" in page
     assert all("token accuracy" in text for text in (shown, page))
-    assert "token_accuracy" in program("dashboard", "--print")
