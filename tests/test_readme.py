@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README is run, or parsed where a run would need the network."""
+"""Commands, Python, records and links of the README and of docs/: run, or parsed where a run would need the network."""
 
 import re
 import shlex
@@ -8,42 +8,42 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def docs_blocks(name):
-    return re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
-
-
-COMMANDS = [
-    line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if "sphere_pl fit" in line
-]
-DOCS = sorted(
-    {
-        line.split("#")[0].strip()
-        for page in (ROOT / "docs").glob("*.md")
-        for line in page.read_text().splitlines()
-        if line.strip().startswith("python -m sphere_pl fit")
-    }
-)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README, INDEX = PAGES["README.md"], PAGES["docs/README.md"]
 SUGGESTED = "--model.layers=[4,5,6,7,8]"  # what a `$(... locate --locate ...)` stands for
-LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(blocks("bash") + docs_blocks("locate")))
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *DOCS])
+def blocks(language, *pages):
+    return re.findall(rf"```{language}\n(.*?)```", "\n".join(pages or [README]), re.DOTALL)
+
+
+def lines(*pages):
+    """Every line of Bash, without its comment, and those of the blocks that are set apart by four spaces."""
+    indented = re.findall(r"^    (python .*)$", "\n".join(pages), re.MULTILINE)
+    return [line.split(" #")[0].strip() for block in blocks("bash", *pages) for line in block.splitlines()] + indented
+
+
+COMMANDS = [line for line in lines(*PAGES.values()) if line.startswith("python -m sphere_pl fit")]
+LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(lines(*PAGES.values())))
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_every_command_is_understood(command, monkeypatch, capsys):
     from sphere_pl.commands import main
 
     command = re.sub(r"\$\(.*?\)", SUGGESTED, command.split("&&")[-1])
     words = shlex.split(command.replace("<hub id or folder>", "some/model"))
-    assert words[:4] == ["python", "-m", "sphere_pl", "fit"]
+    words = [word for word in words if not word.startswith("--print_config")]
+    if "--ckpt_path" in words:  # it would look for the checkpoint
+        assert words[words.index("--ckpt_path") + 1] == "last"
+        del words[words.index("--ckpt_path") :][:2]
     monkeypatch.setattr(sys, "argv", ["sphere_pl", *words[3:], "--print_config"])
     with pytest.raises(SystemExit) as end:
         main()
@@ -68,16 +68,36 @@ def test_every_experiment_has_a_command():
     assert named == {f"experiment/{path.stem}" for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
 
 
+@pytest.mark.parametrize("group", ["method", "callbacks"])
+def test_every_file_of_a_group_stands_in_its_table(group):
+    page = PAGES["docs/methods.md" if group == "method" else "docs/callbacks.md"]
+    table = re.findall(rf"^\| `({group}/\w+)`", page, re.MULTILINE)
+    assert sorted(table) == sorted(f"{group}/{path.stem}" for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
 def test_the_commands_are_found():
-    assert len(COMMANDS) >= 13
+    assert len(COMMANDS) >= 30
+    assert len([line for line in lines(README) if line.startswith("python -m sphere_pl fit")]) >= 6
     assert len(set(LOCATE)) >= 3
-    assert len(blocks("python")) == 1
+    assert len(blocks("python")) == 2
 
 
-def test_every_file_that_is_linked_exists():
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 8500
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_linked_exists(page):
     """The source archive leaves the study out."""
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists() or (target.startswith("study/") and not (ROOT / "study").exists()), target
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page]):
+        file = (ROOT / page).parent / target
+        in_study = file.resolve().is_relative_to(ROOT / "study")
+        assert file.exists() or (in_study and not (ROOT / "study").exists()), target
+
+
+def test_the_index_leads_to_every_page():
+    linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", INDEX))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
 
 
 def test_the_citation_names_this_version_and_the_paper():
@@ -90,16 +110,45 @@ def test_the_citation_names_this_version_and_the_paper():
 
 
 def test_every_benchmark_that_is_named_answers():
-    for module in sorted(set(re.findall(r"python -m (benchmarks[.\w]*|study)", README))):
+    named = re.findall(r"python -m (benchmarks[.\w]*|study)", "\n".join(PAGES.values()))
+    for module in sorted({name.rstrip(".") for name in named} - {"benchmarks.readme"}):  # that one takes no arguments
         done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_facts_of_ones_own_are_read(page, tmp_path):
+    from sphere_pl import EditDataModule
+
+    (text,) = blocks("json", PAGES[page])
+    (tmp_path / "mine.jsonl").write_text(text, encoding="utf-8")
+    data = EditDataModule("jsonl", str(tmp_path / "mine.jsonl"))
+    data.setup("fit")
+    assert len(data.requests) == len(text.splitlines()) >= 2
+    assert data.requests[0].question == "The capital of Norway is"
+
+
+def test_the_method_of_ones_own_solves_for_what_it_is_asked(tmp_path, monkeypatch, capsys):
+    from sphere_pl.commands import main
+    from sphere_pl.methods import KnownProblem
+
+    code = blocks("python")[1]
+    (tmp_path / "my_methods.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", "--model.method", "my_methods.Ridge", "--print_config"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "class_path: my_methods.Ridge" in capsys.readouterr().out
+    method = sys.modules["my_methods"].Ridge()
+    keys, residuals = 100 * torch.eye(3, 8), torch.randn(3, 5)
+    problem = KnownProblem(keys, residuals)
+    update = method.update(problem, method.initial_state(problem.weight, None))
+    torch.testing.assert_close(keys @ update.T, residuals, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_the_python_of_the_first_screen_runs(tmp_path):
-    (code,) = blocks("python")
     script = tmp_path / "readme.py"
-    script.write_text(code)
+    script.write_text(blocks("python")[0])
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    before, after = re.fullmatch(r"([\d.]+) -> ([\d.]+)", done.stdout.strip().splitlines()[-1]).groups()
-    assert float(after) > float(before)
+    assert re.search(r"efficacy +│ 0.000 .*│ +1.000", done.stdout)
