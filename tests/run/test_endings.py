@@ -41,7 +41,7 @@ STAGES = {
     "targets": ("sphere_pl.editor:optimize_targets", 2, "optimising target values"),
     "solve": ("sphere_pl.methods.alphaedit:AlphaEdit.update", 4, "solving for an update"),
     "callback": ("sphere_callbacks:SparseProjection.on_before_optimizer_step", 3, "editing layer by layer"),
-    "step": ("sphere_pl.optim:LayerwiseEdit._check_gradients", 4, "editing layer by layer"),
+    "step": ("sphere_callbacks.layerwise:LayerwiseEdit._check_gradients", 4, "editing layer by layer"),
     "remember": ("sphere_pl.methods.alphaedit:AlphaEdit.remember", 4, "remembering the batch's keys"),
     "validation": ("sphere_pl.evaluation.evaluator:Evaluator.add", 2, "validating"),
     "scores": ("sphere_pl.evaluation.evaluator:Evaluator.scores", 2, "validating"),
