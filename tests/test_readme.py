@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -17,6 +18,7 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 README, INDEX = PAGES["README.md"], PAGES["docs/README.md"]
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # in the Python of the first screen
 SUGGESTED = "--model.layers=[4,5,6,7,8]"  # what a `$(... locate --locate ...)` stands for
 
 
@@ -95,6 +97,13 @@ def test_every_file_that_is_linked_exists(page):
         assert file.exists() or (in_study and not (ROOT / "study").exists()), target
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_exists(page):
+    folders = r"(?:tests|sphere_pl|benchmarks|callbacks|conf|examples|docs)"
+    for name in re.findall(rf"(?<![\w./-])({folders}/[\w/.-]+\.(?:py|json|md|png|toml|txt|yaml))\b", PAGES[page]):
+        assert (ROOT / name).exists(), name
+
+
 def test_the_index_leads_to_every_page():
     linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", INDEX))
     assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
@@ -146,9 +155,35 @@ def test_the_method_of_ones_own_solves_for_what_it_is_asked(tmp_path, monkeypatc
     torch.testing.assert_close(keys @ update.T, residuals, rtol=1e-3, atol=1e-3)
 
 
+def first_screen(model, tokenizer, folder):
+    """Run the Python of the first screen on a model in a folder; returns what it says."""
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    code = blocks("python")[0]
+    assert code.count(NAME) == 1
+    script = folder / "readme.py"
+    script.write_text(code.replace(NAME, str(folder / "model")), encoding="utf-8")
+    command = [sys.executable, script]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_of_the_first_screen_runs_on_a_tiny_model(tiny_lm, tmp_path):
+    lm = tiny_lm()
+    config = lm.model.config
+    config.num_hidden_layers = 8  # the default run edits 2 to 6
+    said = first_screen(AutoModelForCausalLM.from_config(config), lm.tokenizer, tmp_path)
+    assert "2 edits" in said
+    assert re.search(r"│ efficacy +│", said)
+    assert "The capital of Norway is" in said.splitlines()[-1]
+
+
 @pytest.mark.slow
-def test_the_python_of_the_first_screen_runs(tmp_path):
-    script = tmp_path / "readme.py"
-    script.write_text(blocks("python")[0])
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert re.search(r"efficacy +│ 0.000 .*│ +1.000", done.stdout)
+def test_the_python_of_the_first_screen_edits_both_facts(tmp_path):
+    from sphere_pl.model.loading import load_language_model
+
+    lm = load_language_model()
+    said = first_screen(lm.model, lm.tokenizer, tmp_path)
+    assert re.search(r"│ efficacy +│ +0\.000.*│ +1\.000", said)
+    assert "The capital of Norway is Bergen" in said.splitlines()[-1]
