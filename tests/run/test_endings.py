@@ -32,13 +32,13 @@ SIGNALS = {
 # Stage: what is replaced, the call at which the fault comes, what the message names.
 STAGES = {
     "data": ("sphere_pl.data.datamodule:EditDataModule.setup", 1, "reading the data"),
-    "model": ("sphere_pl.editor:load_language_model", 1, "loading the language model"),
+    "model": ("sphere_pl.editor:load_weights", 1, "loading the language model"),
     "settings": ("sphere_pl.commands.resuming:write_text", 1, ""),
-    "statistics": ("sphere_pl.editor:second_moments", 1, "second moments"),
-    "contexts": ("sphere_pl.editor:sample_contexts", 1, "sampling context templates"),
-    "norms": ("sphere_pl.editor:SubjectStream", 1, "measuring target norms"),
+    "statistics": ("sphere_pl.editing.preparation:second_moments", 1, "second moments"),
+    "contexts": ("sphere_pl.editing.preparation:sample_contexts", 1, "sampling context templates"),
+    "norms": ("sphere_pl.editing.preparation:SubjectStream", 1, "measuring target norms"),
     "unedited": ("sphere_pl.evaluation.evaluator:Evaluator.measure_unedited", 1, "measuring the unedited model"),
-    "targets": ("sphere_pl.editor:optimize_targets", 2, "optimising target values"),
+    "targets": ("sphere_pl.editing.problem:optimize_targets", 2, "optimising target values"),
     "solve": ("sphere_pl.methods.alphaedit:AlphaEdit.update", 4, "solving for an update"),
     "callback": ("sphere_callbacks:SparseProjection.on_before_optimizer_step", 3, "editing layer by layer"),
     "step": ("sphere_callbacks.layerwise:LayerwiseEdit._check_gradients", 4, "editing layer by layer"),
