@@ -237,11 +237,10 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
         _forget_quantisation(model, dtype)
     _check_complete(source.name, info)
     _check_vocabulary(source.name, model, opened.tokenizer)
+    _check_whole(model)
     _check_room(model)
     _check_finite(source.name, model)
-    lm = LanguageModel(model, opened.tokenizer)
-    _check_whole(lm)
-    return lm
+    return LanguageModel(model, opened.tokenizer)
 
 
 def _forget_quantisation(model: PreTrainedModel, dtype: str) -> None:
@@ -315,10 +314,11 @@ def _placement(device_map: DeviceMap) -> dict[str, Any]:
     return {"device_map": device_map}
 
 
-def _check_whole(lm: LanguageModel) -> None:
+def _check_whole(model: PreTrainedModel) -> None:
     """Refuse blocks that are cut in pieces."""
-    for layer in range(lm.n_layers):
-        devices = {str(parameter.device) for parameter in lm.block(layer).parameters()}
+    path = architecture_of(model.config.model_type).block
+    for layer in range(model.config.get_text_config().num_hidden_layers):
+        devices = {str(parameter.device) for parameter in model.get_submodule(path.format(layer)).parameters()}
         if len(devices) > 1:
             raise UserError(
                 f"The device map puts block {layer} on several devices ({', '.join(sorted(devices))}). Keep each block "
