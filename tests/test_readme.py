@@ -97,8 +97,9 @@ def test_every_file_that_is_linked_exists(page):
         assert file.exists() or (in_study and not (ROOT / "study").exists()), target
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/extending.md"}))
 def test_every_file_that_is_named_exists(page):
+    """The page of worked examples names the files that its reader writes."""
     folders = r"(?:tests|sphere_pl|benchmarks|callbacks|conf|examples|docs)"
     for name in re.findall(rf"(?<![\w./-])({folders}/[\w/.-]+\.(?:py|json|md|png|toml|txt|yaml))\b", PAGES[page]):
         assert (ROOT / name).exists(), name
