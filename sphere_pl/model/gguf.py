@@ -31,7 +31,7 @@ def gguf_dtype(path: Path) -> Literal["float32", "bfloat16", "float16"]:
 def dequantized() -> dict[str, Any]:
     """What `from_pretrained` is told for the weights of a GGUF file as numbers, whatever the release.
 
-    transformers did that without being asked until it could also keep them packed; from then on there is a `GgufConfig`.
+    transformers did that unasked until it could also keep them packed; from then on there is a `GgufConfig`.
     """
     import transformers
 
