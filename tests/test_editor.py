@@ -319,7 +319,7 @@ def test_the_unedited_model_is_measured_once_before_the_first_edit(build, reques
     expected = [a.neighbors[0].predicted for b in loader for a in answer_requests(editor.lm, b.requests)]
     bare_trainer(max_epochs=1, val_check_interval=1).fit(editor, loader)
     assert [editor.unedited_answers[i][0] for i in range(4)] == expected
-    assert editor.before["neighborhood_agreement"] == 1.0
+    assert editor.before["neighborhood_agreement"].value == 1.0
     assert set(editor.after) == set(editor.before)
 
 
@@ -343,7 +343,7 @@ def test_a_run_ends_with_a_validation_whatever_the_interval(build, requests, bar
     bare_trainer(max_epochs=1, val_check_interval=2).fit(editor, batches(requests[:3], size=1))
     assert editor.evaluator.everything.efficacy.count == 3
     assert editor.evaluator.latest.efficacy.count == 1
-    assert editor.after["efficacy"] == float(editor.evaluator.everything.efficacy.compute())
+    assert editor.after["efficacy"].value == float(editor.evaluator.everything.efficacy.compute())
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "bf16-true"}, {"precision": "bf16-mixed"}])

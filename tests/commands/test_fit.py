@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sphere_callbacks.functional import restrain_spectrum, spectral_norm
 from sphere_pl.commands.configs import config_folder, find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
+from sphere_pl.run.results import OWN
 
 CONFIGS = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
 
@@ -78,15 +79,13 @@ def test_a_run_leaves_what_it_promises(cli, model_folder, facts, tmp_path):
     assert status == 0, err
     run = tmp_path / "run"
     results = json.loads((run / "results.json").read_text())
-    assert set(results) >= {
-        "model", "method", "edits", "before", "after", "hyperspherical_energy", "spearman", "seconds_per_edit",
-        "seconds_total", "peak_memory_bytes", "versions", "seed",
-    }  # fmt: skip
+    assert set(results) == {*OWN, "hyperspherical_energy", "spearman", "abilities", "targets"}
     for when in ("before", "after"):
         scores = {"efficacy", "generalization", "specificity", "neighborhood_agreement", "perplexity"}
         assert set(results[when]) >= scores
     assert results["edits"] == 3
     assert results["method"] == "AlphaEdit + SPHERE"
+    assert (results["method_name"], results["transforms"]) == ("AlphaEdit", ["SPHERE"])
     tensors = load_file(run / "edited.safetensors")
     assert set(tensors) == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
     assert set(results["hyperspherical_energy"]) == set(tensors)
