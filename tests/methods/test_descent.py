@@ -85,3 +85,8 @@ def test_locft_bf_shuffles_anew_each_epoch_and_the_same_way_when_resumed():
     epochs = [[place for chosen in half for place in chosen] for half in (first.asked[:3], first.asked[3:])]
     assert epochs[0] != epochs[1]
     assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
+
+
+def test_locft_bf_learns_the_end_of_the_text_too_by_default():
+    assert LocFTBF().end_of_text
+    assert not LocFTBF(end_of_text=False).end_of_text
