@@ -90,7 +90,7 @@ class SequentialEditor(L.LightningModule):
         statistics_device: str | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(method, contexts, context_length)
+        check_arguments(method, contexts, context_length, name)
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name = method, layers, name
@@ -201,6 +201,15 @@ class SequentialEditor(L.LightningModule):
             self._opened = open_model(self.name, self.revision, self._trust_remote_code, self._cache_dir)
             check_layers(self.layers, self._opened.n_layers)
         return self._opened
+
+    def adopt(self, opened: OpenedModel, lm: LanguageModel) -> None:
+        """Edit a model that is in memory instead of loading one; see `model_in_memory`.
+
+        Raises:
+            UserError: If it has not the layers to edit.
+        """
+        check_layers(self.layers, opened.n_layers)
+        self._opened, self.lm = opened, lm
 
     @doing("loading the language model")
     def configure_model(self) -> None:

@@ -26,6 +26,7 @@ ROOMS = [
     "abilities",
     "tracing",
     "commands",
+    "api",
     "__main__",
 ]
 
