@@ -37,9 +37,10 @@ def edit(
 ) -> tuple[PreTrainedModel, EditReport]:
     """Edit facts into a language model.
 
-    This is `python -m sphere_pl fit` on what a program holds: the same defaults, the same loop and, for the same model,
-    facts and settings, the same weights bit for bit. SPHERE is on unless the group of a method or `projection=0` turns
-    it off; the report's first line says which it was.
+    This is `python -m sphere_pl fit` on what a program holds: the same defaults, the same loop and, for the same facts
+    and settings, the same weights, bit for bit where the model is as `from_pretrained` loads it (a copy of it lies
+    elsewhere in memory, where products on a CPU may end in another last bit). SPHERE is on unless the group of a method
+    or `projection=0` turns it off; the report's first line says which it was.
 
     A model that is given keeps its dtype, its device, its training mode and `requires_grad`; if the call raises, it is
     unchanged. One that is loaded by its name comes back on the CPU, in eval mode. Random generators, signal handlers,

@@ -4,8 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from gguf import GGUFReader
-
 from sphere_pl.errors import UserError
 
 _FLOATS: dict[str, Literal["float32", "bfloat16"]] = {"F32": "float32", "BF16": "bfloat16"}
@@ -17,6 +15,8 @@ def gguf_dtype(path: Path) -> Literal["float32", "bfloat16", "float16"]:
     Raises:
         UserError: If the file is cut off, damaged or without weights.
     """
+    from gguf import GGUFReader
+
     try:
         kinds = Counter(tensor.tensor_type.name for tensor in GGUFReader(path).tensors if len(tensor.shape) > 1)
     except (ValueError, IndexError, KeyError, TypeError) as error:  # what numpy and enum say of such bytes
