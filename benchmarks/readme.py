@@ -24,9 +24,9 @@ SCORES = ("efficacy", "generalization", "neighborhood_agreement")
 
 def default_run(summary: dict[str, Any]) -> str:
     """What the run prints."""
-    console = Console(file=io.StringIO(), width=100, record=True)
-    show(summary["results"], Path("runs/<time>-SmolLM2-135M-Instruct"), console)
-    return "```\n" + "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n```"
+    text = io.StringIO()
+    show(summary["results"], Path("runs/<time>-SmolLM2-135M-Instruct"), Console(file=text, width=100))
+    return "```\n" + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n```"
 
 
 def checks(summary: dict[str, Any]) -> str:

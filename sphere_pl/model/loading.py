@@ -259,11 +259,10 @@ def model_in_memory(name: str, model: PreTrainedModel, tokenizer: Any) -> tuple[
 def _checked(name: str, model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
     """The language model of weights and a tokenizer that belong together, are whole, finite and at hand."""
     _check_vocabulary(name, model, tokenizer)
+    _check_whole(model)
     _check_room(model)
     _check_finite(name, model)
-    lm = LanguageModel(model, tokenizer)
-    _check_whole(lm)
-    return lm
+    return LanguageModel(model, tokenizer)
 
 
 def _forget_quantisation(model: PreTrainedModel, dtype: str) -> None:
@@ -337,10 +336,11 @@ def _placement(device_map: DeviceMap) -> dict[str, Any]:
     return {"device_map": device_map}
 
 
-def _check_whole(lm: LanguageModel) -> None:
+def _check_whole(model: PreTrainedModel) -> None:
     """Refuse blocks that are cut in pieces."""
-    for layer in range(lm.n_layers):
-        devices = {str(parameter.device) for parameter in lm.block(layer).parameters()}
+    path = architecture_of(model.config.model_type).block
+    for layer in range(model.config.get_text_config().num_hidden_layers):
+        devices = {str(parameter.device) for parameter in model.get_submodule(path.format(layer)).parameters()}
         if len(devices) > 1:
             raise UserError(
                 f"The device map puts block {layer} on several devices ({', '.join(sorted(devices))}). Keep each block "

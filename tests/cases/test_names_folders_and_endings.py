@@ -89,27 +89,47 @@ relaxed = settings(max_examples=200, deadline=None, suppress_health_check=list(H
 
 
 OPTIONS = ["run_dir", "model.name", "model.revision", "wandb.project", "data.path"]
+REQUIRED = ["--model.method=AlphaEdit", "--model.layers=[1]"]
 
 
-def test_a_name_is_read_written_and_read_back_as_it_is(parser, tmp_path):
-    """jsonargparse #672, pyyaml #417: `1e5` became a number and the run's own config.yaml could not be read back."""
+@pytest.fixture
+def kept(parser, tmp_path):
+    """Check that names given to options are read, written and read back; without defaults it takes a twelfth."""
     path = tmp_path / "config.yaml"
     fit = parser._subcommands_action._name_parser_map["fit"]
+
+    def check(names, *more, defaults):
+        expected = {
+            option: None if name.strip() == "null" and option in {"model.revision", "data.path"} else name
+            for option, name in names.items()
+        }
+        words = [f"--{option}={name}" for option, name in names.items()]
+        config = fit.parse_args([*literal_names(words), *more], defaults=defaults)
+        assert {option: of(config, option) for option in OPTIONS} == expected
+        written = fit.dump(config, skip_none=False, format="json", skip_validation=True)
+        path.write_text(to_yaml(json.loads(written)), encoding="utf-8")
+        again = fit.parse_args(["--config", str(path)], defaults=defaults)
+        assert {option: of(again, option) for option in OPTIONS} == expected
+
+    return check
+
+
+def test_a_name_is_read_written_and_read_back_as_it_is(kept):
+    """jsonargparse #672, pyyaml #417: `1e5` became a number and the run's own config.yaml could not be read back."""
 
     @relaxed
     @given(text)
     def check(name):
-        expected = dict.fromkeys(OPTIONS, name)
-        if name.strip() == "null":  # says that there is none
-            expected.update({"model.revision": None, "data.path": None})
-        config = fit.parse_args(literal_names([f"--{option}={name}" for option in OPTIONS]))
-        assert {option: of(config, option) for option in OPTIONS} == expected
-        written = fit.dump(config, skip_none=False, format="json", skip_validation=True)
-        path.write_text(to_yaml(json.loads(written)), encoding="utf-8")
-        again = fit.parse_args(["--config", str(path)])
-        assert {option: of(again, option) for option in OPTIONS} == expected
+        kept(dict.fromkeys(OPTIONS, name), *REQUIRED, defaults=False)
 
     check()
+
+
+def test_names_are_kept_among_all_other_settings(kept):
+    """The whole configuration, as a run writes it: each name once, on one of the options."""
+    for start in range(0, len(DISGUISED), len(OPTIONS)):
+        names = (DISGUISED[start:] + DISGUISED)[: len(OPTIONS)]
+        kept(dict(zip(OPTIONS, names, strict=True)), defaults=True)
 
 
 @relaxed

@@ -10,7 +10,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.representations import SubjectStream, capture_input
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.methods import MEMIT
+from sphere_pl.methods import MEMIT, KnownProblem
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, in_context, tokenize
 
@@ -71,7 +71,7 @@ def test_an_edit_raises_the_targets_probability(lm):
     stream = SubjectStream(lm, requests, [""], 1)
     method = MEMIT(1e-3)
     keys, missing = stream.keys(site), targets.values - stream.values(1)
-    site.write(before + method.update(keys, missing, method.initial_state(before, torch.eye(48))))
+    site.write(before + method.update(KnownProblem(keys, missing), method.initial_state(before, torch.eye(48))))
     edited = [each.log_probability for each in answer(lm, prompts)]
     site.write(before)
     assert all(new > old + 1 for new, old in zip(edited, unedited, strict=True))
