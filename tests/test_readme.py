@@ -1,5 +1,6 @@
 """Every command and every line of Python in the README is run, or parsed where a run would need the network."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -98,8 +99,26 @@ def test_every_benchmark_that_is_named_answers():
 @pytest.mark.slow
 def test_the_python_of_the_first_screen_runs(tmp_path):
     (code,) = blocks("python")
-    script = tmp_path / "readme.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    before, after = re.fullmatch(r"([\d.]+) -> ([\d.]+)", done.stdout.strip().splitlines()[-1]).groups()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+    out = _output(code, tmp_path)
+    row = re.search(r"│ efficacy +│ ([\d.]+) ± [\d.]+ │ +([\d.]+) ±", out)
+    assert float(row[2]) > float(row[1]), out
+    assert list(tmp_path.iterdir()) == [tmp_path / "readme.py"]
+
+
+@pytest.mark.slow
+def test_the_python_with_a_trainer_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    before, after = re.fullmatch(r"([\d.]+) -> ([\d.]+)", _output(code, tmp_path).strip().splitlines()[-1]).groups()
     assert float(after) > float(before)
+
+
+def _output(code, folder):
+    """What a script writes, run in a folder of its own."""
+    script = folder / "readme.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, script], cwd=folder, capture_output=True, encoding="utf-8", check=True, env=environment
+    )
+    return done.stdout
