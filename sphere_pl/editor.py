@@ -24,6 +24,7 @@ from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
+from sphere_pl.evaluation.scored import Scores, from_plain, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
@@ -39,7 +40,8 @@ from sphere_pl.trainers import is_last_step
 log = logging.getLogger(__name__)
 # Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
 _KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers",
-         "unedited_cases", "before", "after", "failed", "cases")  # fmt: skip
+         "unedited_cases", "failed", "cases")  # fmt: skip
+_SCORES = ("before", "after")
 
 
 class SequentialEditor(L.LightningModule):
@@ -115,8 +117,8 @@ class SequentialEditor(L.LightningModule):
         self.solved: list[Solved] = []  # what the method was asked in the batch at hand, for the edit log
         self.unedited_answers: dict[int, list[list[int]]] = {}
         self.unedited_cases: list[str] = []
-        self.before: dict[str, float] = {}
-        self.after: dict[str, float] = {}
+        self.before: Scores = {}
+        self.after: Scores = {}
         self.failed: list[dict[str, str]] = []
         self.cases: list[dict[str, str]] = []
         self.diagnosis: dict[str, dict[str, float]] = {}
@@ -302,7 +304,7 @@ class SequentialEditor(L.LightningModule):
         self.log_dict({**self.evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
         self.refresh_model()
 
-    def _keep_scores(self, scores: dict[str, float]) -> None:
+    def _keep_scores(self, scores: Scores) -> None:
         lm, evaluator = self.language_model, self.evaluator
         self.after = scores
         if evaluator.last:
@@ -331,6 +333,7 @@ class SequentialEditor(L.LightningModule):
         }
         checkpoint["sphere_pl"] = {
             **{name: getattr(self, name) for name in _KEPT},
+            **{name: to_plain(getattr(self, name)) for name in _SCORES},
             "states": self.states.saved(self.method.saved),
             "guard": self.guard.state_dict(),
             "requests": request_hashes(self.requests),
@@ -355,5 +358,7 @@ class SequentialEditor(L.LightningModule):
         self.guard.load_state_dict(resumed["guard"])
         for name in _KEPT:
             setattr(self, name, resumed[name])
+        for name in _SCORES:
+            setattr(self, name, from_plain(resumed[name]))
         restore_random_states(resumed["random"])
         self.refresh_model()

@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -24,7 +23,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.model.families import ARCHITECTURES, architecture_of
 from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_model, suggestion
-from sphere_pl.model.gguf import gguf_dtype
+from sphere_pl.model.gguf import dequantized, gguf_dtype
 from sphere_pl.model.hub import hub_trouble
 from sphere_pl.model.language_model import LanguageModel
 
@@ -226,7 +225,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     dtype = source.dtype if dtype == "auto" else dtype
     if source.gguf:
         # The configuration is there: to read it from the file again takes seconds.
-        placing |= {"quantization_config": GgufConfig(dequantize=True), "config": opened.config}
+        placing |= {**dequantized(), "config": opened.config}
     with _quiet(), _as_user_error(source, device_map):
         load: Any = AutoModelForCausalLM.from_pretrained  # typed as if it returned the model alone
         loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
