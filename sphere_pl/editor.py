@@ -23,8 +23,8 @@ from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
-from sphere_pl.evaluation.scored import Scores, from_plain, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
@@ -39,9 +39,7 @@ from sphere_pl.trainers import is_last_step
 
 log = logging.getLogger(__name__)
 # Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
-_KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers",
-         "unedited_cases", "failed", "cases")  # fmt: skip
-_SCORES = ("before", "after")
+_KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen")
 
 
 class SequentialEditor(L.LightningModule):
@@ -92,7 +90,7 @@ class SequentialEditor(L.LightningModule):
         statistics_device: str | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(method, contexts, context_length)
+        check_arguments(method, contexts, context_length, name)
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name = method, layers, name
@@ -115,12 +113,7 @@ class SequentialEditor(L.LightningModule):
         self.batch_start = self.edits_seen = 0
         self.targets: Targets | None = None  # of the batch at hand
         self.solved: list[Solved] = []  # what the method was asked in the batch at hand, for the edit log
-        self.unedited_answers: dict[int, list[list[int]]] = {}
-        self.unedited_cases: list[str] = []
-        self.before: Scores = {}
-        self.after: Scores = {}
-        self.failed: list[dict[str, str]] = []
-        self.cases: list[dict[str, str]] = []
+        self.scores = RunScores(self.evaluator)
         self.diagnosis: dict[str, dict[str, float]] = {}
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
@@ -204,6 +197,15 @@ class SequentialEditor(L.LightningModule):
             check_layers(self.layers, self._opened.n_layers)
         return self._opened
 
+    def adopt(self, opened: OpenedModel, lm: LanguageModel) -> None:
+        """Edit a model that is in memory instead of loading one; see `model_in_memory`.
+
+        Raises:
+            UserError: If it has not the layers to edit.
+        """
+        check_layers(self.layers, opened.n_layers)
+        self._opened, self.lm = opened, lm
+
     @doing("loading the language model")
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
@@ -246,9 +248,7 @@ class SequentialEditor(L.LightningModule):
             self.evaluator.plan(self.requests)
             self._resume()
         else:
-            with doing("measuring the unedited model"):
-                measured = self.evaluator.measure_unedited(lm, self.requests, bars)
-            self.before, self.unedited_answers, self.unedited_cases = measured
+            self.scores.measure_unedited(lm, self.requests, bars)
 
     @property
     def preparation(self) -> Preparation:
@@ -283,29 +283,19 @@ class SequentialEditor(L.LightningModule):
         """Let the language model follow the weights: a callback may have swapped them."""
         self.refresh_model()
 
-    @doing("validating")
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         """Score some edited requests."""
-        self.evaluator.add(self.language_model, batch, self.unedited_answers)
+        self.scores.add(self.language_model, batch)
 
-    @doing("validating")
     def on_validation_epoch_end(self) -> None:
         """Log what was measured and go back to the weights being edited."""
-        self._keep_scores(self.evaluator.scores(self.language_model, track(self.trainer)))
-        self.log_dict({**self.evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
+        scalars = self.scores.end_validation(self.language_model, track(self.trainer))
+        self.log_dict({**scalars, "edits": float(self.edits_seen)}, batch_size=1)
         self.refresh_model()
 
-    def _keep_scores(self, scores: Scores) -> None:
-        lm, evaluator = self.language_model, self.evaluator
-        self.after = scores
-        if evaluator.last:
-            self.failed, self.cases = evaluator.failed(lm), evaluator.cases(lm, self.unedited_cases)
-
-    @doing("validating")
     def score_end(self) -> None:
-        """Score the end of a run whose last validation did not know that it was the last: one that a guard stopped."""
-        lm, edits, start = self.language_model, self.edits_seen, self.batch_start
-        self._keep_scores(self.evaluator.score_end(lm, edits, start, self.unedited_answers, track(self.trainer)))
+        """Score the end of a run whose last validation did not know that it was the last."""
+        self.scores.score_end(self.language_model, self.edits_seen, self.batch_start, track(self.trainer))
 
     def on_validation_end(self) -> None:
         """Follow a callback that moved the weights after a validation."""
@@ -324,7 +314,7 @@ class SequentialEditor(L.LightningModule):
         }
         checkpoint["sphere_pl"] = {
             **{name: getattr(self, name) for name in _KEPT},
-            **{name: to_plain(getattr(self, name)) for name in _SCORES},
+            "scores": self.scores.state_dict(),
             "states": self.states.saved(self.method.saved),
             "guard": self.guard.state_dict(),
             "requests": request_hashes(self.requests),
@@ -349,7 +339,6 @@ class SequentialEditor(L.LightningModule):
         self.guard.load_state_dict(resumed["guard"])
         for name in _KEPT:
             setattr(self, name, resumed[name])
-        for name in _SCORES:
-            setattr(self, name, from_plain(resumed[name]))
+        self.scores.load_state_dict(resumed["scores"])
         restore_random_states(resumed["random"])
         self.refresh_model()

@@ -306,7 +306,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(build, requests, bar
     bare_trainer(max_epochs=1).fit(second, batches(requests, size=1), ckpt_path=tmp_path / "half.ckpt")
     assert (tmp_path / "half.ckpt").stat().st_size < 200_000  # the frozen model is not in it
     assert second.edits_seen == 4
-    assert second.before == whole.before
+    assert second.scores.before == whole.scores.before
     for a, b in zip(whole.weights, second.weights, strict=True):
         assert torch.equal(a, b)
 
@@ -318,9 +318,9 @@ def test_the_unedited_model_is_measured_once_before_the_first_edit(build, reques
     loader = batches(requests)
     expected = [a.neighbors[0].predicted for b in loader for a in answer_requests(editor.lm, b.requests)]
     bare_trainer(max_epochs=1, val_check_interval=1).fit(editor, loader)
-    assert [editor.unedited_answers[i][0] for i in range(4)] == expected
-    assert editor.before["neighborhood_agreement"].value == 1.0
-    assert set(editor.after) == set(editor.before)
+    assert [editor.scores.unedited_answers[i][0] for i in range(4)] == expected
+    assert editor.scores.before["neighborhood_agreement"].value == 1.0
+    assert set(editor.scores.after) == set(editor.scores.before)
 
 
 def test_validation_covers_all_edits_so_far_and_the_last_batch(build, requests, bare_trainer):
@@ -343,7 +343,7 @@ def test_a_run_ends_with_a_validation_whatever_the_interval(build, requests, bar
     bare_trainer(max_epochs=1, val_check_interval=2).fit(editor, batches(requests[:3], size=1))
     assert editor.evaluator.everything.efficacy.count == 3
     assert editor.evaluator.latest.efficacy.count == 1
-    assert editor.after["efficacy"].value == float(editor.evaluator.everything.efficacy.compute())
+    assert editor.scores.after["efficacy"].value == float(editor.evaluator.everything.efficacy.compute())
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "bf16-true"}, {"precision": "bf16-mixed"}])

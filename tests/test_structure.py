@@ -27,6 +27,7 @@ ROOMS = [
     "abilities",
     "tracing",
     "commands",
+    "api",
     "__main__",
 ]
 

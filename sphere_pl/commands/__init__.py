@@ -156,14 +156,19 @@ def _stop(error: BaseException) -> None:
 
 
 def _quieten() -> None:
-    """Leave out remarks of libraries that do not concern an editing run."""
+    """Leave out remarks of libraries that do not concern an editing run, for the rest of the process."""
     # What one process of several warns of, all would.
     level = logging.ERROR if os.environ.get("LOCAL_RANK", "0") != "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
-    # Every process measures and logs the same numbers.
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     # The hub's retries: what could not be had is said once, at the end.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    ignore_remarks()
+
+
+def ignore_remarks() -> None:
+    """Leave out warnings of libraries that do not concern an editing run."""
+    # Every process measures and logs the same numbers.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     # The edits' data loader yields ready batches; workers would only copy strings.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     # The language model is in eval mode all through a fit, on purpose.

@@ -5,17 +5,17 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import yaml
 from jsonargparse import set_loader
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
@@ -47,7 +47,7 @@ from sphere_pl.run.live import LiveReport
 from sphere_pl.run.lock import RunLock
 from sphere_pl.run.loggers import EditsLogger, WandbSettings, run_loggers
 from sphere_pl.run.preflight import MemoryPreflight
-from sphere_pl.run.results import RunResults
+from sphere_pl.run.results import Results, RunResults
 from sphere_pl.run.shortage import shortage
 from sphere_pl.run.summaries import method_name
 from sphere_pl.run.target_table import TargetTable
@@ -56,6 +56,7 @@ from sphere_pl.text.names import check_name, folder_name, literal_names, load_va
 from sphere_pl.text.usage import program
 
 log = logging.getLogger(__name__)
+Cli = TypeVar("Cli", bound="EditingCLI")
 
 
 class FitParser(Explained, LightningArgumentParser):
@@ -205,29 +206,8 @@ class EditingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
         run_dir = self._get(self.config_init, "run_dir")
-        abilities = self._get(self.config_init, "eval")
-        # Results behind the configured callbacks, so that a batch's time includes what they do with it.
-        self._results = RunResults(run_dir)
-        shown = self._get(self.config_init, "trainer").get("enable_progress_bar") is not False
-        self.trainer_defaults["callbacks"] = [
-            *([EditProgress(quiet=self._get(self.config_init, "quiet"))] if shown else []),
-            MemoryPreflight(),
-            LiveReport(run_dir),
-            EditLog(
-                run_dir, self._get(self.config_init, "edit_log"), self._get(self.config_init, "edit_log_gigabytes")
-            ),
-            TargetTable(run_dir),
-            self._results,
-            abilities,
-            WandbPanels(run_dir),
-        ]
-        # A mistake in the data, the model's name or its files ends the run before anything is written.
-        with doing("reading the data"):
-            self.datamodule.setup("fit")
-            abilities.load()
-        if not self.model.method.needs_targets:
-            _refuse_idle(self.model.method.name, sys.argv[1:])
-        self.model.open_model()
+        self.trainer_defaults["callbacks"] = self.run_callbacks(run_dir)
+        self.read_inputs()
         resumed = self._get(self.config_init, "ckpt_path") is not None
         if is_first_process():
             self._held.enter_context(RunLock(run_dir))
@@ -240,15 +220,52 @@ class EditingCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(RunConfig(self._parser(self.subcommand), self._run_config()))
             kwargs["logger"] = False
         elif self._get(self.config_init, "trainer").get("logger") in (None, True):
-            settings = self._get(self.config_init, "wandb")
-            kwargs["logger"] = run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
+            kwargs["logger"] = self.loggers(run_dir, resumed)
             self._held.push(partial(_end_failed, kwargs["logger"]))
-        if self._get(self.config_init, "trainer").get("accelerator") == "auto" and accelerator_is_idle():
-            log.warning("The accelerator of this machine has no double precision, which edits need: the CPU is used.")
-            kwargs["accelerator"] = default_device().type
-            warnings.filterwarnings("ignore", "GPU available but not used")
-        kwargs["default_root_dir"] = run_dir
-        return super().instantiate_trainer(**kwargs)
+        return super().instantiate_trainer(default_root_dir=run_dir, **self.placement(), **kwargs)
+
+    def loggers(self, run_dir: str, resumed: bool) -> list[Logger]:
+        """What writes the run's curves."""
+        settings = self._get(self.config_init, "wandb")
+        return run_loggers(run_dir, settings, self.config_dump, self._labels(), resumed)
+
+    def run_callbacks(self, run_dir: str) -> list[Callback]:
+        """The callbacks that every run has and no setting takes away, in their order."""
+        # Results behind the configured callbacks, so that a batch's time includes what they do with it.
+        self._results: Results = RunResults(run_dir)
+        kept, gigabytes = (self._get(self.config_init, name) for name in ("edit_log", "edit_log_gigabytes"))
+        return [
+            *self.progress(),
+            MemoryPreflight(),
+            LiveReport(run_dir),
+            EditLog(run_dir, kept, gigabytes),
+            TargetTable(run_dir),
+            self._results,
+            self._get(self.config_init, "eval"),
+            WandbPanels(run_dir),
+        ]
+
+    def progress(self) -> list[Callback]:
+        """The progress bar, unless the trainer shall have none."""
+        shown = self._get(self.config_init, "trainer").get("enable_progress_bar") is not False
+        return [EditProgress(quiet=self._get(self.config_init, "quiet"))] if shown else []
+
+    def read_inputs(self) -> None:
+        """Read data and model: a mistake in the data, the model's name or its files ends a run that has no folder."""
+        with doing("reading the data"):
+            self.datamodule.setup("fit")
+            self._get(self.config_init, "eval").load()
+        if not self.model.method.needs_targets:
+            _refuse_idle(self.model.method.name, sys.argv[1:])
+        self.model.open_model()
+
+    def placement(self) -> dict[str, Any]:
+        """Arguments of the trainer that put it on a device, where the configuration leaves that open and must not."""
+        if self._get(self.config_init, "trainer").get("accelerator") != "auto" or not accelerator_is_idle():
+            return {}
+        log.warning("The accelerator of this machine has no double precision, which edits need: the CPU is used.")
+        warnings.filterwarnings("ignore", "GPU available but not used")
+        return {"accelerator": default_device().type}
 
     def _run_config(self) -> Any:
         return self.config[self.subcommand]
@@ -295,15 +312,19 @@ def _refuse_idle(method: str, args: Sequence[str]) -> None:
         )
 
 
-def run(args: Sequence[str]) -> EditingCLI:
+def run(args: Sequence[str], kind: Callable[..., Cli] = EditingCLI) -> Cli:  # type: ignore[assignment]
     """Parse a command line and run it.
+
+    Args:
+        args: The arguments, `fit` first.
+        kind: What carries it out.
 
     Raises:
         UserError: For a user's mistake.
     """
     set_loader("omegaconf+", load_value, (yaml.YAMLError,))
     settings = {"default_config_files": [str(config_folder() / "default.yaml")]}
-    return EditingCLI(
+    return kind(
         SequentialEditor,
         EditDataModule,
         # omegaconf+ resolves ${...} after files, defaults and command line are merged.

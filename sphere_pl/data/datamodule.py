@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from sphere_pl.data.builtin import facts_path
 from sphere_pl.data.formats import FORMATS, Format
+from sphere_pl.data.formats.jsonl import read_jsonl
 from sphere_pl.data.records import Record, hub_records, read_records
-from sphere_pl.data.request import EditBatch, EditRequest, check_request
+from sphere_pl.data.request import EditBatch, EditRequest, check_request, shorten
 from sphere_pl.data.review import Conflicts, report_edited_neighbors, report_repeated_ids, settle_conflicts
 from sphere_pl.errors import UserError
 from sphere_pl.storage.files import is_local
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 BUILT_IN = "facts"
 BUILT_IN_LIMIT = 100  # of the built-in facts: a run of minutes
 Invalid = Literal["refuse", "skip"]
+Fact = Mapping[str, Any] | EditRequest
 
 
 class EditLoader:
@@ -136,11 +138,16 @@ class EditDataModule(L.LightningDataModule):
         if not self.requests:
             self.requests = self._read()
 
-    def _read(self) -> list[EditRequest]:
+    def everything(self) -> list[EditRequest]:
+        """Read and check every edit that there is, those that `offset` and `limit` leave out among them."""
         form = FORMATS.get(self.name or BUILT_IN, FORMATS["counterfact"])  # the built-in facts are in that schema
         requests = form.complete(_edits(self._records(), form, self.invalid))
         if not requests:
             raise UserError(f"There is no record to edit in {self.path}. Give a file with at least one.")
+        return requests
+
+    def _read(self) -> list[EditRequest]:
+        requests = self.everything()
         if self.offset >= len(requests):
             raise UserError(f"--data.offset={self.offset} leaves nothing of the {len(requests)} edits. Lower it.")
         self.available = len(requests)
@@ -169,6 +176,56 @@ class EditDataModule(L.LightningDataModule):
             raise RuntimeError("The edited requests are known inside a fit only.")
         loader: DataLoader[Any] = self.trainer.lightning_module.val_dataloader()
         return loader
+
+
+class FactList(EditDataModule):
+    """Edit requests that a program holds, in the fields of format `jsonl` or as `EditRequest`s.
+
+    Args:
+        facts: The facts; the position in the list is what messages name.
+        **settings: Those of `EditDataModule`; its `name` and `path` say where the facts would be read again.
+
+    Raises:
+        UserError: If it is no list of facts, or an empty one.
+    """
+
+    def __init__(self, facts: Iterable[Fact], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.facts = fact_list(facts)
+
+    def everything(self) -> list[EditRequest]:
+        """Read and check the facts."""
+        places = (Record(f"facts[{number}]", number, {}) for number in range(len(self.facts)))
+        return _edits(places, Format(lambda place: [_read_fact(self.facts[place.number], place)]), self.invalid)
+
+
+def fact_list(facts: Iterable[Fact]) -> list[Fact]:
+    """The facts as a list.
+
+    Raises:
+        UserError: If they are something else, or none.
+    """
+    if isinstance(facts, str | bytes | Mapping | EditRequest) or not isinstance(facts, Iterable):
+        raise UserError(
+            f"`facts` is {type(facts).__name__} ({shorten(facts, 40)}), expected a list of facts such as "
+            "[{'prompt': 'The capital of France is', 'subject': 'France', 'target': 'Lyon'}]."
+        )
+    listed = list(facts)
+    if not listed:
+        raise UserError("`facts` is empty: there is nothing to edit. Give a list of at least one fact.")
+    return listed
+
+
+def _read_fact(fact: object, place: Record) -> EditRequest:
+    if isinstance(fact, EditRequest):
+        return fact._replace(source=place.where)
+    if not isinstance(fact, Mapping) or not all(isinstance(name, str) for name in fact):
+        raise UserError(
+            f"{place.where} is {type(fact).__name__} ({shorten(fact, 40)}), expected a dictionary with prompt, subject "
+            "and target, or an EditRequest."
+        )
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fact.items()}
+    return read_jsonl(place._replace(fields=fields))[0]
 
 
 def _check_source(name: str, path: str | None, file: str | None) -> None:

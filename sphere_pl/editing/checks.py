@@ -15,7 +15,7 @@ from sphere_pl.methods.base import Method
 from sphere_pl.model.loading import DeviceMap
 
 
-def check_arguments(method: object, contexts: int, context_length: int) -> None:
+def check_arguments(method: object, contexts: int, context_length: int, name: object) -> None:
     """Refuse what no editor can be made of.
 
     Raises:
@@ -25,6 +25,11 @@ def check_arguments(method: object, contexts: int, context_length: int) -> None:
         raise UserError(f"`method={method!r}` is no editing method. Subclass `sphere_pl.methods.Method`.")
     if contexts < 0 or context_length < 2:
         raise UserError(f"`contexts={contexts}` must be at least 0 and `context_length={context_length}` at least 2.")
+    if not isinstance(name, str):
+        raise UserError(
+            f"`name=` takes a model's name, found {type(name).__name__}. A model in memory is edited by "
+            "`sphere_pl.edit(model, tokenizer, facts)`."
+        )
 
 
 def check_run(

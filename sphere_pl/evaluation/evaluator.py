@@ -59,7 +59,7 @@ class Evaluator(nn.Module):
         self.edits = self.batch_start = 0
         self.last = False
         self._scored: set[int] = set()
-        self._missed: list[EditRequest] = []
+        self.missed: dict[int, EditRequest] = {}  # scored edits without the wanted answer, by place
         self._text: str | None = None
 
     # ------------------------------------------------------------------ before the first edit
@@ -97,7 +97,7 @@ class Evaluator(nn.Module):
         self.edits, self.batch_start, self.last = edits, batch_start, last
         wanted = edits if last else self.settings.validation_records
         self._scored = set(fixed_sample(edits, wanted, self.settings.seed))
-        self._missed = []
+        self.missed = {}
         for metrics in self._metrics():
             metrics.reset()
 
@@ -118,7 +118,8 @@ class Evaluator(nn.Module):
         for age in AGES:
             aged = [entry for entry in chosen if age_of(entry[0], self.edits) == age]
             _update(cast(EditingMetrics, self.ages[age]), aged, unedited)
-        self._missed += [request for _, request, each in chosen if any(a.predicted != a.target for a in each.rewrite)]
+        wrong = (entry for entry in chosen if any(a.predicted != a.target for a in entry[2].rewrite))
+        self.missed |= {place: request for place, request, _ in wrong}
 
     def score_end(
         self,
@@ -154,7 +155,7 @@ class Evaluator(nn.Module):
 
     def failed(self, lm: LanguageModel) -> list[dict[str, str]]:
         """Edits among those just scored that the model does not answer as wanted."""
-        return failed_edits(lm, self._missed)
+        return failed_edits(lm, list(self.missed.values()))
 
     def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, str]]:
         """The cases' prompts with the unedited model's answers, this model's and the wanted ones."""

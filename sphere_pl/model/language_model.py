@@ -87,6 +87,7 @@ class LanguageModel(nn.Module):
                 f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which find the subject's last "
                 "token. Load a fast tokenizer (tokenizer.json)."
             )
+        self.stays = False  # where it is, whatever the module that holds it is told: it belongs to the caller
         self.architecture = architecture_of(model.config.model_type)
         _check_plain(model)
         self.model = model.requires_grad_(False).eval()
@@ -118,8 +119,8 @@ class LanguageModel(nn.Module):
         return len({parameter.device for parameter in self.model.parameters()}) > 1
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LanguageModel":
-        """Leave a model that is spread over devices where it is: no single device need have room for it."""
-        return self if self.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        """Leave a model that is spread over devices where it is, no single one need have room; and one that stays."""
+        return self if self.spread or self.stays else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def dtype(self) -> torch.dtype:

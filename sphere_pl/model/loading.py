@@ -235,11 +235,33 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     if source.gguf:
         _forget_quantisation(model, dtype)
     _check_complete(source.name, info)
-    _check_vocabulary(source.name, model, opened.tokenizer)
+    return _checked(source.name, model, opened.tokenizer)
+
+
+def model_in_memory(name: str, model: PreTrainedModel, tokenizer: Any) -> tuple[OpenedModel, LanguageModel]:
+    """Take a model that is loaded already; it stays where it is.
+
+    Args:
+        name: What messages and results call it.
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        UserError: If it is not one that can be edited, as for a model that is loaded by its name.
+    """
+    _check_kind(name, model.config.to_dict(), trust_remote_code=True)
+    lm = _checked(name, model, tokenizer)
+    lm.stays = True
+    return OpenedModel(Source(name, name, {}), model.config, tokenizer), lm
+
+
+def _checked(name: str, model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
+    """The language model of weights and a tokenizer that belong together, are whole, finite and at hand."""
+    _check_vocabulary(name, model, tokenizer)
     _check_whole(model)
     _check_room(model)
-    _check_finite(source.name, model)
-    return LanguageModel(model, opened.tokenizer)
+    _check_finite(name, model)
+    return LanguageModel(model, tokenizer)
 
 
 def _forget_quantisation(model: PreTrainedModel, dtype: str) -> None:

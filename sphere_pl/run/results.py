@@ -43,16 +43,17 @@ _EXPECTED = ("hyperspherical_energy", "spearman", "abilities", "targets")
 _PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
 
 
-class RunResults(EditorCallback):
-    """Write the results of a fit into its run folder and show them.
+class Results(EditorCallback):
+    """Collect the results of a fit; `RunResults` writes them as well.
 
-    Args:
-        run_dir: The run folder.
+    Attributes:
+        results: What results.json says; empty before the end.
+        written: Whether all that counts is done: from here on nothing fails the run.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        self.run_dir = Path(run_dir)
-        self.written = False  # by this process: from here on nothing fails the run
+    def __init__(self) -> None:
+        self.results: dict[str, Any] = {}
+        self.written = False
         self._began = time.monotonic()
         self._batch_began = 0.0
         self._editing = 0.0
@@ -63,13 +64,6 @@ class RunResults(EditorCallback):
         """Refuse callbacks whose summaries could not be written."""
         super().setup(trainer, pl_module, stage)
         check_summaries(trainer.callbacks, OWN)  # type: ignore[attr-defined]
-
-    @override
-    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """A new run in an old folder begins with an empty one; a resumed run, known from here on, goes on."""
-        if trainer.is_global_zero and trainer.ckpt_path is None:
-            for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
-                (self.run_dir / name).unlink(missing_ok=True)
 
     @override
     def on_train_batch_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
@@ -87,30 +81,14 @@ class RunResults(EditorCallback):
         pl_module.log("time/seconds", seconds, on_step=True, on_epoch=False, batch_size=1)
 
     @override
-    @doing("writing the results")
+    @doing("collecting the results")
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Write everything, once, on the first rank."""
+        """Score the end if the last validation has not, and collect everything."""
         if trainer.enable_validation and not self.editor.evaluator.last:
             with evaluated_weights(trainer, self.editor):
                 self.editor.score_end()
-        if not trainer.is_global_zero:
-            return
-        results = self.collect(trainer, self.editor)
-        edited = self.run_dir / "edited.safetensors"
-        with evaluated_weights(trainer, self.editor):
-            save_edited(self.editor, edited)
-        results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
-        write_text(self.run_dir / "results.json", json.dumps(results, indent=1))
-        self.written = True
-        for logger in trainer.loggers:
-            with after_results(type(logger).__name__):
-                logger.save()
-        with after_results("report.html"):
-            from sphere_pl.report import write_report
-
-            write_report(self.run_dir)
-        with after_results("the table"):
-            show(results, self.run_dir, Console())
+        if trainer.is_global_zero:
+            self.results = self.collect(trainer, self.editor)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -134,10 +112,10 @@ class RunResults(EditorCallback):
                 "transforms": transforms_of(callbacks),
                 "edits": editor.edits_seen,
                 "data": getattr(getattr(trainer, "datamodule", None), "extent", None),
-                "before": to_plain(editor.before),
-                "after": to_plain(editor.after),
-                "failed": editor.failed,
-                "cases": editor.cases,
+                "before": to_plain(editor.scores.before),
+                "after": to_plain(editor.scores.after),
+                "failed": editor.scores.failed,
+                "cases": editor.scores.cases,
                 **{name: {} for name in _EXPECTED},
                 **summaries_of(callbacks),
                 "statistics": editor.diagnosis,
@@ -152,6 +130,50 @@ class RunResults(EditorCallback):
             }
         )
         return results
+
+
+class RunResults(Results):
+    """Write the results of a fit into its run folder and show them.
+
+    Args:
+        run_dir: The run folder.
+        shown: Whether the table is printed at the end.
+    """
+
+    def __init__(self, run_dir: str, shown: bool = True) -> None:
+        super().__init__()
+        self.run_dir, self.shown = Path(run_dir), shown
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """A new run in an old folder begins with an empty one; a resumed run, known from here on, goes on."""
+        if trainer.is_global_zero and trainer.ckpt_path is None:
+            for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
+                (self.run_dir / name).unlink(missing_ok=True)
+
+    @override
+    @doing("writing the results")
+    def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Write everything, once, on the first rank."""
+        super().on_fit_end(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        edited = self.run_dir / "edited.safetensors"
+        with evaluated_weights(trainer, self.editor):
+            save_edited(self.editor, edited)
+        self.results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
+        write_text(self.run_dir / "results.json", json.dumps(self.results, indent=1))
+        self.written = True
+        for logger in trainer.loggers:
+            with after_results(type(logger).__name__):
+                logger.save()
+        with after_results("report.html"):
+            from sphere_pl.report import write_report
+
+            write_report(self.run_dir)
+        if self.shown:
+            with after_results("the table"):
+                show(self.results, self.run_dir, Console())
 
 
 def peak_memory(device: torch.device) -> int:
@@ -179,7 +201,13 @@ def save_edited(editor: SequentialEditor, path: Path) -> None:
 
 
 def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
-    """Print the table of before and after."""
+    """Print the table of before and after, and where the report is."""
+    show_table(results, console)
+    say(f"Open {run_dir / 'report.html'}", console)
+
+
+def show_table(results: dict[str, Any], console: Console) -> None:
+    """Print the table of before and after, under a line that names method, model and edits."""
     cut = results.get("data") or ""
     edits = cut if cut.startswith(f"{results['edits']:,} of ") else f"{results['edits']:,} edits"
     say(f"{results['method']} on {results['model']}, {edits}", console)
@@ -193,7 +221,6 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     table.add_row("whole run", "", numbers.duration(results["seconds_total"]))
     table.add_row("peak memory", "", numbers.memory(results["peak_memory_bytes"]))
     console.print(table)
-    say(f"Open {run_dir / 'report.html'}", console)
 
 
 def _score_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:

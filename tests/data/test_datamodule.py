@@ -6,7 +6,8 @@ import logging
 import pytest
 
 from sphere_pl.data.builtin import facts_path
-from sphere_pl.data.datamodule import EditDataModule, EditLoader
+from sphere_pl.data.datamodule import EditDataModule, EditLoader, FactList
+from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 
 
@@ -142,3 +143,17 @@ def test_records_of_equal_id_stay_apart_in_the_batches(load):
     batches = list(EditLoader(requests, batch_size=2))
     assert [batch.start for batch in batches] == [0, 2, 4]
     assert [r.subject for batch in batches for r in batch.requests] == [f"Land {i}" for i in range(5)]
+
+
+def test_facts_in_memory_are_chosen_and_checked_as_those_of_a_file():
+    facts = [*capitals(4), EditRequest("mine", "{} is", "Land 9", "x"), {**capitals(1)[0], "aliases": ("a", "b")}]
+    data = FactList(facts, name="jsonl", path="facts", offset=3, limit=3)
+    data.setup("fit")
+    assert [request.case_id for request in data.requests] == ["3", "mine", "5"]
+    assert [request.source for request in data.requests] == ["facts[3]", "facts[4]", "facts[5]"]
+    assert data.requests[2].aliases == ("a", "b")
+    assert (data.extent, len(data.everything())) == ("3 of 6 edits (--data.offset)", 6)
+    with pytest.raises(UserError, match=r"contradicted by a later one.*facts\[0\]"):
+        FactList([*capitals(1), {**capitals(1)[0], "target": "y"}], name="jsonl", path="f", conflicts="refuse").setup(
+            "fit"
+        )

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from sphere_pl.data.formats import FORMATS
 from sphere_pl.data.formats.easyedit import keep_paraphrases
+from sphere_pl.data.formats.jsonl import NAMES as FIELDS
+from sphere_pl.data.formats.jsonl import read_jsonl, write_jsonl
 from sphere_pl.data.records import Record
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.errors import UserError
@@ -274,3 +276,18 @@ def test_a_field_that_must_be_there_is_named(schemas, name):
     for field in needed:
         with pytest.raises(UserError, match=rf"edits.json, line 12: the field '{field}.*' is missing or empty"):
             read(name, change(schemas(name), (field,), None))
+
+
+def test_jsonl_is_written_as_it_is_read():
+    request = EditRequest(
+        "7", "The capital of {} is", "France", "Lyon", "Paris", "P36", ("So {} has",), ("Rome is in",), ("Italy",),
+        ("France is",), "here", aliases=("L", "M"), portability=("Who?",), portability_answers=(("A",),),
+    )  # fmt: skip
+    written = write_jsonl(request)
+    assert set(written) == set(FIELDS)
+    assert read_jsonl(Record("here", 3, copy.deepcopy({**written, **_as_lists(written)}))) == [request]
+    assert set(write_jsonl(EditRequest("1", "{} is", "a", "b"))) == {"case_id", "prompt", "subject", "target"}
+
+
+def _as_lists(fields):
+    return {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}

@@ -246,8 +246,8 @@ def test_a_whole_run_edits_a_spread_model_as_it_does_one_on_one_device(fit, tiny
             assert weight.device == site.stored.device != torch.device("cpu")  # nobody moved them
             same(weight.data, right.data)
             assert not torch.equal(weight.cpu(), tiny_lm().sites([site.layer])[0].read())
-    for name, score in expected.after.items():
-        assert found.after[name].value == pytest.approx(score.value, rel=1e-2, abs=1e-4), name
+    for name, score in expected.scores.after.items():
+        assert found.scores.after[name].value == pytest.approx(score.value, rel=1e-2, abs=1e-4), name
 
 
 def test_states_held_in_main_memory_meet_each_matrix_on_its_own_device(fit, tiny_lm):

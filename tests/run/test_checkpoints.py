@@ -119,7 +119,7 @@ def test_a_run_cut_off_anywhere_ends_like_the_uninterrupted_one(fit, tmp_path, h
     resumed, again = fit("cut", resume=True, seed=99, interval=interval)
     assert same(whole, resumed)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")  # logged steps included, none twice, none missing
-    assert (resumed.before, resumed.after) == (whole.before, whole.after)
+    assert (resumed.scores.before, resumed.scores.after) == (whole.scores.before, whole.scores.after)
     assert again.global_step == trainer.global_step == 6
     assert torch.equal(again.callback_metrics["energy/mean"], trainer.callback_metrics["energy/mean"])
     assert again.callbacks[2].series == trainer.callbacks[2].series

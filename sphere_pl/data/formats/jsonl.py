@@ -23,6 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "portability": ("portability", "portability_prompts"),
     "portability_answers": ("portability_answers",),
 }
+_ATTRIBUTE = {"target": "target_new"}  # of `EditRequest`, where it is not the field's own name
 _FIELD = {alias: name for name, aliases in NAMES.items() for alias in aliases}
 
 
@@ -59,6 +60,17 @@ def read_jsonl(record: Record) -> list[EditRequest]:
         portability_answers=tuple((each,) for each in _matching(given, "portability_answers", portability)),
     )
     return [request]
+
+
+def write_jsonl(request: EditRequest) -> dict[str, Any]:
+    """The record that `read_jsonl` reads as this request.
+
+    The format has no place for `target_id`, for where the request came from, and for further answers to a portability
+    question.
+    """
+    fields = {name: getattr(request, _ATTRIBUTE.get(name, name)) for name in NAMES}
+    fields["portability_answers"] = [answers[0] for answers in request.portability_answers]
+    return {name: value for name, value in fields.items() if value not in (None, "", (), [])}
 
 
 def _rename(record: Record) -> Record:

@@ -1,0 +1,1 @@
+"""Editing from Python with the settings of the command line: `sphere_pl.edit`."""

@@ -1,0 +1,176 @@
+"""The run of `sphere_pl.edit`: the command line's own, on a model and facts that a program holds."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import Logger
+from typing_extensions import override
+
+from sphere_pl.api.settings import FACTS_FILE
+from sphere_pl.commands.fit import EditingCLI
+from sphere_pl.data.datamodule import Fact, FactList
+from sphere_pl.data.formats.jsonl import write_jsonl
+from sphere_pl.methods import Method
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import OpenedModel
+from sphere_pl.run.checkpoints import RunCheckpoints
+from sphere_pl.run.evaluated_weights import evaluated_weights
+from sphere_pl.run.loggers import MetricsFile
+from sphere_pl.run.preflight import MemoryPreflight
+from sphere_pl.run.results import Results, RunResults
+from sphere_pl.storage.files import write_text
+
+
+class Given(NamedTuple):
+    """What a program gives that no command line can.
+
+    Attributes:
+        facts: The facts.
+        method: The method, if it is an object.
+        run_dir: The run folder; nothing is written if None.
+        held: The model, if it is in memory.
+    """
+
+    facts: Sequence[Fact]
+    method: Method | None
+    run_dir: str | Path | None
+    held: tuple[OpenedModel, LanguageModel] | None = None
+
+
+class GivenFit(EditingCLI):
+    """`fit` on what is given.
+
+    Args:
+        given: What is given.
+        *args: Those of `EditingCLI`.
+        **kwargs: Those of `EditingCLI`.
+    """
+
+    def __init__(self, given: Given, *args: Any, **kwargs: Any) -> None:
+        self.given = given
+        super().__init__(*args, **kwargs)
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What results.json says."""
+        return self._results.results
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Name the folder of a run that has one."""
+        if self.given.run_dir is not None:
+            super().before_instantiate_classes()
+        else:
+            self.save_config_callback = None
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Put what is given in the place of what the configuration names."""
+        given, data = self.given, self._get(self.config, "data")
+        self.datamodule = FactList(given.facts, **data.as_dict())
+        if given.method is not None:
+            self.model.method = given.method
+        if given.held is not None:
+            self.model.adopt(*given.held)
+        if given.run_dir is not None:
+            return super().instantiate_trainer(**kwargs)
+        self._results = Results()
+        self.trainer_defaults["callbacks"] = [
+            *self.progress(), MemoryPreflight(), self._results, self._get(self.config_init, "eval"),
+        ]  # fmt: skip
+        self.read_inputs()
+        return LightningCLI.instantiate_trainer(self, logger=False, **self.placement(), **kwargs)
+
+    @override
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        kept = self.given.run_dir is not None
+        return super()._instantiate_trainer(
+            config, [each for each in callbacks if kept or not isinstance(each, RunCheckpoints)]
+        )
+
+    @override
+    def run_callbacks(self, run_dir: str) -> list[Callback]:
+        """Those of every run, and the facts in its folder; the table is the caller's to print."""
+        callbacks = [*super().run_callbacks(run_dir), KeptFacts(Path(run_dir) / FACTS_FILE)]
+        self._results = RunResults(run_dir, shown=False)
+        return [self._results if isinstance(each, RunResults) else each for each in callbacks]
+
+    @override
+    def loggers(self, run_dir: str, resumed: bool) -> list[Logger]:
+        """The curves' file alone."""
+        return [MetricsFile(run_dir)]
+
+    @override
+    def placement(self) -> dict[str, Any]:
+        """Where the model is, if it is in memory."""
+        if self.given.held is None:
+            return super().placement()
+        device = self.given.held[1].device
+        if device.type == "cpu":
+            return {"accelerator": "cpu"}
+        return {"accelerator": device.type, "devices": [device.index or 0]}
+
+    @override
+    def _how_to_go_on(self) -> str:
+        held = "A model that was given is as it was before the call."
+        return held if self.given.run_dir is None else f"{held} {super()._how_to_go_on()}"
+
+    @override
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Run the fit; a model in memory is edited or left as it was."""
+        sites = [] if self.given.held is None else self.given.held[1].sites(self.model.layers)
+        with all_or_nothing(sites):
+            super().fit(model, **kwargs)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Leave the weights that were scored in the model, where a callback keeps others for editing on."""
+        with evaluated_weights(self.trainer, self.model):
+            scored = [site.stored.detach().clone() for site in self.model.sites]
+        _put(self.model.sites, scored)
+
+
+@contextmanager
+def all_or_nothing(sites: Sequence[EditSite]) -> Iterator[None]:
+    """Put the matrices back if what is done inside does not end well."""
+    before = [site.stored.detach().to("cpu", copy=True) for site in sites]
+    try:
+        yield
+    except BaseException:
+        _put(sites, before)
+        raise
+
+
+@torch.no_grad()
+def _put(sites: Sequence[EditSite], tensors: Sequence[torch.Tensor]) -> None:
+    for site, tensor in zip(sites, tensors, strict=True):
+        site.stored.copy_(tensor)
+
+
+class KeptFacts(L.Callback):
+    """Write the facts of a run where its configuration says that they are, in format `jsonl`.
+
+    That format has no place for a `target_id` and for several right answers to one portability question.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Write them, on the first rank."""
+        if trainer.is_global_zero:
+            requests = trainer.datamodule.everything()  # type: ignore[attr-defined]
+            lines = (json.dumps(write_jsonl(request), ensure_ascii=False) for request in requests)
+            write_text(self.path, "".join(f"{line}\n" for line in lines))

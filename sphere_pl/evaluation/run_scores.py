@@ -1,0 +1,78 @@
+"""What a run has measured so far, from the unedited model to the last validation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sphere_pl.data.request import EditRequest
+from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.sample import ScoringBatch
+from sphere_pl.evaluation.scored import Scores, from_plain, to_plain
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.process.failures import doing
+from sphere_pl.progress import Track
+
+_PLAIN = ("unedited_answers", "unedited_cases", "failed", "cases")
+_SCORES = ("before", "after")
+
+
+class RunScores:
+    """Keeps what an evaluator measures; a checkpoint holds it.
+
+    Args:
+        evaluator: Measures.
+
+    Attributes:
+        before: Scores of the unedited model.
+        after: Those of the last validation.
+        unedited_answers: The unedited model's answers to the neighbours of each request, by place in the stream.
+        unedited_cases: What it writes after the prompts of the cases.
+        failed: Edits that the model does not answer as wanted at the end.
+        cases: The cases' prompts with the answers before and after.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+        self.before: Scores = {}
+        self.after: Scores = {}
+        self.unedited_answers: dict[int, list[list[int]]] = {}
+        self.unedited_cases: list[str] = []
+        self.failed: list[dict[str, str]] = []
+        self.cases: list[dict[str, str]] = []
+
+    @doing("measuring the unedited model")
+    def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> None:
+        """Score the unedited model on all requests and keep its answers."""
+        measured = self.evaluator.measure_unedited(lm, requests, track)
+        self.before, self.unedited_answers, self.unedited_cases = measured
+
+    @doing("validating")
+    def add(self, lm: LanguageModel, batch: ScoringBatch) -> None:
+        """Score some edited requests."""
+        self.evaluator.add(lm, batch, self.unedited_answers)
+
+    @doing("validating")
+    def end_validation(self, lm: LanguageModel, track: Track) -> dict[str, float]:
+        """Take the scores of a validation; returns what is logged of them."""
+        self._keep(lm, self.evaluator.scores(lm, track))
+        return self.evaluator.scalars(self.after)
+
+    @doing("validating")
+    def score_end(self, lm: LanguageModel, edits: int, batch_start: int, track: Track) -> None:
+        """Score the end of a run whose last validation did not know that it was the last: one that a guard stopped."""
+        self._keep(lm, self.evaluator.score_end(lm, edits, batch_start, self.unedited_answers, track))
+
+    def _keep(self, lm: LanguageModel, scores: Scores) -> None:
+        self.after = scores
+        if self.evaluator.last:
+            self.failed, self.cases = self.evaluator.failed(lm), self.evaluator.cases(lm, self.unedited_cases)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return plain | {name: to_plain(getattr(self, name)) for name in _SCORES}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what was measured before an interruption."""
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.before, self.after = (from_plain(state[name]) for name in _SCORES)
