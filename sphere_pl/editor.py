@@ -26,6 +26,7 @@ from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.memory_estimate import Need, capacity, fitting_tokens
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
+from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.preparation import (
     check_lengths,
     measure_anchors,
@@ -170,8 +171,12 @@ class SequentialEditor(L.LightningModule):
         """Optimise the target values of a batch on the model as it is."""
         shares = Shares(self.trainer.global_rank, self.trainer.world_size)
         settings = replace(self.target_settings, max_tokens=self.max_tokens)
-        part = optimize_targets(
-            self.language_model, shares.mine(batch.requests), self.contexts, self.layers[-1], settings
+        normed = any(site.output.norm is not None for site in self.sites)
+        lm, mine = self.language_model, shares.mine(batch.requests)
+        part = (
+            optimize_outputs(lm, mine, self.contexts, self.sites, settings)
+            if normed
+            else optimize_targets(lm, mine, self.contexts, self.layers[-1], settings)
         )
         targets = Targets(*(shares.together(each, len(batch.requests)) for each in part))
         if not self.target_settings.anchor:

@@ -193,8 +193,30 @@ class _ModelProblem(LayerProblem):
                 "no target values were found for the batch. Set it to True."
             )
         keys = batch.together(batch.stream.keys(sites[self.layer]))
-        missing = batch.targets.values - batch.together(batch.stream.values(sites[-1].layer))  # [n, d]
-        return keys, spread_residual(missing, len(sites) - self.layer).to(self.weight.device)
+        residuals = self._before_norm(batch.targets) if batch.targets.outputs.shape[1] else self._spread(batch.targets)
+        return keys, residuals.to(self.weight.device)
+
+    def _spread(self, targets: Targets) -> Tensor:
+        """What is missing of the target values, shared over the layers that are left and divided by the factor."""
+        batch, sites = self.batch, self.batch.posing.sites
+        missing = targets.values - batch.together(batch.stream.values(sites[-1].layer))  # [n, d]
+        residuals = spread_residual(missing, len(sites) - self.layer)
+        scale = sites[self.layer].output.scale
+        return residuals if scale == 1.0 else residuals / scale
+
+    def _before_norm(self, targets: Targets) -> Tensor:
+        """What the matrix's output lacks, where a norm lies between it and the stream.
+
+        Each matrix is asked for its own part of what was optimised. The last one makes good what the others left or
+        moved besides, as nearly as its norm lets it.
+        """
+        batch, site = self.batch, self.batch.posing.sites[self.layer]
+        states, outputs = (batch.together(part) for part in batch.stream.outputs(site))
+        wanted = targets.outputs[:, self.layer]
+        if self.layer == targets.outputs.shape[1] - 1:
+            others = states - site.output.gain(outputs)  # what the stream holds without this matrix
+            wanted = site.output.nearest_output(targets.values - others, near=wanted)
+        return wanted - outputs
 
     def loss_and_gradient(self, weight: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         self.batch.likelihood.advance(self.layer)

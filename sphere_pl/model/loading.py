@@ -27,6 +27,7 @@ from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_mo
 from sphere_pl.model.gguf import gguf_dtype
 from sphere_pl.model.hub import hub_trouble
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.self_check import check_parts
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap = dict[int | str, int | str] | str | None
@@ -241,6 +242,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     _check_finite(source.name, model)
     lm = LanguageModel(model, opened.tokenizer)
     _check_whole(lm)
+    check_parts(lm)
     return lm
 
 
