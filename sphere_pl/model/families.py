@@ -150,9 +150,9 @@ def architecture_of(model_type: str, own: Mapping[str, Any] | None = None) -> Ar
                 f'"final_norm": "model.norm"}}\' (missing: {", ".join(missing)}); docs/models.md explains the names.'
             )
         known = Architecture(**{name: (own or {})[name] for name in Architecture._fields[:3]})
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in (own or {}).items()
-    }
+    given = own or {}
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    values: dict[str, Any] = {**given, **lists}
     return known._replace(**values)
 
 

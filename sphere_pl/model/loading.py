@@ -65,11 +65,13 @@ class OpenedModel(NamedTuple):
         source: Where it is read from.
         config: Its configuration.
         tokenizer: Its tokenizer.
+        architecture: The user's own description of its parts.
     """
 
     source: Source
     config: PretrainedConfig
     tokenizer: Any
+    architecture: dict[str, Any] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -84,6 +86,7 @@ def load_language_model(
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
     device_map: DeviceMap = None,
+    architecture: dict[str, Any] | None = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
@@ -96,12 +99,14 @@ def load_language_model(
         device_map: How the layers are spread over the devices of this process: `auto`, evenly; how much of the model
             each device may take, filled in this order, `{"0": "20GiB", "1": "70GiB"}`; or a device for each module,
             `{"model.embed_tokens": 0, "model.layers.0": 1, ...}`. All on the CPU if None.
+        architecture: Where a model's parts are, for a family that is not in the table (docs/models.md): attributes of
+            `sphere_pl.model.families.Architecture`, such as `{"block": "model.layers.{}", ...}`.
 
     Raises:
         UserError: If the model is neither at hand nor to be had from the hub, is not one that can be edited, or does
             not fit the devices.
     """
-    return load_weights(open_model(name, revision, trust_remote_code, cache_dir), dtype, device_map)
+    return load_weights(open_model(name, revision, trust_remote_code, cache_dir, architecture), dtype, device_map)
 
 
 def open_model(
@@ -109,6 +114,7 @@ def open_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
+    architecture: dict[str, Any] | None = None,
 ) -> OpenedModel:
     """Find a model, read its configuration and its tokenizer, and refuse one that cannot be edited.
 
@@ -125,8 +131,8 @@ def open_model(
                 raw, _ = PretrainedConfig.get_config_dict(source.place, **source.options)
                 _check_kind(name, raw, trust_remote_code)
             config = AutoConfig.from_pretrained(source.place, **source.options)
-            architecture_of(config.model_type)
-        return OpenedModel(source, config, _load_tokenizer(source))
+            architecture_of(config.model_type, architecture)
+        return OpenedModel(source, config, _load_tokenizer(source), architecture)
 
 
 def _find(name: str, revision: str | None, trust_remote_code: bool, cache_dir: str | None) -> Source:
@@ -240,7 +246,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     _check_vocabulary(source.name, model, opened.tokenizer)
     _check_room(model)
     _check_finite(source.name, model)
-    lm = LanguageModel(model, opened.tokenizer)
+    lm = LanguageModel(model, opened.tokenizer, opened.architecture)
     _check_whole(lm)
     check_parts(lm)
     return lm
