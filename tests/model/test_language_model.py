@@ -6,7 +6,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.model.families import ARCHITECTURES, architecture_of, edit_sites
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import pad
-from tests.conftest import FAMILIES
+from tests.conftest import SIZES
 
 
 def _inputs(lm, texts):
@@ -17,7 +17,7 @@ def _inputs(lm, texts):
 def test_every_family_of_the_table_is_tested():
     experts_alone = {"mixtral", "qwen3_moe", "gpt_oss"}
     another_name = {"qwen3_5"}  # its text model alone is loaded, as qwen3_5_text
-    assert set(ARCHITECTURES) == set(FAMILIES) | experts_alone | another_name
+    assert set(ARCHITECTURES) == set(SIZES) | experts_alone | another_name
 
 
 def test_blocks_run_one_by_one_give_the_models_own_logits(tiny_lm, family):
