@@ -1,7 +1,7 @@
 """Score the unedited default model on every general ability: `python -m benchmarks.abilities DATA_DIR`.
 
-Writes the scores beside this file, for the README's table. Finished tasks are kept in `--keep`, so an interrupted run
-goes on where it was; tasks whose data is not in the folder are left out, and named.
+Writes the scores beside this file, for the table of docs/abilities.md. Finished tasks are kept in `--keep`, so an
+interrupted run resumes; tasks whose data is not in the folder are left out, and named.
 
     python -m benchmarks.abilities data/general --limit 200
     python -m benchmarks.abilities data/general --task boolq --show 5      # look at the answers

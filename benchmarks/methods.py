@@ -1,8 +1,8 @@
 """Every method with and without SPHERE on 100 real CounterFact edits: `python -m benchmarks.methods --path FILE`.
 
 One run of the command line for each cell, scored before and after. Finished cells are skipped, so an interrupted table
-goes on where it was; those that are there go into methods.json, from which `python -m benchmarks.readme` fills the
-README's table. `--gather` does no more than that.
+resumes; those that are there go into methods.json, from which `python -m benchmarks.readme` fills the table of
+docs/methods.md. `--gather` does no more than that.
 FILE is a CounterFact JSON, such as multi_counterfact.json. `--estimate` only says what is left and how long it takes.
 """
 

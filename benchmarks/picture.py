@@ -10,13 +10,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from sphere_pl.evaluation.metrics.table import ACCURACIES
 from sphere_pl.report.figures import axis_type, energy_changes, mean_energy_change
 from sphere_pl.report.fits import MIN_POINTS, changes, confidence_ellipse, regression_line
-from sphere_pl.report.reading import ACCURACIES, RunData, Series, correlations, read_run
-from sphere_pl.report.style import FAINT, INK, METRIC_COLORS, ORANGE, label, signed
+from sphere_pl.report.reading import RunData, Series, correlations, read_run
+from sphere_pl.report.style import FAINT, INK, METRIC_COLORS, METRIC_SYMBOLS, ORANGE, label, signed
 from sphere_pl.storage.files import write_atomically
 
-_MARKERS = {"efficacy": "o", "generalization": "D", "specificity": "s", "neighborhood_agreement": "^"}
+_SHAPES = {"circle": "o", "diamond": "D", "square": "s", "triangle-up": "^", "x": "X", "star": "*", "cross": "P"}
+_MARKERS = {metric: _SHAPES[symbol] for metric, symbol in METRIC_SYMBOLS.items()}
 _STYLE: Any = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -68,7 +70,14 @@ def _accuracy(axes: Axes, run: RunData) -> None:
         series = run.series(f"val/{metric}").starting_at(run.before(metric))
         if series.edits:
             color = METRIC_COLORS[metric]
-            axes.plot(*series, color=color, marker=_MARKERS[metric], markersize=4, linewidth=2, label=label(metric))
+            axes.plot(
+                *series,
+                color=color,
+                marker=_MARKERS[metric],
+                markersize=4,
+                linewidth=2,
+                label=label(metric),
+            )
             if math.isfinite(run.before(metric)):
                 axes.axhline(run.before(metric), color=color, linewidth=1, linestyle=":")
     _dress(axes, run, "All edits so far")
@@ -102,7 +111,14 @@ def _changes(axes: Axes, run: RunData) -> None:
         if len(cloud.x) + 1 >= MIN_POINTS:
             color = METRIC_COLORS[metric]
             rho = f", ρ {signed(found[metric].differences.rho)}" if metric in found else ""
-            axes.plot(cloud.x, cloud.y, _MARKERS[metric], color=color, alpha=0.75, label=f"Δ {label(metric)}{rho}")
+            axes.plot(
+                cloud.x,
+                cloud.y,
+                _MARKERS[metric],
+                color=color,
+                alpha=0.75,
+                label=f"Δ {label(metric)}{rho}",
+            )
             _fit(axes, cloud.x, cloud.y, color)
     axes.set_title("Changes between validations")
     axes.set_xlabel("Δ energy, relative")

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from benchmarks.__main__ import markdown
 from benchmarks.measure import Measurement
+from sphere_pl.evaluation.metrics.table import ACCURACIES
+from sphere_pl.evaluation.scored import from_plain
 from sphere_pl.run.results import show
 from sphere_pl.text.numbers import change
 
@@ -24,9 +26,9 @@ SCORES = ("efficacy", "generalization", "neighborhood_agreement")
 
 def default_run(summary: dict[str, Any]) -> str:
     """What the run prints."""
-    console = Console(file=io.StringIO(), width=100, record=True)
-    show(summary["results"], Path("runs/<time>-SmolLM2-135M-Instruct"), console)
-    return "```\n" + "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n```"
+    text = io.StringIO()
+    show(summary["results"], Path("runs/<time>-SmolLM2-135M-Instruct"), Console(file=text, width=100))
+    return "```\n" + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n```"
 
 
 def checks(summary: dict[str, Any]) -> str:
@@ -68,8 +70,8 @@ def methods(summary: dict[str, Any]) -> str:
         if after is None:
             lines.append(f"{name} broke off: {entry['failed']} |" + " |" * 6)
             continue
-        names = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
-        scores = " | ".join(f"{after[each]:.2f} ± {after[f'{each}_standard_error']:.2f}" for each in names)
+        measured = from_plain(after)
+        scores = " | ".join(f"{measured[each].value:.2f} ± {measured[each].error:.2f}" for each in ACCURACIES)
         energy = change(entry["energy_change"])
         lines.append(f"{name} {scores} | {after['perplexity']:.1f} | {energy} | {entry['seconds_per_edit']:.2f} |")
     before = summary["rows"][0]["before"]

@@ -7,7 +7,6 @@ are left out of both.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple, cast
 
 import lightning as L
@@ -30,7 +29,7 @@ from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings, second_moments
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.model.families import EditSite
@@ -152,8 +151,9 @@ def edit(problem: _Problem, states: Sequence[State]) -> list[Tensor]:
     known, guard = MethodStates(states, weights), Guard(GuardSettings())
     posing = Posing(method, sites, problem.contexts, MOST_TOKENS, Shares())
     for requests in problem.batches:
-        find = partial(optimize_targets, problem.lm, requests, problem.contexts, LAYERS[-1], SETTINGS)
-        batch = ModelBatch(problem.lm, weights, EditBatch(tuple(requests)), posing, find)
+        batch = ModelBatch(
+            problem.lm, weights, EditBatch(tuple(requests)), posing, lambda batch: batch.optimize_targets(SETTINGS)
+        )
         edit_batch(batch, method, known, optimizer, guard)
     return weights
 

@@ -1,51 +1,35 @@
 """Sequential knowledge editing as a LightningModule: one edit batch, one step."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from sphere_callbacks import LayerwiseEdit
-from sphere_pl.data.datamodule import EditDataModule, EditLoader
+from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.algorithm import edit_batch
-from sphere_pl.editing.checks import (
-    check_arguments,
-    check_arithmetic,
-    check_batch_size,
-    check_method,
-    check_precision,
-    check_strategy,
-)
+from sphere_pl.editing.checks import check_arguments, check_arithmetic, check_run
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
-from sphere_pl.editing.memory_estimate import Need, capacity, fitting_tokens
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
-from sphere_pl.editing.output_targets import optimize_outputs
-from sphere_pl.editing.preparation import (
-    check_lengths,
-    measure_anchors,
-    memory_need,
-    planned_requests,
-    prepare_states,
-)
+from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
-from sphere_pl.editing.targets import Targets, TargetSettings, optimize_targets
+from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.sample import ScoringBatch
+from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
+from sphere_pl.evaluation.scored import Scores, from_plain, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.history.fingerprints import check_requests, request_hashes
+from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.families import EditSite, check_layers
-from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
 from sphere_pl.process.failures import doing
@@ -56,7 +40,8 @@ from sphere_pl.trainers import is_last_step
 log = logging.getLogger(__name__)
 # Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
 _KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen", "unedited_answers",
-         "unedited_cases", "before", "after", "failed", "cases")  # fmt: skip
+         "unedited_cases", "failed", "cases")  # fmt: skip
+_SCORES = ("before", "after")
 
 
 class SequentialEditor(L.LightningModule):
@@ -134,8 +119,8 @@ class SequentialEditor(L.LightningModule):
         self.solved: list[Solved] = []  # what the method was asked in the batch at hand, for the edit log
         self.unedited_answers: dict[int, list[list[int]]] = {}
         self.unedited_cases: list[str] = []
-        self.before: dict[str, float] = {}
-        self.after: dict[str, float] = {}
+        self.before: Scores = {}
+        self.after: Scores = {}
         self.failed: list[dict[str, str]] = []
         self.cases: list[dict[str, str]] = []
         self.diagnosis: dict[str, dict[str, float]] = {}
@@ -166,25 +151,13 @@ class SequentialEditor(L.LightningModule):
         """Put a batch to the method: what it asks of each matrix."""
         shares = Shares(self.trainer.global_rank, self.trainer.world_size)
         posing = Posing(self.method, self.sites, self.contexts, self.max_tokens, shares)
-        return ModelBatch(self.language_model, list(self.weights), batch, posing, lambda: self.find_targets(batch))
+        return ModelBatch(self.language_model, list(self.weights), batch, posing, self.find_targets)
 
     @doing("optimising target values")
-    def find_targets(self, batch: EditBatch) -> Targets:
+    def find_targets(self, problem: ModelBatch) -> Targets:
         """Optimise the target values of a batch on the model as it is."""
-        shares = Shares(self.trainer.global_rank, self.trainer.world_size)
-        settings = replace(self.target_settings, max_tokens=self.max_tokens)
-        normed = any(site.output.norm is not None for site in self.sites)
-        lm, mine = self.language_model, shares.mine(batch.requests)
-        part = (
-            optimize_outputs(lm, mine, self.contexts, self.sites, settings)
-            if normed
-            else optimize_targets(lm, mine, self.contexts, self.layers[-1], settings)
-        )
-        targets = Targets(*(shares.together(each, len(batch.requests)) for each in part))
-        if not self.target_settings.anchor:
-            return targets
-        norms = self.anchors[batch.start : batch.start + len(batch.requests)]
-        return targets.anchored(norms.to(targets.values))
+        targets = problem.optimize_targets(self.target_settings)
+        return targets.anchored(self.anchors[problem.places]) if self.target_settings.anchor else targets
 
     def configure_optimizers(self) -> LayerwiseEdit:
         """One parameter group for each edited matrix, under its Hugging Face name."""
@@ -213,12 +186,7 @@ class SequentialEditor(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a strategy, a device or a method that cannot do what is asked of it, before anything is loaded."""
-        check_strategy(self.device_map, self.trainer)
-        check_precision(self.trainer.strategy.root_device)
-        check_method(self.method, self.layers, self.target_settings)
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if isinstance(datamodule, EditDataModule):
-            check_batch_size(self.method, datamodule.batch_size)
+        check_run(self.trainer, self.method, self.layers, self.target_settings, self.device_map)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SequentialEditor":
         """Leave everything where it is if the model is spread over devices: Lightning would move it to one of them.
@@ -266,11 +234,14 @@ class SequentialEditor(L.LightningModule):
         self.requests = planned_requests(self.trainer, self.method)
         if self._resumed:
             check_requests(self._resumed["requests"], self.requests)
-        self.max_tokens = self._settle_tokens()
+        first = self.requests[: cast(EditLoader, self.trainer.train_dataloader).batch_size]
+        self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
             lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
         )
-        self.contexts = self._choose_contexts()
+        seed = int(torch.initial_seed() % 2**31)
+        self.contexts = self._settled("contexts", lambda: self.preparation.sample_contexts(seed))
+        self.preparation.check_lengths(self.requests, self.contexts)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
@@ -282,39 +253,17 @@ class SequentialEditor(L.LightningModule):
                 measured = self.evaluator.measure_unedited(lm, self.requests, bars)
             self.before, self.unedited_answers, self.unedited_cases = measured
 
-    def _settle_tokens(self) -> int:
-        """Tokens in one forward pass, the same in all processes and in a resumed run."""
-        loader = cast(EditLoader, self.trainer.train_dataloader)
-        chosen = self._resumed.get("max_tokens") or self.tokens_at_once(loader.requests[: loader.batch_size])
-        settled: int = self.trainer.strategy.broadcast(chosen)
-        if self._resumed:
-            self._resumed["max_tokens"] = settled
-        return settled
-
-    def tokens_at_once(self, batch: Sequence[EditRequest]) -> int:
-        """Tokens in one forward pass: as set, or as many as memory allows for such a batch."""
-        devices = {parameter.device for parameter in self.language_model.model.parameters()}
-        available = sum(map(capacity, devices))
-        return self.target_settings.max_tokens or fitting_tokens(
-            available, lambda tokens: self.memory_need(batch, tokens)
+    @property
+    def preparation(self) -> Preparation:
+        """What is settled from the model and the settings alone, before the first batch."""
+        most, home = self.target_settings.max_tokens, self.offload.home
+        return Preparation(
+            self.language_model, self.sites, self.method, self.n_contexts, self.context_length, most, home
         )
 
-    def memory_need(self, batch: Sequence[EditRequest], max_tokens: int) -> Need:
-        """What a run over such batches will need."""
-        contexts = (self.n_contexts + 1, self.context_length)
-        return memory_need(self.language_model, self.sites, self.method, batch, contexts, self.offload.home, max_tokens)
-
-    @doing("sampling context templates")
-    def _choose_contexts(self) -> list[str]:
-        """The context templates, the same in all processes and in a resumed run."""
-        count = self.n_contexts if self.method.needs_targets else 0
-        seed = int(torch.initial_seed() % 2**31)
-        chosen = self._resumed.get("contexts") or sample_contexts(
-            self.language_model, count=count, length=self.context_length, seed=seed
-        )
-        contexts: list[str] = self.trainer.strategy.broadcast(chosen)
-        check_lengths(self.language_model, self.requests, contexts)
-        return contexts
+    def _settled(self, name: str, choose: Callable[[], Any]) -> Any:
+        """What a resumed run has settled, or what is chosen now; the same in all processes."""
+        return self.trainer.strategy.broadcast(self._resumed.get(name) or choose())
 
     # ------------------------------------------------------------------ validation
 
@@ -326,7 +275,7 @@ class SequentialEditor(L.LightningModule):
 
     def val_dataloader(self) -> DataLoader[ScoringBatch]:
         """The edits so far."""
-        return DataLoader(_Edited(self), batch_size=None)
+        return DataLoader(ScoredEdits(self.begin_validation), batch_size=None)
 
     def begin_validation(self) -> Iterator[ScoringBatch]:
         """Say what is scored now; Lightning asks for the first batch before any hook of the validation."""
@@ -349,7 +298,7 @@ class SequentialEditor(L.LightningModule):
         self.log_dict({**self.evaluator.scalars(self.after), "edits": float(self.edits_seen)}, batch_size=1)
         self.refresh_model()
 
-    def _keep_scores(self, scores: dict[str, float]) -> None:
+    def _keep_scores(self, scores: Scores) -> None:
         lm, evaluator = self.language_model, self.evaluator
         self.after = scores
         if evaluator.last:
@@ -378,6 +327,7 @@ class SequentialEditor(L.LightningModule):
         }
         checkpoint["sphere_pl"] = {
             **{name: getattr(self, name) for name in _KEPT},
+            **{name: to_plain(getattr(self, name)) for name in _SCORES},
             "states": self.states.saved(self.method.saved),
             "guard": self.guard.state_dict(),
             "requests": request_hashes(self.requests),
@@ -388,13 +338,9 @@ class SequentialEditor(L.LightningModule):
         """Take the edited matrices; the rest follows when training starts."""
         if "sphere_pl" not in checkpoint:
             raise UserError("The checkpoint was not written by an editing run: it holds no `sphere_pl` entry.")
+        check_model(checkpoint["sphere_pl"]["model_hash"], fingerprint(self.language_model), self.name)
         self._resumed = {**checkpoint["sphere_pl"], "weights": checkpoint["state_dict"]}
         checkpoint["state_dict"] = {}
-        if self._resumed["model_hash"] != fingerprint(self.language_model):
-            raise UserError(
-                f"The checkpoint was written for another model, or another version of it, than {self.name!r} is now: "
-                "the unedited weights differ. Give --model.name and --model.dtype of the run that wrote it."
-            )
 
     @doing("taking up the checkpoint")
     def _resume(self) -> None:
@@ -406,18 +352,7 @@ class SequentialEditor(L.LightningModule):
         self.guard.load_state_dict(resumed["guard"])
         for name in _KEPT:
             setattr(self, name, resumed[name])
+        for name in _SCORES:
+            setattr(self, name, from_plain(resumed[name]))
         restore_random_states(resumed["random"])
         self.refresh_model()
-
-
-class _Edited(IterableDataset[ScoringBatch]):
-    """Edited requests in scoring batches.
-
-    Iterable, so that Lightning asks anew each time: a map-style data set would keep its first length.
-    """
-
-    def __init__(self, editor: SequentialEditor) -> None:
-        self.editor = editor
-
-    def __iter__(self) -> Iterator[ScoringBatch]:
-        return self.editor.begin_validation()

@@ -1,6 +1,8 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +11,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sphere_callbacks.functional import _checks
-from sphere_pl.commands import main
+from sphere_pl.commands import fit, main
+from sphere_pl.commands.configs import resolve_group_files
+from sphere_pl.commands.resuming import resolve_resume
 from sphere_pl.data.request import EditRequest
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.text.names import literal_names
 
 TEXT = """The capital of France is Paris. The mother tongue of Anna Karlsson is Swedish. The river runs to the sea.
 Berlin is a city in Germany. Rome is a city in Italy. You and I speak because of it. Therefore a pianist plays.
@@ -125,7 +131,8 @@ def _config(model_type: str, vocabulary: int) -> Any:
     return AutoConfig.for_model(model_type, **options)
 
 
-def _tokenizer(bos: bool) -> PreTrainedTokenizerFast:
+def _byte_level(text: str) -> Tokenizer:
+    """As GPT-2's: a letter with an accent may be several tokens, a space belongs to the word after it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -135,7 +142,40 @@ def _tokenizer(bos: bool) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT.split("\n"), trainer)
+    tokenizer.train_from_iterator(text.split("\n"), trainer)
+    return tokenizer
+
+
+def _metaspace(kind: str, text: str) -> Tokenizer:
+    """As SentencePiece's: `▁` for a space, one before the text, and bytes for what the vocabulary does not have."""
+    special = ["<|end|>", "<unk>"]
+    own = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer: Any
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=own, unk_token="<unk>", show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=own, show_progress=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.train_from_iterator(text.split("\n"), trainer)
+    # A byte such as `<0x0A>` is no special token: in a text these are six letters.
+    whole = json.loads(tokenizer.to_str())
+    whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] in special]
+    whole["model"]["byte_fallback"] = True
+    tokenizer = Tokenizer.from_str(json.dumps(whole))
+    pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(pieces)
+    return tokenizer
+
+
+# How a text becomes tokens: `byte_level`, or SentencePiece's two models.
+TOKENIZERS = ["byte_level", "bpe", "unigram"]
+
+
+def make_tokenizer(kind: str = "byte_level", bos: bool = False, text: str = TEXT) -> PreTrainedTokenizerFast:
+    """A small tokenizer of one of the `TOKENIZERS`, trained on a text."""
+    tokenizer = _byte_level(text) if kind == "byte_level" else _metaspace(kind, text)
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.token_to_id("<|end|>"))]
@@ -147,20 +187,25 @@ def _tokenizer(bos: bool) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny_lm() -> Callable[..., LanguageModel]:
-    """Build a tiny random model: `tiny_lm("llama", bos=False, seed=0, dtype=torch.float32)`."""
+    """Build a tiny random model: `tiny_lm("llama", bos=False, seed=0, dtype=torch.float32, tokenizer="bpe")`."""
 
     def build(
-        model_type: str = "llama", *, bos: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
+        model_type: str = "llama",
+        *,
+        bos: bool = False,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        tokenizer: str = "byte_level",
     ) -> LanguageModel:
-        tokenizer = _tokenizer(bos)
+        built = make_tokenizer(tokenizer, bos)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(_config(model_type, len(tokenizer))).to(dtype)
+            model = AutoModelForCausalLM.from_config(_config(model_type, len(built))).to(dtype)
             # The usual initialisation is so small that every block is nearly the identity.
             for name, parameter in model.named_parameters():
                 if parameter.ndim == 2:
                     parameter.data.normal_(std=0.3 if "embed" in name or "wte" in name else parameter.shape[1] ** -0.5)
-        return LanguageModel(model, tokenizer)
+        return LanguageModel(model, built)
 
     return build
 
@@ -190,6 +235,64 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     return run
 
 
+class _Built(Exception):
+    """Stops the command line when its parser is there."""
+
+
+@pytest.fixture(scope="session")
+def fit_parser() -> Any:
+    """The parser of `fit`, as the command line builds it; once, for all tests that only parse."""
+    built: list[Any] = []
+
+    class OnlyParser(fit.EditingCLI):
+        def parse_arguments(self, parser: Any, args: Any) -> None:
+            built.append(parser)
+            raise _Built
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "EditingCLI", OnlyParser)
+        with pytest.raises(_Built):
+            fit.run(["fit"])
+    return built[0]._subcommands_action._name_parser_map["fit"]
+
+
+@pytest.fixture(scope="session")
+def parsed(fit_parser: Any) -> Callable[..., dict[str, Any]]:
+    """The configuration that a command line of `fit` comes to, as `--print_config` shows it."""
+
+    def parse(*args: str) -> dict[str, Any]:
+        words = literal_names(resolve_resume(resolve_group_files(["fit", *args])))
+        return yaml.safe_load(fit_parser.dump(fit_parser.parse_args(words[1:]), skip_none=False))
+
+    return parse
+
+
+HELP = """
+import logging, sys
+from sphere_pl.commands import main
+sys.argv = ["sphere_pl", "fit", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+for name in ("lightning.pytorch.trainer", "lightning.fabric.utilities.seed"):
+    logging.getLogger(name).info("a remark")
+    logging.getLogger(name).warning("a warning of %s", name)
+print("loaded:", *sys.modules)
+"""
+
+
+@pytest.fixture(scope="session")
+def fresh_help() -> tuple[str, str, set[str]]:
+    """`fit --help` in a process of its own, on a console without signs: stdout, stderr and the modules it loaded."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "WANDB_MODE": "disabled", "COLUMNS": "100"}
+    command = [sys.executable, "-c", HELP]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    out, _, modules = done.stdout.rpartition("loaded: ")
+    return out, done.stderr, set(modules.split())
+
+
 @pytest.fixture
 def requests() -> list[EditRequest]:
     """Four requests whose subjects have different numbers of tokens and different places in the prompt."""
@@ -204,6 +307,12 @@ def requests() -> list[EditRequest]:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     """Every supported model family."""
+    return str(request.param)
+
+
+@pytest.fixture(params=TOKENIZERS)
+def tokenizer_kind(request: pytest.FixtureRequest) -> str:
+    """Every way in which a text becomes tokens."""
     return str(request.param)
 
 

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from sphere_callbacks import HypersphericalEnergy, RelativeMask, SparseProjection, SpectrumRestraint
-from sphere_callbacks.functional import principal_directions
+from sphere_callbacks.functional import principal_directions, restrain_spectrum, spectral_norm
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
@@ -45,7 +45,10 @@ def build(tiny_lm, tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris.\n\nRome is a city in Italy by the sea.")
 
-    def build(model_type="llama", method=None, layers=(1, 2), dtype=torch.float32, anchor=False, contexts=2, **kwargs):
+    def build(
+        model_type="llama", method=None, layers=(1, 2), dtype=torch.float32, anchor=False, contexts=2,
+        tokenizer="byte_level", **kwargs
+    ):  # fmt: skip
         statistics = StatisticsSettings(corpus=str(corpus), tokens=20, cache_dir=str(tmp_path / "cache"))
         settings = TargetSettings(steps=6, learning_rate=0.5, clamp=4.0, weight_decay=0.0, anchor=anchor)
         editor = SequentialEditor(
@@ -58,7 +61,7 @@ def build(tiny_lm, tmp_path):
             contexts=contexts,
             **kwargs,
         )
-        editor.lm = tiny_lm(model_type, dtype=dtype)
+        editor.lm = tiny_lm(model_type, dtype=dtype, tokenizer=tokenizer, bos=tokenizer != "byte_level")
         return editor
 
     return build
@@ -105,6 +108,21 @@ def test_an_edit_raises_the_targets_probability_in_every_family(build, family, r
     bare_trainer(max_epochs=1).fit(editor, batches(requests, size=4))
     after = [a.rewrite[0].log_probability for a in answer_requests(editor.lm, requests)]
     assert sum(after) > sum(before)
+
+
+@pytest.mark.parametrize("method", ["AlphaEdit", "FT", "UltraEdit"])
+@pytest.mark.parametrize("tokenizer", ["bpe", "unigram"])
+def test_an_edit_raises_the_targets_probability_behind_a_tokenizer_with_metaspaces(
+    build, requests, bare_trainer, tokenizer, method
+):
+    from sphere_pl.evaluation.answers import answer_requests
+
+    make, layers, _ = METHODS[method]
+    editor = build(method=make(), layers=layers, tokenizer=tokenizer, contexts=0)
+    before = [a.rewrite[0].log_probability for a in answer_requests(editor.lm, requests[:2])]
+    bare_trainer(max_epochs=1).fit(editor, batches(requests[:2]))
+    after = [a.rewrite[0].log_probability for a in answer_requests(editor.lm, requests[:2])]
+    assert sum(after) > sum(before) + 0.1
 
 
 def test_the_update_is_the_paper_loop_written_out(build, requests, bare_trainer):
@@ -255,6 +273,7 @@ def test_sphere_on_both_sides_leaves_nothing_in_either(build, requests, bare_tra
 def test_rect_and_prune_compose_with_every_method(build, requests, bare_trainer, each):
     seen = Updates()
     run(build, bare_trainer, requests, each, [RelativeMask(keep=0.4), seen, SparseProjection(strength=0.5)])
+    assert len(seen.seen) == len(each[1]) * (len(requests) // each[2])
     for _, update in seen.seen:
         assert 0 < (update != 0).float().mean() < 0.45
     plain = weights_of(run(build, bare_trainer, requests, each))
@@ -300,7 +319,7 @@ def test_the_unedited_model_is_measured_once_before_the_first_edit(build, reques
     expected = [a.neighbors[0].predicted for b in loader for a in answer_requests(editor.lm, b.requests)]
     bare_trainer(max_epochs=1, val_check_interval=1).fit(editor, loader)
     assert [editor.unedited_answers[i][0] for i in range(4)] == expected
-    assert editor.before["neighborhood_agreement"] == 1.0
+    assert editor.before["neighborhood_agreement"].value == 1.0
     assert set(editor.after) == set(editor.before)
 
 
@@ -322,7 +341,9 @@ def test_validation_covers_all_edits_so_far_and_the_last_batch(build, requests, 
 def test_a_run_ends_with_a_validation_whatever_the_interval(build, requests, bare_trainer):
     editor = build()
     bare_trainer(max_epochs=1, val_check_interval=2).fit(editor, batches(requests[:3], size=1))
-    assert editor.after["efficacy"] >= 0.0
+    assert editor.evaluator.everything.efficacy.count == 3
+    assert editor.evaluator.latest.efficacy.count == 1
+    assert editor.after["efficacy"].value == float(editor.evaluator.everything.efficacy.compute())
 
 
 @pytest.mark.parametrize("wrong", [{"precision": "bf16-true"}, {"precision": "bf16-mixed"}])
@@ -419,8 +440,23 @@ def test_prune_in_a_validated_run_scores_the_restrained_weights(build, requests,
     make, layers, size = each
     L.seed_everything(0, verbose=False)
     editor = build(method=make(), layers=layers)
+    start, scored = [site.read() for site in editor.lm.sites(layers)], []
+    original = editor.on_validation_epoch_end
+
+    def spy():
+        scored.append([site.read() for site in editor.sites])
+        original()
+
+    editor.on_validation_epoch_end = spy
     trainer = bare_trainer(max_epochs=1, val_check_interval=1, callbacks=[SpectrumRestraint(project_strength=0.8)])
     trainer.fit(editor, batches(requests, size))
+    assert len(scored) == len(requests) // size
+    for before, after, seen in zip(start, editor.weights, scored[-1], strict=True):
+        change = restrain_spectrum(after.detach() - before, float(spectral_norm(before)))
+        directions = principal_directions(before, 0.5)
+        expected = before + change - 0.8 * (change @ directions) @ directions.T
+        torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
+        assert (seen - after.detach()).norm() > 0.01 * change.norm()
     plain = weights_of(run(build, bare_trainer, requests, each))
     assert all(torch.equal(a, b) for a, b in zip(plain, editor.weights, strict=True))
 

@@ -1,21 +1,34 @@
 """Every example runs as its README says, in seconds."""
 
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COMMANDS = re.findall(r"^python (examples/\S+\.py)", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
 
 
-def run(path, *arguments):
-    command = [sys.executable, path, *arguments]
-    done = subprocess.run(command, cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+# They are programs of their own: what other packages warn of is theirs to show.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an example as a program, in this process: one of its own would load PyTorch again; returns what it says."""
+    monkeypatch.chdir(EXAMPLES.parent)
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def run(path, *arguments):
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        with torch.random.fork_rng(devices=[]):
+            runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 def test_every_example_has_its_command_in_the_readme():
@@ -24,7 +37,7 @@ def test_every_example_has_its_command_in_the_readme():
 
 
 @pytest.mark.parametrize("path", COMMANDS)
-def test_a_foreign_loop_is_watched_and_its_updates_are_projected(path):
+def test_a_foreign_loop_is_watched_and_its_updates_are_projected(run, path):
     lines = [line for line in run(path, "--steps", "4").splitlines() if "loss" in line]
     assert len(lines) == (1 if "lightning" in path else 4)
     loss, energy, removed = re.search(r"loss ([\d.]+) energy ([+-][\d.]+)% removed ([\d.]+)%", lines[-1]).groups()
@@ -33,7 +46,7 @@ def test_a_foreign_loop_is_watched_and_its_updates_are_projected(path):
     assert 5 < float(removed) < 95
 
 
-def test_each_batch_of_closed_form_edits_does_what_it_is_for():
+def test_each_batch_of_closed_form_edits_does_what_it_is_for(run):
     lines = run("examples/closed_form_edits.py", "--steps", "4").splitlines()
     losses = [re.search(r"before ([\d.]+) loss ([\d.]+)", line).groups() for line in lines]
     assert len(losses) == 4
@@ -44,7 +57,7 @@ def test_each_batch_of_closed_form_edits_does_what_it_is_for():
     ("path", "second"),
     [("examples/plain_pytorch.py", "step 1 loss"), ("examples/closed_form_edits.py", "batch 1 before")],
 )
-def test_a_model_of_ones_own_is_taken(path, second, tiny_lm, tmp_path):
+def test_a_model_of_ones_own_is_taken(run, path, second, tiny_lm, tmp_path):
     lm = tiny_lm()
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)

@@ -1,6 +1,7 @@
-"""Every command and every line of Python in the README is run, or parsed where a run would need the network."""
+"""Commands, Python, records and links of the README and of docs/: run, or parsed where a run would need the network."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -8,47 +9,45 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def docs_blocks(name):
-    return re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), re.DOTALL)
-
-
-COMMANDS = [
-    line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines() if "sphere_pl fit" in line
-]
-DOCS = sorted(
-    {
-        line.split("#")[0].strip()
-        for page in (ROOT / "docs").glob("*.md")
-        for line in page.read_text().splitlines()
-        if line.strip().startswith("python -m sphere_pl fit")
-    }
-)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README, INDEX = PAGES["README.md"], PAGES["docs/README.md"]
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"  # in the Python of the first screen
 SUGGESTED = "--model.layers=[4,5,6,7,8]"  # what a `$(... locate --locate ...)` stands for
-LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(blocks("bash") + docs_blocks("locate")))
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *DOCS])
-def test_every_command_is_understood(command, monkeypatch, capsys):
-    from sphere_pl.commands import main
+def blocks(language, *pages):
+    return re.findall(rf"```{language}\n(.*?)```", "\n".join(pages or [README]), re.DOTALL)
 
+
+def lines(*pages):
+    """Every line of Bash, without its comment, and those of the blocks that are set apart by four spaces."""
+    indented = re.findall(r"^    (python .*)$", "\n".join(pages), re.MULTILINE)
+    return [line.split(" #")[0].strip() for block in blocks("bash", *pages) for line in block.splitlines()] + indented
+
+
+COMMANDS = [line for line in lines(*PAGES.values()) if line.startswith("python -m sphere_pl fit")]
+LOCATE = re.findall(r"python -m sphere_pl (locate [^)#\n]*)", "\n".join(lines(*PAGES.values())))
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_every_command_is_understood(command, parsed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in re.findall(r"--run_dir (\S+) --ckpt_path", command):  # there must be a run to resume
+        Path(name).mkdir(parents=True)
+        (Path(name) / "config.yaml").write_text("{}")
     command = re.sub(r"\$\(.*?\)", SUGGESTED, command.split("&&")[-1])
     words = shlex.split(command.replace("<hub id or folder>", "some/model"))
+    words = [word for word in words if not word.startswith("--print_config")]
     assert words[:4] == ["python", "-m", "sphere_pl", "fit"]
-    monkeypatch.setattr(sys, "argv", ["sphere_pl", *words[3:], "--print_config"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
-    assert "class_path" in capsys.readouterr().out
+    assert "class_path" in parsed(*words[4:])["model"]["method"]
 
 
 @pytest.mark.parametrize("command", sorted(set(LOCATE)))
@@ -68,16 +67,44 @@ def test_every_experiment_has_a_command():
     assert named == {f"experiment/{path.stem}" for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
 
 
+@pytest.mark.parametrize("group", ["method", "callbacks"])
+def test_every_file_of_a_group_stands_in_its_table(group):
+    page = PAGES["docs/methods.md" if group == "method" else "docs/callbacks.md"]
+    table = re.findall(rf"^\| `({group}/\w+)`", page, re.MULTILINE)
+    assert sorted(table) == sorted(f"{group}/{path.stem}" for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
 def test_the_commands_are_found():
-    assert len(COMMANDS) >= 13
+    assert len(COMMANDS) >= 30
+    assert len([line for line in lines(README) if line.startswith("python -m sphere_pl fit")]) >= 6
     assert len(set(LOCATE)) >= 3
-    assert len(blocks("python")) == 1
+    assert len(blocks("python")) == 2
 
 
-def test_every_file_that_is_linked_exists():
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 8500
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_linked_exists(page):
     """The source archive leaves the study out."""
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists() or (target.startswith("study/") and not (ROOT / "study").exists()), target
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGES[page]):
+        file = (ROOT / page).parent / target
+        in_study = file.resolve().is_relative_to(ROOT / "study")
+        assert file.exists() or (in_study and not (ROOT / "study").exists()), target
+
+
+@pytest.mark.parametrize("page", sorted({*PAGES} - {"docs/extending.md"}))
+def test_every_file_that_is_named_exists(page):
+    """The page of worked examples names the files that its reader writes."""
+    folders = r"(?:tests|sphere_pl|benchmarks|callbacks|conf|examples|docs)"
+    for name in re.findall(rf"(?<![\w./-])({folders}/[\w/.-]+\.(?:py|json|md|png|toml|txt|yaml))\b", PAGES[page]):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_index_leads_to_every_page():
+    linked = set(re.findall(r"\]\((\w[\w-]*\.md)\)", INDEX))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
 
 
 def test_the_citation_names_this_version_and_the_paper():
@@ -89,17 +116,78 @@ def test_the_citation_names_this_version_and_the_paper():
         assert part in bibtex
 
 
-def test_every_benchmark_that_is_named_answers():
-    for module in sorted(set(re.findall(r"python -m (benchmarks[.\w]*|study)", README))):
-        done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, check=False)
-        assert done.returncode == 0, done.stderr.decode()
+def test_every_benchmark_that_is_named_answers(monkeypatch, capsys):
+    """In this process: each of its own would load the same libraries again."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+    named = re.findall(r"python -m (benchmarks[.\w]*|study)", "\n".join(PAGES.values()))
+    for module in sorted({name.rstrip(".") for name in named} - {"benchmarks.readme"}):  # that one takes no arguments
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        assert (end.value.code or 0, module) == (0, module)
+        assert "usage:" in capsys.readouterr().out, module
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md"])
+def test_the_facts_of_ones_own_are_read(page, tmp_path):
+    from sphere_pl import EditDataModule
+
+    (text,) = blocks("json", PAGES[page])
+    (tmp_path / "mine.jsonl").write_text(text, encoding="utf-8")
+    data = EditDataModule("jsonl", str(tmp_path / "mine.jsonl"))
+    data.setup("fit")
+    assert len(data.requests) == len(text.splitlines()) >= 2
+    assert data.requests[0].question == "The capital of Norway is"
+
+
+def test_the_method_of_ones_own_solves_for_what_it_is_asked(tmp_path, monkeypatch, capsys):
+    from sphere_pl.commands import main
+    from sphere_pl.methods import KnownProblem
+
+    code = blocks("python")[1]
+    (tmp_path / "my_methods.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", "--model.method", "my_methods.Ridge", "--print_config"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "class_path: my_methods.Ridge" in capsys.readouterr().out
+    method = sys.modules["my_methods"].Ridge()
+    keys, residuals = 100 * torch.eye(3, 8), torch.randn(3, 5)
+    problem = KnownProblem(keys, residuals)
+    update = method.update(problem, method.initial_state(problem.weight, None))
+    torch.testing.assert_close(keys @ update.T, residuals, rtol=1e-3, atol=1e-3)
+
+
+def first_screen(model, tokenizer, folder):
+    """Run the Python of the first screen on a model in a folder; returns what it says."""
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    code = blocks("python")[0]
+    assert code.count(NAME) == 1
+    script = folder / "readme.py"
+    script.write_text(code.replace(NAME, str(folder / "model")), encoding="utf-8")
+    command = [sys.executable, script]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_of_the_first_screen_runs_on_a_tiny_model(tiny_lm, tmp_path):
+    lm = tiny_lm()
+    config = lm.model.config
+    config.num_hidden_layers = 8  # the default run edits 2 to 6
+    said = first_screen(AutoModelForCausalLM.from_config(config), lm.tokenizer, tmp_path)
+    assert "2 edits" in said
+    assert re.search(r"│ efficacy +│", said)
+    assert "The capital of Norway is" in said.splitlines()[-1]
 
 
 @pytest.mark.slow
-def test_the_python_of_the_first_screen_runs(tmp_path):
-    (code,) = blocks("python")
-    script = tmp_path / "readme.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    before, after = re.fullmatch(r"([\d.]+) -> ([\d.]+)", done.stdout.strip().splitlines()[-1]).groups()
-    assert float(after) > float(before)
+def test_the_python_of_the_first_screen_edits_both_facts(tmp_path):
+    from sphere_pl.model.loading import load_language_model
+
+    lm = load_language_model()
+    said = first_screen(lm.model, lm.tokenizer, tmp_path)
+    assert re.search(r"│ efficacy +│ +0\.000.*│ +1\.000", said)
+    assert "The capital of Norway is Bergen" in said.splitlines()[-1]

@@ -1,6 +1,7 @@
 """The house itself: imports go one way, the callbacks stand alone, and nothing rests on the study."""
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def test_rooms_import_downwards_only():
             other = f"{name}.".split(".")[1] if name.startswith("sphere_pl.") else ""
             if mine != "__init__" and other and not other.startswith("__version__"):
                 assert ROOMS.index(other) <= ROOMS.index(mine), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_line_of_rooms_stands_in_the_documents():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    line = re.search(r"```\n(errors <.*?)```", page, re.DOTALL)[1]
+    assert line.replace("<", " ").split() == ROOMS
+
+
+def test_the_tree_in_the_documents_names_every_room_and_only_what_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = re.search(r"```\nsphere_pl/\n(.*?)```", page, re.DOTALL)[1]
+    named = re.findall(r"^  (\w+)(?:/|\.py)", tree, re.MULTILINE)
+    assert sorted(named) == sorted(set(ROOMS) - {"__main__"})
+    there = {path.name for path in files("sphere_pl", "callbacks", "benchmarks", "tests")}
+    assert set(re.findall(r"\w+\.py", page)) <= there
 
 
 def test_the_callbacks_need_nothing_of_the_framework():

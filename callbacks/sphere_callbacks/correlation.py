@@ -1,7 +1,7 @@
 """Follow how the energy of the weights and the validation metrics move together."""
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -57,6 +57,8 @@ class EnergyCorrelation(Callback):
         >>> correlation.summary()
         {}
     """
+
+    summary_name: ClassVar[str] = "spearman"
 
     def __init__(self, metrics: list[str] | None = None, energy: str = "energy/mean", min_points: int = 4) -> None:
         metrics = ["val/*"] if metrics is None else metrics

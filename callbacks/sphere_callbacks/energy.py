@@ -1,7 +1,7 @@
 """Follow the hyperspherical energy of the weights from batch to batch."""
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -49,6 +49,8 @@ class HypersphericalEnergy(WeightCallback):
         ({}, {})
     """
 
+    summary_name: ClassVar[str] = "hyperspherical_energy"
+
     def __init__(
         self, s: float = 2.0, modules: str | None = None, block_size: int = 512, every_n_batches: int = 1
     ) -> None:
@@ -85,6 +87,10 @@ class HypersphericalEnergy(WeightCallback):
             energies, per_pair = self._measure(self._weights)
             log_values(trainer, pl_module, self._report(energies, per_pair))
             self.latest = energies
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return the energy of each weight ``before`` the first update and ``after`` the last measured one, by name."""
+        return {name: {"before": before, "after": self.latest[name]} for name, before in self.initial.items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:

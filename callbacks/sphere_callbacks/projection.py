@@ -85,6 +85,11 @@ class SparseProjection(WeightCallback):
         self._measured: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def label(self) -> str:
+        """What the projection adds to the name of a run; nothing if the strength is 0."""
+        return "SPHERE" if self.strength > 0 else ""
+
     @override
     @torch.no_grad()
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -71,6 +71,8 @@ class SpectrumRestraint(WeightCallback):
         >>> bool(weight.weight.norm() > 100)
         True
     """
+
+    label: ClassVar[str] = "PRUNE"
 
     def __init__(
         self, modules: str | None = None, project_cumulative_ratio: float = 0.5, project_strength: float = 0.0

@@ -1,6 +1,6 @@
 """RECT: keep only the entries of an update that change the weight most in proportion."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -42,6 +42,8 @@ class RelativeMask(WeightCallback):
         >>> callbacks = [RelativeMask(keep=0.4), SparseProjection(0.5, 0.8)]
         >>> trainer = Trainer(callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="cpu")
     """
+
+    label: ClassVar[str] = "RECT"
 
     def __init__(self, keep: float = 0.4, modules: str | None = None) -> None:
         super().__init__(modules)

@@ -1,15 +1,15 @@
 """The model card of an exported run."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from sphere_pl.evaluation.scored import Scored, Scores, from_plain, shown
 from sphere_pl.history.log import Header
 from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
-from sphere_pl.report.style import is_share
-from sphere_pl.text import numbers
 
 _SHOWN = 20
 
@@ -130,21 +130,17 @@ def _licence(source: Source) -> str:
 
 
 def _scores(results: Mapping[str, Any]) -> str:
-    before, after = (found if isinstance(found := results.get(when), dict) else {} for when in ("before", "after"))
-    names = [name for name in after if not name.endswith("_standard_error")]
-    rows = [
-        f"| {name.replace('_', ' ')} | {_number(name, before.get(name))} | {_number(name, after[name])} |"
-        for name in names
-    ]
+    held = (results.get(when) for when in ("before", "after"))
+    before, after = (from_plain(each if isinstance(each, dict) else {}) for each in held)
+    rows = [f"| {name.replace('_', ' ')} | {_number(name, before)} | {_number(name, after)} |" for name in after]
     if not rows:
         return ""
     return "\n".join(["## Before and after", "", "| | unedited | edited |", "|---|---|---|", *rows])
 
 
-def _number(name: str, value: Any) -> str:
-    if not isinstance(value, int | float):
-        return numbers.MISSING
-    return numbers.score(value) if is_share(name) else numbers.plain(value)
+def _number(name: str, scores: Scores) -> str:
+    """A score without its error, which a card has no room for."""
+    return shown(name, Scored(scores[name].value if name in scores else math.nan))
 
 
 def _edits(requests: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ _ORDER = ("model", "method", "callbacks")
 
 def config_folder() -> Path:
     """The folder with the group files: inside an installed package, at the top of a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
-from sphere_pl.report.reading import ACCURACIES, METRICS
+from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK, FURTHER, PROTOCOLS
 from sphere_pl.run.loggers import WandbSettings, logged_in
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def specification() -> tuple[Section, ...]:
                 Panel("curves", "Energy and metrics (Fig. 2, live)", (*accuracies, "energy/change")),
                 Panel("curves", "Energy, change since the start", ("energy/change", "energy/step_change")),
                 Panel("media", "Energy against metrics (Fig. 2)", ("figures/trends",)),
-                Panel("media", "Changes (Fig. 3)", tuple(f"figures/changes/{m}" for m in METRICS)),
+                Panel("media", "Changes (Fig. 3)", tuple(f"figures/changes/{m}" for m in FIRST_RANK)),
                 Panel("curves", "Spearman of levels", ("spearman/*",)),
                 Panel("curves", "Spearman of differences", ("spearman_diff/*",)),
             ),
@@ -85,9 +85,8 @@ def specification() -> tuple[Section, ...]:
             (
                 Panel("curves", "General abilities (Fig. 6)", ("abilities/*",)),
                 Panel("curves", "Drift from the unedited model", ("drift/*",)),
-                Panel("curves", "By probability", ("val/probability/*",)),
-                Panel("curves", "By generation", ("val/generation/*",)),
-                Panel("curves", "Portability, fluency", ("val/portability", "val/fluency", "val/consistency")),
+                *(Panel("curves", f"By {each.name}", (f"val/{each.prefix}*",)) for each in PROTOCOLS if each.prefix),
+                Panel("curves", "Portability, fluency", tuple(f"val/{metric}" for metric in FURTHER)),
             ),
         ),
         Section(

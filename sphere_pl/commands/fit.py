@@ -47,8 +47,9 @@ from sphere_pl.run.live import LiveReport
 from sphere_pl.run.lock import RunLock
 from sphere_pl.run.loggers import EditsLogger, WandbSettings, run_loggers
 from sphere_pl.run.preflight import MemoryPreflight
-from sphere_pl.run.results import RunResults, method_name
+from sphere_pl.run.results import RunResults
 from sphere_pl.run.shortage import shortage
+from sphere_pl.run.summaries import method_name
 from sphere_pl.run.target_table import TargetTable
 from sphere_pl.run.wandb_panels import WandbPanels
 from sphere_pl.text.names import check_name, folder_name, literal_names, load_value

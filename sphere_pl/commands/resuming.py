@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from sphere_pl.errors import UserError
 from sphere_pl.run.checkpoints import checkpoint_paths, newest_checkpoint
+from sphere_pl.run.folder import has_logged_edits
 from sphere_pl.storage.checkpoint_file import read_checkpoint
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.names import resume_command, to_yaml
@@ -92,6 +93,8 @@ def how_to_resume(run_dir: Path, checkpoints: Path, batch_size: int) -> str:
         batch_size: Edits in a batch.
     """
     paths = checkpoint_paths(checkpoints)
+    if not paths and has_logged_edits(run_dir):
+        return "No checkpoint had been written yet; the same command with --overwrite begins again."
     if not paths:
         return "Nothing had been edited and saved yet; the same command begins again."
     batches = int(paths[-1].stem.rpartition("-")[2])

@@ -16,14 +16,13 @@ from sphere_pl.commands.wording import options
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
+from sphere_pl.evaluation.scored import Scored, from_plain, shown, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.console import as_shown, say
 from sphere_pl.progress import tracking
-from sphere_pl.report.style import is_share
-from sphere_pl.run.results import finite
+from sphere_pl.run.summaries import plain
 from sphere_pl.storage.files import write_text
-from sphere_pl.text import numbers
 from sphere_pl.text.usage import program
 
 
@@ -51,7 +50,7 @@ def main(args: Sequence[str]) -> None:
         unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, track)
         state.edit()
         after = score_requests(state.lm, requests, settings, unedited.neighbors, track)
-    scores = finite(
+    scores = plain(
         {
             "run_dir": str(state.run.folder),
             "model": state.run.history.header.model,
@@ -60,8 +59,8 @@ def main(args: Sequence[str]) -> None:
             "records": len(requests),
             "own_records": not rest,
             "data": None if data is None else data.extent,
-            "before": unedited.scores,
-            "after": after,
+            "before": to_plain(unedited.scores),
+            "after": to_plain(after),
         }
     )
     out = given.out or state.run.folder / "validation.json"
@@ -128,20 +127,9 @@ def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
-    for name in scores["after"]:
-        if not name.endswith("_standard_error"):
-            table.add_row(
-                name.replace("_", " "),
-                *(as_shown(_number(scores[when], name), console) for when in ("before", "after")),
-            )
+    before, after = from_plain(scores["before"]), from_plain(scores["after"])
+    for name in after:
+        cells = (shown(name, each.get(name, Scored(math.nan))) for each in (before, after))
+        table.add_row(name.replace("_", " "), *(as_shown(cell, console) for cell in cells))
     console.print(table)
     say(f"Written to {out}", console)
-
-
-def _number(scores: Mapping[str, float | None], name: str) -> str:
-    value, error = scores.get(name), scores.get(f"{name}_standard_error")
-    if value is None:
-        return numbers.MISSING
-    if not is_share(name):
-        return numbers.plain(value)
-    return numbers.score(value, math.nan if error is None else error)

@@ -8,6 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sphere_callbacks.functional import computes_in_double
+from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
@@ -24,6 +25,26 @@ def check_arguments(method: object, contexts: int, context_length: int) -> None:
         raise UserError(f"`method={method!r}` is no editing method. Subclass `sphere_pl.methods.Method`.")
     if contexts < 0 or context_length < 2:
         raise UserError(f"`contexts={contexts}` must be at least 0 and `context_length={context_length}` at least 2.")
+
+
+def check_run(
+    trainer: "L.Trainer",
+    method: Method,
+    layers: Sequence[int],
+    targets: TargetSettings,
+    device_map: DeviceMap,
+) -> None:
+    """Refuse a strategy, a device or a method that cannot do what is asked of it, before anything is loaded.
+
+    Raises:
+        MisconfigurationException: Saying what does not go together.
+    """
+    check_strategy(device_map, trainer)
+    check_precision(trainer.strategy.root_device)
+    check_method(method, layers, targets)
+    datamodule = getattr(trainer, "datamodule", None)
+    if isinstance(datamodule, EditDataModule):
+        check_batch_size(method, datamodule.batch_size)
 
 
 def check_method(method: Method, layers: Sequence[int], targets: TargetSettings) -> None:

@@ -1,6 +1,7 @@
 """What a run settles before its first batch: its requests, contexts, pass size, method states and anchors."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -11,12 +12,13 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size
 from sphere_pl.editing.guard import diagnose, report_statistics
-from sphere_pl.editing.memory_estimate import Need, batch_of, need, shapes_of
+from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
 from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
+from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import check_length
 from sphere_pl.process.failures import doing
@@ -41,39 +43,53 @@ def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
     return loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
 
 
-def check_lengths(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
-    """Refuse requests that are too long now, not after hours.
+class Preparation(NamedTuple):
+    """What is settled from the model and the settings alone.
 
-    Raises:
-        UserError: If one has no room behind the longest context template.
-    """
-    longest = max(contexts, key=len)
-    for request in requests:
-        check_length(lm.tokenizer, request, longest, lm.config.max_position_embeddings)
-
-
-def memory_need(
-    lm: LanguageModel,
-    sites: Sequence[EditSite],
-    method: Method,
-    batch: Sequence[EditRequest],
-    contexts: tuple[int, int],
-    home: torch.device | None,
-    max_tokens: int,
-) -> Need:
-    """What a run over such batches will need.
-
-    Args:
+    Attributes:
         lm: The language model.
         sites: The matrices to edit.
         method: The method.
-        batch: The requests of one batch.
-        contexts: How many context templates, the empty one included, and how many tokens each has.
+        contexts: How many context templates to sample.
+        context_length: Tokens of each.
+        max_tokens: Tokens in one forward pass as the user has set them; None takes as many as memory allows.
         home: Where moments and states are held; beside the matrices if None.
-        max_tokens: Tokens in one forward pass.
     """
-    elsewhere = home is not None and home.type != lm.device.type
-    return need(shapes_of(lm.model, sites), batch_of(lm, batch, *contexts, max_tokens), method, elsewhere)
+
+    lm: LanguageModel
+    sites: Sequence[EditSite]
+    method: Method
+    contexts: int
+    context_length: int
+    max_tokens: int | None
+    home: torch.device | None
+
+    def memory_need(self, batch: Sequence[EditRequest], max_tokens: int) -> Need:
+        """What a run over such batches will need with so many tokens in one forward pass."""
+        lm, elsewhere = self.lm, self.home is not None and self.home.type != self.lm.device.type
+        about = batch_of(lm, batch, self.contexts + 1, self.context_length, max_tokens)
+        return need(shapes_of(lm.model, self.sites), about, self.method, elsewhere)
+
+    def tokens_at_once(self, batch: Sequence[EditRequest]) -> int:
+        """Tokens in one forward pass: as set, or as many as memory allows for such a batch."""
+        available = sum(map(capacity, {parameter.device for parameter in self.lm.model.parameters()}))
+        return self.max_tokens or fitting_tokens(available, lambda tokens: self.memory_need(batch, tokens))
+
+    @doing("sampling context templates")
+    def sample_contexts(self, seed: int) -> list[str]:
+        """Context templates, the empty one first; that alone for a method that needs no targets."""
+        count = self.contexts if self.method.needs_targets else 0
+        return sample_contexts(self.lm, count=count, length=self.context_length, seed=seed)
+
+    def check_lengths(self, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
+        """Refuse requests that are too long now, not after hours.
+
+        Raises:
+            UserError: If one has no room behind the longest context template.
+        """
+        longest = max(contexts, key=len)
+        for request in requests:
+            check_length(self.lm.tokenizer, request, longest, self.lm.config.max_position_embeddings)
 
 
 @doing("preparing second moments and the method")

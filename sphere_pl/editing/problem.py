@@ -5,6 +5,7 @@ Shapes: `n` requests, `d` hidden size.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from sphere_pl.data.request import EditBatch
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.likelihood import TargetLikelihood
+from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.targets import Targets, TargetSettings
+from sphere_pl.editing.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.methods.base import Method
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.methods.problem import LayerProblem
@@ -84,10 +86,11 @@ class ModelBatch(BatchProblem):
         weights: The float32 matrices that it follows.
         batch: The requests.
         posing: How they are put to the method.
-        find_targets: Finds the target values of the batch; called at once if the method needs them, since they belong
-            to the model as it is before the batch.
+        find_targets: Finds the target values of the batch, as `optimize_targets` does. Called at once if the method
+            needs them, since they belong to the model as it is before the batch.
 
     Attributes:
+        places: Where in the stream the batch lies.
         targets: The target values; None for methods that need none.
         remembered: Keys that the method has asked for after the edit, by matrix.
     """
@@ -98,13 +101,24 @@ class ModelBatch(BatchProblem):
         weights: Sequence[Tensor],
         batch: EditBatch,
         posing: Posing,
-        find_targets: Callable[[], Targets],
+        find_targets: Callable[["ModelBatch"], Targets],
     ) -> None:
         self.lm, self.weights, self.batch, self.posing = lm, weights, batch, posing
         self.case_ids, self.start = [request.case_id for request in batch.requests], batch.start
-        self.targets = find_targets() if posing.method.needs_targets else None
+        self.places = slice(batch.start, batch.start + len(batch.requests))  # in the stream
+        self.targets = find_targets(self) if posing.method.needs_targets else None
         self._asked: list[_ModelProblem] = []
         self.remembered: dict[int, Tensor] = {}
+
+    def optimize_targets(self, settings: TargetSettings) -> Targets:
+        """Optimise this process's share of the target values, and gather all."""
+        posing, n = self.posing, len(self.batch.requests)
+        share, settings = posing.shares.mine(self.batch.requests), replace(settings, max_tokens=posing.max_tokens)
+        if any(site.output.norm is not None for site in posing.sites):
+            part = optimize_outputs(self.lm, share, posing.contexts, posing.sites, settings)
+        else:
+            part = optimize_targets(self.lm, share, posing.contexts, posing.sites[-1].layer, settings)
+        return Targets(*(posing.shares.together(each, n) for each in part))
 
     def at(self, layer: int) -> LayerProblem:
         """See `BatchProblem`."""

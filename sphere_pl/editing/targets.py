@@ -107,7 +107,7 @@ class Targets(NamedTuple):
             >>> targets.anchored(torch.tensor([10.0])).values
             tensor([[6., 8.]])
         """
-        return self._replace(values=self.values * (norms / self.values.norm(dim=1))[:, None])
+        return self._replace(values=self.values * (norms.to(self.values) / self.values.norm(dim=1))[:, None])
 
     def unconverged(self, settings: TargetSettings) -> Tensor:
         """Which requests ran out of steps before their loss fell below `stop_loss`, `[n]`; NaN has not converged."""

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from types import MappingProxyType
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sphere_pl.evaluation.metrics import (
     RecordMean,
     Specificity,
 )
+from sphere_pl.evaluation.scored import Scored, Scores
 from sphere_pl.evaluation.scoring import Answer, answer
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt
@@ -63,18 +65,31 @@ def prompts(request: EditRequest) -> tuple[list[Prompt], list[Prompt], list[Prom
     )
 
 
+# The accuracies of a validation: how each is counted, and on the answers to which prompts.
+TEACHER_FORCED: Mapping[
+    str, tuple[type[RecordAccuracy], Literal["rewrite", "paraphrases", "neighbors", "portability"]]
+] = MappingProxyType(
+    {
+        "efficacy": (Efficacy, "rewrite"),
+        "generalization": (Generalization, "paraphrases"),
+        "specificity": (Specificity, "neighbors"),
+        "portability": (Portability, "portability"),
+    }
+)
+
+
 class EditingMetrics(nn.Module):
     """The teacher-forced metrics of a set of edits.
 
     Every request adds to those metrics that it has prompts for.
     """
 
+    neighborhood_agreement: NeighborhoodAgreement
+
     def __init__(self) -> None:
         super().__init__()
-        self.efficacy = Efficacy()
-        self.generalization = Generalization()
-        self.specificity = Specificity()
-        self.portability = Portability()
+        for name, (kind, _) in TEACHER_FORCED.items():
+            self.add_module(name, kind())
         self.neighborhood_agreement = NeighborhoodAgreement()
 
     def update(
@@ -88,19 +103,14 @@ class EditingMetrics(nn.Module):
             unedited: What the unedited model answered to the neighbours, by place in the stream; a request that is
                 not in it does not count for agreement.
         """
-        for metric, kind in (
-            (self.efficacy, "rewrite"),
-            (self.generalization, "paraphrases"),
-            (self.specificity, "neighbors"),
-            (self.portability, "portability"),
-        ):
+        for name, (_, prompts_of) in TEACHER_FORCED.items():
             rows = [
                 (place, a.predicted, a.target)
                 for place, each in zip(places, answers, strict=True)
-                for a in cast(list[Answer], getattr(each, kind))
+                for a in cast(list[Answer], getattr(each, prompts_of))
                 if a.target
             ]
-            _update(metric, rows)
+            _update(cast(RecordAccuracy, getattr(self, name)), rows)
         agreement = [
             (place, a.predicted, list(before))
             for place, each in zip(places, answers, strict=True)
@@ -113,12 +123,12 @@ class EditingMetrics(nn.Module):
         """All means, NaN where there was nothing to count."""
         return {name: mean_of(metric) for name, metric in self._metrics()}
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> Scores:
         """Means and standard errors over records, without those that are undefined."""
         return means_and_errors(dict(self._metrics()))
 
     def reset(self) -> None:
-        """Start anew."""
+        """Start again."""
         for _, metric in self._metrics():
             metric.reset()
 
@@ -126,11 +136,15 @@ class EditingMetrics(nn.Module):
         return [(name, metric) for name, metric in self.named_children() if isinstance(metric, RecordAccuracy)]
 
 
-def means_and_errors(metrics: Mapping[str, RecordMean]) -> dict[str, float]:
-    """Means and standard errors over records, by name; without those that cannot be computed from what there is."""
-    means = {name: float(mean_of(metric)) for name, metric in metrics.items()}
-    errors = {f"{name}_standard_error": float(metric.standard_error()) for name, metric in metrics.items()}
-    return {name: value for name, value in (means | errors).items() if not math.isnan(value)}
+def means_and_errors(metrics: Mapping[str, RecordMean]) -> Scores:
+    """Means and standard errors over records, by name; without means that cannot be computed from what there is."""
+    measured = {name: (float(mean_of(metric)), float(metric.standard_error())) for name, metric in metrics.items()}
+    # One NaN for all: another one would make equal scores differ.
+    return {
+        name: Scored(mean, math.nan if math.isnan(error) else error)
+        for name, (mean, error) in measured.items()
+        if not math.isnan(mean)
+    }
 
 
 def mean_of(metric: RecordMean) -> Tensor:

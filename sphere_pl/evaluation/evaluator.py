@@ -11,8 +11,10 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import beginning, read_corpus
 from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests
 from sphere_pl.evaluation.cases import answer_cases, case_prompts, failed_edits
-from sphere_pl.evaluation.protocols import generation_scores, probability_scores
+from sphere_pl.evaluation.metrics.table import BY_AGE, PROTOCOLS
+from sphere_pl.evaluation.protocols import SAMPLED
 from sphere_pl.evaluation.sample import AGES, ScoringBatch, age_of, fixed_sample
+from sphere_pl.evaluation.scored import Scored, Scores
 from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
@@ -20,7 +22,6 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import UNEDITED, Track, untracked
 
 EDITED, TEXTS = "edited model", "text and free answers"  # what the passes after the teacher-forced one are called
-RETAINED = ("efficacy", "generalization")
 NeighborAnswers = Mapping[int, Sequence[Sequence[int]]]
 
 
@@ -28,12 +29,12 @@ class Unedited(NamedTuple):
     """What is kept of the unedited model; nothing of it can be measured again once it is edited.
 
     Attributes:
-        scores: Its scores, by name, with their standard errors.
+        scores: Its scores, by name.
         neighbors: Its answers to the neighbours of each request, as tokens, by place in the stream.
         cases: What it writes behind the prompts of the cases.
     """
 
-    scores: dict[str, float]
+    scores: Scores
     neighbors: dict[int, list[list[int]]]
     cases: list[str]
 
@@ -126,14 +127,14 @@ class Evaluator(nn.Module):
         batch_start: int,
         unedited: NeighborAnswers,
         track: Track = untracked,
-    ) -> dict[str, float]:
+    ) -> Scores:
         """Hold the last validation at once, outside of Lightning's; see `begin` and `scores`."""
         self.begin(edits, batch_start, last=True)
         for batch in track(self.batches(), EDITED, -(-edits // self.settings.batch_size)):
             self.add(lm, batch, unedited)
         return self.scores(lm, track)
 
-    def scores(self, lm: LanguageModel, track: Track = untracked) -> dict[str, float]:
+    def scores(self, lm: LanguageModel, track: Track = untracked) -> Scores:
         """End a validation: what results.json says about the edited model."""
         if not self.last:
             return {**self.everything.summary(), **self.perplexity(lm)}
@@ -142,13 +143,13 @@ class Evaluator(nn.Module):
             scores |= measure(lm)
         return scores
 
-    def scalars(self, scores: Mapping[str, float]) -> dict[str, float]:
+    def scalars(self, scores: Mapping[str, Scored]) -> dict[str, float]:
         """What is logged of a validation: the scores, the last batch's, and accuracy by age; NaN left out."""
-        logged = {f"val/{name}": value for name, value in scores.items() if not name.endswith("_standard_error")}
+        logged = {f"val/{name}": score.value for name, score in scores.items()}
         logged |= {f"batch/{name}": float(value) for name, value in self.latest.compute().items()}
         for age in AGES:
             found = cast(EditingMetrics, self.ages[age]).compute()
-            logged |= {f"retention/{age}/{name}": float(found[name]) for name in RETAINED}
+            logged |= {f"retention/{age}/{name}": float(found[name]) for name in BY_AGE}
         return {name: value for name, value in logged.items() if not math.isnan(value)}
 
     def failed(self, lm: LanguageModel) -> list[dict[str, str]]:
@@ -165,19 +166,19 @@ class Evaluator(nn.Module):
 
     # ------------------------------------------------------------------ parts
 
-    def sampled_scores(self, lm: LanguageModel) -> dict[str, float]:
+    def sampled_scores(self, lm: LanguageModel) -> Scores:
         """The protocols beside teacher forcing, and free texts, on the fixed sample."""
         settings = self.settings
-        chosen, scores = self._sample(settings.sample), dict[str, float]()
-        if "probability" in settings.protocols:
-            scores |= _prefixed("probability", probability_scores(lm, chosen))
-        if "generation" in settings.protocols:
-            scores |= _prefixed("generation", generation_scores(lm, chosen))
+        chosen, scores = self._sample(settings.sample), Scores()
+        for protocol in PROTOCOLS:
+            if protocol.name in settings.protocols and protocol.name in SAMPLED:
+                measured = SAMPLED[protocol.name](lm, chosen)
+                scores |= {protocol.prefix + name: score for name, score in measured.items()}
         if settings.texts:
             scores |= text_scores(lm, self._sample(settings.texts), self.references, settings.seed)
         return scores
 
-    def perplexity(self, lm: LanguageModel) -> dict[str, float]:
+    def perplexity(self, lm: LanguageModel) -> Scores:
         """`perplexity` on the held-out text; nothing if it is turned off."""
         if self.settings.perplexity_tokens == 0:
             return {}
@@ -185,7 +186,7 @@ class Evaluator(nn.Module):
             documents = read_corpus(self.settings.text) if self.settings.text else [heldout_text()]
             # Characters enough for the tokens, however many documents there are.
             self._text = beginning(documents, 20 * self.settings.perplexity_tokens)
-        return {"perplexity": perplexity(lm, self._text, self.settings.perplexity_tokens)}
+        return {"perplexity": Scored(perplexity(lm, self._text, self.settings.perplexity_tokens))}
 
     def _sample(self, size: int) -> list[EditRequest]:
         return [self.requests[place] for place in fixed_sample(len(self.requests), size, self.settings.seed)]
@@ -200,8 +201,8 @@ def score_requests(
     settings: EvaluationSettings = EvaluationSettings(),
     unedited: NeighborAnswers | None = None,
     track: Track = untracked,
-) -> dict[str, float]:
-    """Score a model on requests outside a fit, under the names of results.json.
+) -> Scores:
+    """Score a model on requests outside a fit, by the names of results.json.
 
     Args:
         lm: The language model, edited or not.
@@ -224,7 +225,3 @@ def _update(
 
 def _tokens(answers: Answers) -> list[list[int]]:
     return [neighbor.predicted for neighbor in answers.neighbors]
-
-
-def _prefixed(prefix: str, scores: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in scores.items()}

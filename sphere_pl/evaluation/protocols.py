@@ -1,7 +1,8 @@
 """The protocols beside teacher forcing: two answers compared by probability, and answers written freely."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -9,11 +10,14 @@ import torch
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.answers import means_and_errors
 from sphere_pl.evaluation.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
+from sphere_pl.evaluation.metrics.table import PROTOCOLS
+from sphere_pl.evaluation.scored import Scores
 from sphere_pl.evaluation.scoring import answer
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt
 
+_METRICS = {protocol.name: protocol.metrics for protocol in PROTOCOLS}
 ALONE = {"sync_on_compute": False}  # every process scores the whole sample
 
 
@@ -36,7 +40,7 @@ class Question(NamedTuple):
     accepted: tuple[str, ...]
 
 
-def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[str, float]:
+def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:
     """ROME's scores and magnitudes: is the wanted answer likelier than the other one, and by how much.
 
     Returns:
@@ -49,7 +53,7 @@ def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> di
     for pair in pairs:
         rows[pair.metric].append((next(scores), next(scores), pair.record))
     metrics: dict[str, RecordMean] = {}
-    for name in ("efficacy", "generalization", "specificity"):
+    for name in _METRICS["probability"]:
         kinds = {name: ProbabilitySuccess(**ALONE), f"{name}_magnitude": ProbabilityMagnitude(**ALONE)}
         for metric in kinds.values() if rows[name] else ():
             wanted, other, record = (torch.tensor(column) for column in zip(*rows[name], strict=True))
@@ -69,7 +73,7 @@ def _comparisons(record: int, request: EditRequest) -> Iterator[Comparison]:
             yield Comparison("specificity", record, text, right.strip(), new)
 
 
-def generation_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[str, float]:
+def generation_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:
     """Share of prompts whose freely written answer begins with an accepted one; the model sees none of them.
 
     Returns:
@@ -78,7 +82,7 @@ def generation_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> dic
     questions = [each for record, request in enumerate(requests) for each in _questions(record, request)]
     texts = _written(lm, questions)
     metrics: dict[str, RecordMean] = {}
-    for name in ("efficacy", "generalization", "specificity", "portability"):
+    for name in _METRICS["generation"]:
         chosen = [(each, text) for each, text in zip(questions, texts, strict=True) if each.metric == name]
         metrics[name] = metric = AnswerMatch(**ALONE)
         if chosen:
@@ -111,3 +115,9 @@ def _questions(record: int, request: EditRequest) -> Iterator[Question]:
             yield Question("specificity", record, text, (right,))
     for text, accepted in zip(request.portability, request.portability_answers, strict=False):
         yield Question("portability", record, text, accepted)
+
+
+# What measures each protocol beside teacher forcing, which every validation measures.
+SAMPLED: Mapping[str, Callable[[LanguageModel, Sequence[EditRequest]], Scores]] = MappingProxyType(
+    {"probability": probability_scores, "generation": generation_scores}
+)

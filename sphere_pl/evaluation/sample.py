@@ -1,7 +1,10 @@
 """Which records are looked at where not all are: always the same ones."""
 
 import random
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
+
+from torch.utils.data import IterableDataset
 
 from sphere_pl.data.request import EditRequest
 
@@ -45,3 +48,19 @@ def age_of(place: int, edits: int) -> str:
         ['earliest', 'earliest', 'middle', 'middle', 'latest', 'latest']
     """
     return AGES[3 * place // edits]
+
+
+class ScoredEdits(IterableDataset[ScoringBatch]):
+    """Edited requests in scoring batches.
+
+    Iterable, so that Lightning asks for them each time: a map-style data set would keep its first length.
+
+    Args:
+        begin: Begins a validation and gives its batches.
+    """
+
+    def __init__(self, begin: Callable[[], Iterator[ScoringBatch]]) -> None:
+        self.begin = begin
+
+    def __iter__(self) -> Iterator[ScoringBatch]:
+        return self.begin()

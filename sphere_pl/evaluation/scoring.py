@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.prefix_tree import WIDTH, Forest, batch_forests, plant
+from sphere_pl.evaluation.prefix_tree import WIDTH, PrefixTree, batch_trees, prefix_trees
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, Tokens, micro_batches, pad, tokenize
 
@@ -49,29 +49,29 @@ def answer(lm: LanguageModel, prompts: Sequence[Prompt], max_tokens: int = 4096)
     # A target's last token is predicted, never read.
     read = [entry.ids[:-1] if entry.target else entry.ids for entry in tokens]
     share = lm.takes_masks(max(map(len, read)))
-    forests = plant(read, WIDTH if share else 0)
+    trees = prefix_trees(read, WIDTH if share else 0)
     answers: dict[int, Answer] = {}
-    for rows in micro_batches([len(forest.ids) for forest in forests], max_tokens):
-        chosen = [forests[row] for row in rows]
+    for rows in micro_batches([len(tree.ids) for tree in trees], max_tokens):
+        chosen = [trees[row] for row in rows]
         answers |= _answer(lm, chosen, tokens, _states(lm, chosen, share))
     return [answers[index] for index in range(len(prompts))]
 
 
-def _states(lm: LanguageModel, forests: list[Forest], share: bool) -> Tensor:
+def _states(lm: LanguageModel, trees: list[PrefixTree], share: bool) -> Tensor:
     """Output of the last block, shape `[rows, columns, d]`."""
     if not share:
-        return last_hidden(lm, *pad([forest.ids for forest in forests], lm.pad_id, lm.device))
-    calls = lm.block_calls(*batch_forests(forests, lm.pad_id, lm.dtype, lm.device))
+        return last_hidden(lm, *pad([tree.ids for tree in trees], lm.pad_id, lm.device))
+    calls = lm.block_calls(*batch_trees(trees, lm.pad_id, lm.dtype, lm.device))
     return lm.run(calls.hidden, calls, 0, lm.n_layers)
 
 
-def _answer(lm: LanguageModel, forests: list[Forest], tokens: list[Tokens], hidden: Tensor) -> dict[int, Answer]:
+def _answer(lm: LanguageModel, trees: list[PrefixTree], tokens: list[Tokens], hidden: Tensor) -> dict[int, Answer]:
     """Answers of all sequences in some rows, by their number; each place is predicted once."""
     places: dict[tuple[int, int], int] = {}
     asked: dict[int, list[int]] = {}
     labels: list[int] = []
-    for row, forest in enumerate(forests):
-        for number, path in forest.paths.items():
+    for row, tree in enumerate(trees):
+        for number, path in tree.paths.items():
             width = max(1, len(tokens[number].target))
             asked[number] = [places.setdefault((row, place), len(places)) for place in path[-width:]]
             labels += tokens[number].target or [0]

@@ -12,15 +12,14 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.answers import means_and_errors
 from sphere_pl.evaluation.metrics import Consistency, Fluency, RecordMean
 from sphere_pl.evaluation.protocols import ALONE
+from sphere_pl.evaluation.scored import Scores
 from sphere_pl.model.generation import free_texts
 from sphere_pl.model.language_model import LanguageModel
 
 References = Mapping[tuple[str, str], Sequence[str]]
 
 
-def text_scores(
-    lm: LanguageModel, requests: Sequence[EditRequest], references: References | None, seed: int
-) -> dict[str, float]:
+def text_scores(lm: LanguageModel, requests: Sequence[EditRequest], references: References | None, seed: int) -> Scores:
     """Fluency, and consistency with reference texts if there are any.
 
     Args:

@@ -32,6 +32,24 @@ def _hash(request: EditRequest) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
+def check_model(saved: str, now: str, name: str) -> None:
+    """Refuse to resume on another model.
+
+    Args:
+        saved: Fingerprint of the unedited model that the checkpoint was written for.
+        now: Fingerprint of the model at hand.
+        name: Its name.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if saved != now:
+        raise UserError(
+            f"The checkpoint was written for another model, or another version of it, than {name!r} is now: the "
+            "unedited weights differ. Give --model.name and --model.dtype of the run that wrote it."
+        )
+
+
 def check_requests(saved: Tensor, requests: Sequence[EditRequest]) -> None:
     """Refuse to go on with other data.
 

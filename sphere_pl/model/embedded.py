@@ -20,6 +20,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 
 from sphere_pl.errors import UserError
+from sphere_pl.model.gguf import dequantized
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model whose weights the package carries in 4 bits
@@ -120,12 +121,10 @@ def _check_sha256(gguf: Path) -> None:
 
 def _convert(gguf: Path, folder: Path) -> Path:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    ).half()
+    model = AutoModelForCausalLM.from_pretrained(**source, **dequantized(), dtype=torch.float32).half()
     # The model refuses save_pretrained as long as it believes it is quantised.
     model.config.__dict__.pop("quantization_config", None)
     model.config.dtype = torch.float16

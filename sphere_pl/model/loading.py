@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -24,7 +23,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.model.families import ARCHITECTURES, architecture_of
 from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_model, suggestion
-from sphere_pl.model.gguf import gguf_dtype
+from sphere_pl.model.gguf import dequantized, gguf_dtype
 from sphere_pl.model.hub import hub_trouble
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.self_check import check_parts
@@ -233,7 +232,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     dtype = source.dtype if dtype == "auto" else dtype
     if source.gguf:
         # The configuration is there: to read it from the file again takes seconds.
-        placing |= {"quantization_config": GgufConfig(dequantize=True), "config": opened.config}
+        placing |= {**dequantized(), "config": opened.config}
     with _quiet(), _as_user_error(source, device_map):
         load: Any = AutoModelForCausalLM.from_pretrained  # typed as if it returned the model alone
         loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
@@ -244,10 +243,10 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
         _forget_quantisation(model, dtype)
     _check_complete(source.name, info)
     _check_vocabulary(source.name, model, opened.tokenizer)
+    _check_whole(model)
     _check_room(model)
     _check_finite(source.name, model)
     lm = LanguageModel(model, opened.tokenizer, opened.architecture)
-    _check_whole(lm)
     check_parts(lm)
     return lm
 
@@ -323,10 +322,11 @@ def _placement(device_map: DeviceMap) -> dict[str, Any]:
     return {"device_map": device_map}
 
 
-def _check_whole(lm: LanguageModel) -> None:
+def _check_whole(model: PreTrainedModel) -> None:
     """Refuse blocks that are cut in pieces."""
-    for layer in range(lm.n_layers):
-        devices = {str(parameter.device) for parameter in lm.block(layer).parameters()}
+    path = architecture_of(model.config.model_type).block
+    for layer in range(model.config.get_text_config().num_hidden_layers):
+        devices = {str(parameter.device) for parameter in model.get_submodule(path.format(layer)).parameters()}
         if len(devices) > 1:
             raise UserError(
                 f"The device map puts block {layer} on several devices ({', '.join(sorted(devices))}). Keep each block "

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK, is_share
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.figures import (
     PERCENT,
@@ -19,8 +20,8 @@ from sphere_pl.report.figures import (
 )
 from sphere_pl.report.fits import MIN_POINTS, Changes, changes
 from sphere_pl.report.groups import Group, pairs
-from sphere_pl.report.reading import ACCURACIES, METRICS, RunData, correlations
-from sphere_pl.report.style import BLUE, FAINT, INK, is_share, label
+from sphere_pl.report.reading import RunData, correlations
+from sphere_pl.report.style import BLUE, FAINT, INK, label
 
 
 def course_figures(groups: Sequence[Group], columns: Sequence[str]) -> dict[str, Drawing]:
@@ -49,7 +50,7 @@ def trend_figures(groups: Sequence[Group]) -> dict[str, Drawing]:
 def cloud_figures(groups: Sequence[Group]) -> dict[str, Drawing]:
     """Changes of each metric against changes of the energy, an ellipse for each group, one line for all (Fig. 3)."""
     drawn = {}
-    for metric in METRICS:
+    for metric in FIRST_RANK:
         clouds = [(group, _cloud(group, metric)) for group in groups]
         points = [(x, y) for _, cloud in clouds for x, y in zip(cloud.x, cloud.y, strict=True)]
         if len(points) + 1 >= MIN_POINTS:

@@ -3,7 +3,8 @@
 from itertools import dropwhile
 from typing import NamedTuple
 
-from sphere_pl.report.reading import METRICS, RunData
+from sphere_pl.evaluation.metrics.table import FIRST_RANK
+from sphere_pl.report.reading import RunData
 
 BOUND = 0.6
 
@@ -38,6 +39,6 @@ def collapse(run: RunData, bound: float = BOUND) -> Collapse | None:
     fallen = [edits for edits, value in worked if not value >= bound]
     if not fallen:
         return None
-    names = [*(f"val/{metric}" for metric in METRICS), "energy/change"]
+    names = [*(f"val/{metric}" for metric in FIRST_RANK), "energy/change"]
     at = {name: dict(zip(*run.series(name), strict=True)) for name in names}
     return Collapse(int(fallen[0]), {name: values[fallen[0]] for name, values in at.items() if fallen[0] in values})

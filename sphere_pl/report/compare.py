@@ -5,12 +5,13 @@ from html import escape
 from pathlib import Path
 
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK
 from sphere_pl.report import across
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.groups import Group, blocks, group_runs
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table
 from sphere_pl.report.page import REFRESH, coefficient, footer
-from sphere_pl.report.reading import ACCURACIES, METRICS, correlations, read_run
+from sphere_pl.report.reading import correlations, read_run
 from sphere_pl.report.style import label
 from sphere_pl.report.tables import csv_table, html_table, latex_table
 from sphere_pl.storage.files import write_text
@@ -114,9 +115,9 @@ def _trends(groups: Sequence[Group]) -> Html:
 def _correlations(groups: Sequence[Group]) -> Html:
     """Spearman's coefficients of the differences, for each group's first run."""
     found = {group.label: correlations(group.runs[0]) for group in groups}
-    head = ("ρ of differences", *map(label, METRICS))
+    head = ("ρ of differences", *map(label, FIRST_RANK))
     rows = [
-        (escape(name), *(coefficient(each[metric].differences) if metric in each else "–" for metric in METRICS))
+        (escape(name), *(coefficient(each[metric].differences) if metric in each else "–" for metric in FIRST_RANK))
         for name, each in found.items()
     ]
     return table(head, rows)

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
+from sphere_pl.evaluation.metrics.table import ACCURACIES, METRICS, PROTOCOLS, is_share
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.figures import PERCENT, PLAIN, axis_type, curve
-from sphere_pl.report.reading import ACCURACIES, RunData
-from sphere_pl.report.style import BLUE, GREEN, METHOD_COLORS, PURPLE, SYMBOLS, VERMILLION, is_share, label
+from sphere_pl.report.reading import RunData
+from sphere_pl.report.style import BLUE, COLORS, METHOD_COLORS, PURPLE, SYMBOLS, VERMILLION, label
 
-FURTHER = ("portability", "fluency", "consistency")
+# Metrics that no other figure draws: perplexity stands below the energy.
+FURTHER = tuple(metric.name for metric in METRICS if metric.name not in {*ACCURACIES, "perplexity"})
 MOST_OTHERS = 40
 
 
@@ -26,11 +28,6 @@ class Line(NamedTuple):
     symbol: str = "circle"
 
 
-_PROTOCOLS = (
-    ("", "teacher-forced", BLUE, "solid", "circle"),
-    ("probability/", "probability", GREEN, "dash", "diamond"),
-    ("generation/", "generation", VERMILLION, "dot", "square"),
-)
 _AGES = (
     ("earliest", VERMILLION, "solid", "diamond"),
     ("middle", PURPLE, "dash", "square"),
@@ -45,14 +42,17 @@ def protocol_figures(run: RunData) -> dict[str, Drawing]:
     """For each accuracy that was scored by more than teacher forcing, a curve for each protocol."""
     found = {}
     for metric in ACCURACIES:
-        lines = [Line(f"val/{start}{metric}", *look) for start, *look in _PROTOCOLS]
+        lines = [
+            Line(f"val/{each.prefix}{metric}", each.label, COLORS[each.color], each.dash, each.symbol)
+            for each in PROTOCOLS
+        ]
         if any(run.series(line.column).edits for line in lines[1:]):
             found[metric] = lines_figure(run, lines)
     return _present(found)
 
 
 def further_figures(run: RunData) -> dict[str, Drawing]:
-    """Portability, fluency and consistency."""
+    """Portability, fluency, consistency: metrics that the figures of accuracies and energy leave out."""
     return _singles(run, [f"val/{metric}" for metric in FURTHER])
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK, is_share
 from sphere_pl.report.drawing import Drawing, Trace
 from sphere_pl.report.fits import MIN_POINTS, Changes, changes, confidence_ellipse, regression_line
-from sphere_pl.report.reading import ACCURACIES, METRICS, Correlation, RunData, Series, number
+from sphere_pl.report.reading import Correlation, RunData, Series, number
 from sphere_pl.report.style import (
     BLUE,
     FAINT,
@@ -49,7 +50,7 @@ def curve(series: Series, name: str, color: str, hover: str = PLAIN, **options: 
 
 def metric_curve(series: Series, metric: str, **options: Any) -> Trace:
     """The curve of a metric in its colour and symbol."""
-    hover = PLAIN if metric == "perplexity" else PERCENT
+    hover = PERCENT if is_share(metric) else PLAIN
     return curve(series, label(metric), METRIC_COLORS[metric], hover, symbol=METRIC_SYMBOLS[metric], **options)
 
 
@@ -183,14 +184,14 @@ def spread(heights: Mapping[str, float], gap: float) -> dict[str, float]:
 
 def change_figures(run: RunData) -> dict[str, Drawing]:
     """For each metric, its consecutive changes against those of the energy, with line and ellipse (Fig. 3)."""
-    clouds = {metric: changes(run.series("energy/change"), run.series(f"val/{metric}")) for metric in METRICS}
+    clouds = {metric: changes(run.series("energy/change"), run.series(f"val/{metric}")) for metric in FIRST_RANK}
     return {metric: _cloud_figure(cloud, metric) for metric, cloud in clouds.items() if len(cloud.x) + 1 >= MIN_POINTS}
 
 
 def cloud_blank(metric: str, height: int = 330) -> Drawing:
     """An empty figure for changes of the energy and of a metric."""
     figure = Drawing(height, "Δ energy")
-    shares = metric != "perplexity"
+    shares = is_share(metric)
     figure.layout |= {"hovermode": "closest", "showlegend": False}
     figure.axis("x", tickformat=".2~p", zeroline=True, nticks=5, tickangle=0)
     figure.axis("y", f"Δ {label(metric)}", tickformat=".1~%" if shares else "~s", zeroline=True)

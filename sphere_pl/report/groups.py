@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sphere_pl.report.reading import METRICS, RunData, number
+from sphere_pl.evaluation.metrics.table import FIRST_RANK, is_share, metric_of
+from sphere_pl.report.reading import RunData, number
 from sphere_pl.report.style import DASHES, METHOD_COLORS, SYMBOLS
+from sphere_pl.text.method_names import display_name
 
 SPHERE = "SPHERE"
 UNEDITED = "unedited"
@@ -55,18 +57,14 @@ class Group(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The method without SPHERE.
-
-        Example:
-            >>> Group("", "", "MEMIT + RECT + SPHERE", 0, (), Look("", "", "")).base
-            'MEMIT + RECT'
-        """
-        return " + ".join(part for part in self.method.split(" + ") if part != SPHERE)
+        """The method without SPHERE."""
+        run = self.runs[0]
+        return display_name(run.method_name, [transform for transform in run.transforms if transform != SPHERE])
 
     @property
     def has_sphere(self) -> bool:
         """Whether the updates pass through the projection."""
-        return SPHERE in self.method.split(" + ")
+        return SPHERE in self.runs[0].transforms
 
     def estimate(self, metric: str, when: str = "after") -> Estimate:
         """A metric `before` or `after`: over records for one run, over runs for several."""
@@ -132,7 +130,7 @@ def best(groups: Sequence[Group]) -> dict[tuple[str, str], bool]:
     found = {}
     for block in blocks(groups).values():
         rivals = [group for group in block if group.finished]
-        for metric in METRICS if len(rivals) > 1 else ():
+        for metric in FIRST_RANK if len(rivals) > 1 else ():
             shown = {group.label: _shown(metric, group.estimate(metric).mean) for group in rivals}
             finite = [value for value in shown.values() if math.isfinite(value)]
             top = max(finite, default=math.nan)
@@ -159,7 +157,9 @@ def pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
 
 def _shown(metric: str, value: float) -> float:
     """A score of which more is better, rounded as the table rounds it."""
-    return -float(f"{value:.3g}") if metric == "perplexity" else round(100 * value, 1)
+    rounded = round(100 * value, 1) if is_share(metric) else float(f"{value:.3g}")
+    row = metric_of(metric)
+    return rounded if row is None or row.higher_is_better else -rounded
 
 
 def _without_seed(config: str) -> str:

@@ -7,11 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sphere_pl.report import families, figures, style
+from sphere_pl.evaluation.metrics.table import FIRST_RANK, is_share, metric_of
+from sphere_pl.report import families, figures
 from sphere_pl.report.collapse import BOUND, collapse
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table, tile
-from sphere_pl.report.reading import METRICS, Correlation, RankCorrelation, RunData, correlations, number, read_run
+from sphere_pl.report.reading import Correlation, RankCorrelation, RunData, correlations, number, read_run
 from sphere_pl.report.style import label, score, signed, signed_percent
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.numbers import difference, duration, memory, percent, total, typeset
@@ -124,7 +125,7 @@ def _header(run: RunData, live: bool) -> Html:
 def _tiles(run: RunData) -> Html:
     metrics = [
         tile(label(metric), score(metric, run.after(metric)), _was(run, metric))
-        for metric in METRICS
+        for metric in FIRST_RANK
         if math.isfinite(run.after(metric)) or math.isinf(run.after(metric))
     ]
     return '<div class="tiles">' + "".join([*metrics, *_collapse_tile(run), *_cost_tiles(run)]) + "</div>"
@@ -139,7 +140,8 @@ def _was(run: RunData, metric: str) -> str:
     before = run.before(metric)
     if math.isfinite(before):
         return f"before: {score(metric, before)}"
-    return "on other text" if metric == "perplexity" else "on all edits so far"
+    row = metric_of(metric)
+    return "" if row is None else row.scope
 
 
 def _cost_tiles(run: RunData) -> list[Html]:
@@ -166,7 +168,7 @@ def _before_after(run: RunData) -> Html:
         return section("Before and after", "", missing("The table appears when the run has finished."))
     rows = [
         (
-            f"{escape(label(metric))}<small>{escape(style.MEANINGS.get(metric, ''))}</small>",
+            f"{escape(label(metric))}<small>{escape(_meaning(metric))}</small>",
             *(score(metric, *pair).removesuffix(" %") for pair in _means(run, metric)),
             _difference(metric, run.before(metric), run.after(metric)),
         )
@@ -177,9 +179,14 @@ def _before_after(run: RunData) -> Html:
 
 def _measured(run: RunData) -> list[str]:
     """The paper's metrics first, then what other protocols and measures have added to the results."""
-    added = (name for name in run.results.get("after", {}) if not name.endswith("_standard_error"))
-    names = dict.fromkeys((*METRICS, *added))
+    names = dict.fromkeys((*FIRST_RANK, *run.scores("after")))
     return [name for name in names if not (math.isnan(run.before(name)) and math.isnan(run.after(name)))]
+
+
+def _meaning(metric: str) -> str:
+    """What a metric counts; what another protocol makes of it is another matter."""
+    row = metric_of(metric)
+    return "" if row is None or row.name != metric else row.meaning
 
 
 def _means(run: RunData, metric: str) -> list[tuple[float, float]]:
@@ -189,9 +196,10 @@ def _means(run: RunData, metric: str) -> list[tuple[float, float]]:
 
 
 def _difference(metric: str, before: float, after: float) -> Html:
-    if style.is_share(metric):
+    if is_share(metric):
         return signed_percent(after - before, 1).removesuffix(" %")
-    if metric == "perplexity":
+    row = metric_of(metric)
+    if row is not None and row.is_relative:
         return signed_percent(after / before - 1, 0) if before else "–"
     return typeset(difference(after - before))
 

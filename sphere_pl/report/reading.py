@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.metrics.table import FIRST_RANK
+from sphere_pl.evaluation.scored import Scored, Scores, from_plain
+from sphere_pl.text.method_names import parts_of
 
 FILES = ("metrics.csv", "results.json", "config.yaml")
-ACCURACIES = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
-METRICS = (*ACCURACIES, "perplexity")
 
 Row: TypeAlias = dict[str, float]
 
@@ -90,8 +91,22 @@ class RunData(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The method's name; the folder's until the run has finished."""
+        """The method and what its updates pass through; the folder's name until the run has finished."""
         return str(self.results.get("method") or self.folder.resolve().name)
+
+    @property
+    def method_name(self) -> str:
+        """The method alone; the folder's name until the run has finished."""
+        return str(self.results.get("method_name") or self._parts[0])
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """What the updates pass through; empty until the run has finished."""
+        return tuple(self.results.get("transforms", self._parts[1]))
+
+    @property
+    def _parts(self) -> tuple[str, list[str]]:
+        return parts_of(self.method) if self.finished else (self.method, [])
 
     @property
     def model(self) -> str:
@@ -116,7 +131,7 @@ class RunData(NamedTuple):
 
     def before(self, metric: str) -> float:
         """A metric of the unedited model; NaN until the run has finished."""
-        return number(self.results.get("before", {}).get(metric))
+        return self.scored(metric, "before").value
 
     def start(self, column: str) -> float:
         """What a column would say of the unedited model; NaN if that was not measured."""
@@ -127,13 +142,21 @@ class RunData(NamedTuple):
 
     def after(self, metric: str) -> float:
         """A metric over all edits: the final one, or the last validation's while the run goes on."""
-        final = number(self.results.get("after", {}).get(metric))
+        final = self.scored(metric, "after").value
         logged = self.series(f"val/{metric}").values
         return logged[-1] if math.isnan(final) and logged else final  # JSON has no infinity: results say null
 
+    def scores(self, when: str) -> Scores:
+        """All scores `before` or `after`, as the results have them; empty until the run has finished."""
+        return from_plain(self.results.get(when) or {})
+
+    def scored(self, metric: str, when: str) -> Scored:
+        """A score `before` or `after` with its standard error over records; NaN if it was not measured."""
+        return self.scores(when).get(metric, Scored(math.nan))
+
     def standard_error(self, metric: str, when: str = "after") -> float:
         """Standard error over records of a metric `before` or `after`; NaN if it was not measured."""
-        return number(self.results.get(when, {}).get(f"{metric}_standard_error"))
+        return self.scored(metric, when).error
 
 
 def number(value: Any) -> float:
@@ -181,7 +204,7 @@ def correlations(run: RunData) -> dict[str, Correlation]:
             for name, each in recorded.items()
         }
         return {name: each for name, each in found.items() if math.isfinite(each.levels.rho) or each.levels.n >= 4}
-    pairs = {metric: paired(run.series("energy/mean"), run.series(f"val/{metric}")) for metric in METRICS}
+    pairs = {metric: paired(run.series("energy/mean"), run.series(f"val/{metric}")) for metric in FIRST_RANK}
     return {metric: _correlate(x, y) for metric, (_, x, y) in pairs.items() if len(x) >= 4}
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from sphere_pl.evaluation.metrics.table import METRICS, Color, is_share
 from sphere_pl.text import numbers
 
 # The palette of Okabe and Ito, told apart by all common kinds of colour vision.
@@ -25,24 +26,17 @@ DARK = {
     FAINT: "#7D8896",
 }
 
-METRIC_COLORS = {
-    "efficacy": BLUE,
-    "generalization": VERMILLION,
-    "specificity": GREEN,
-    "neighborhood_agreement": PURPLE,
-    "perplexity": ORANGE,
+COLORS: dict[Color, str] = {
+    "blue": BLUE,
+    "vermillion": VERMILLION,
+    "green": GREEN,
+    "purple": PURPLE,
+    "orange": ORANGE,
+    "sky": SKY,
 }
-METRIC_SYMBOLS = dict(zip(METRIC_COLORS, SYMBOLS, strict=False))
-_LABELS = {"neighborhood_agreement": "agreement", "kl": "KL divergence"}
-_SHARES = {*METRIC_COLORS, "portability", "consistency"} - {"perplexity"}
-
-MEANINGS = {
-    "efficacy": "edited prompts that now give the new answer",
-    "generalization": "paraphrases of them that do",
-    "specificity": "neighbouring facts still answered truthfully",
-    "neighborhood_agreement": "neighbouring prompts answered as the unedited model did",
-    "perplexity": "on text that no edit is about; lower is better",
-}
+METRIC_COLORS = {metric.name: COLORS[metric.color] for metric in METRICS}
+METRIC_SYMBOLS = {metric.name: metric.symbol for metric in METRICS}
+_LABELS = {**{metric.name: metric.label for metric in METRICS}, "kl": "KL divergence"}
 
 
 def label(metric: str) -> str:
@@ -54,16 +48,6 @@ def label(metric: str) -> str:
     """
     parts = [_LABELS.get(part, part.replace("_", " ")) for part in metric.removeprefix("val/").split("/")]
     return ", ".join(parts[1:] if parts[0] == "abilities" and len(parts) > 1 else parts)
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric lies between 0 and 1 and is shown in per cent.
-
-    Example:
-        >>> is_share("retention/earliest/efficacy"), is_share("val/perplexity"), is_share("abilities/sst2")
-        (True, False, True)
-    """
-    return metric.startswith("abilities/") or metric.rpartition("/")[2] in _SHARES
 
 
 def short_names(names: Sequence[str]) -> list[str]:

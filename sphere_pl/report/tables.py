@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from sphere_pl.evaluation.metrics.table import FIRST_RANK, is_share, metric_of
+from sphere_pl.evaluation.scored import error_name
 from sphere_pl.report.groups import UNEDITED, Estimate, Group, best, blocks
 from sphere_pl.report.html import Html
-from sphere_pl.report.reading import METRICS
 from sphere_pl.report.style import label, signed_percent
 from sphere_pl.text.numbers import duration, percent, plain
 
@@ -18,7 +19,6 @@ _SPECIAL = {
     "^": r"\textasciicircum{}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
-_ARROWS = {"perplexity": "↓"}
 
 
 def html_table(groups: Sequence[Group]) -> Html:
@@ -27,10 +27,12 @@ def html_table(groups: Sequence[Group]) -> Html:
     rows = []
     for (model, edits), block in blocks(groups).items():
         name = escape(f"{model}, {edits:,} edits" if model else f"{edits:,} edits so far")
-        rows.append(f'<tr class="block"><td colspan="{len(METRICS) + 3}">{name}</td></tr>')
+        rows.append(f'<tr class="block"><td colspan="{len(FIRST_RANK) + 3}">{name}</td></tr>')
         rows += [_html_row(f"<i>{UNEDITED}</i>", block[0], "before", {})] if block[0].finished else []
         rows += [_html_row(_html_name(group), group, "after", winners) for group in block]
-    titles = "".join(f"<th>{escape(label(metric))} {_ARROWS.get(metric, '↑')}</th>" for metric in METRICS)
+    titles = "".join(
+        f"<th>{escape(label(metric))} {'↑' if _more_is_better(metric) else '↓'}</th>" for metric in FIRST_RANK
+    )
     head_row = f"<tr><th>method</th>{titles}<th>energy</th><th>per edit</th></tr>"
     return (
         f'<div class="wide"><table class="runs"><thead>{head_row}</thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -39,7 +41,7 @@ def html_table(groups: Sequence[Group]) -> Html:
 
 def csv_table(groups: Sequence[Group]) -> str:
     """All numbers in full precision, one line for each group and one for each unedited model."""
-    fields = [name for metric in METRICS for name in (metric, f"{metric}_standard_error")]
+    fields = [name for metric in FIRST_RANK for name in (metric, error_name(metric))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "method", "edits", "runs", *fields, "energy_change", "seconds_per_edit", "folders"])
@@ -58,8 +60,10 @@ def csv_table(groups: Sequence[Group]) -> str:
 def latex_table(groups: Sequence[Group]) -> str:
     """A booktabs table with standard errors as subscripts, as the paper sets them."""
     winners = best(groups)
-    lines = [r"% needs \usepackage{booktabs}", r"\begin{tabular}{ll" + "r" * len(METRICS) + "}", r"\toprule"]
-    titles = [label(metric).capitalize() + (r" $\downarrow$" if metric in _ARROWS else "") for metric in METRICS]
+    lines = [r"% needs \usepackage{booktabs}", r"\begin{tabular}{ll" + "r" * len(FIRST_RANK) + "}", r"\toprule"]
+    titles = [
+        label(metric).capitalize() + ("" if _more_is_better(metric) else r" $\downarrow$") for metric in FIRST_RANK
+    ]
     lines.append(" & ".join(["Model", "Method", *titles]) + r" \\")
     for (model, edits), block in blocks(groups).items():
         lines.append(r"\midrule")
@@ -90,7 +94,7 @@ def _html_name(group: Group) -> Html:
 
 def _html_row(name: Html, group: Group, when: str, winners: dict[tuple[str, str], bool]) -> Html:
     cells = [name]
-    for metric in METRICS:
+    for metric in FIRST_RANK:
         text = escape(_text(metric, group.estimate(metric, when)))
         cells.append(f"<b>{text}</b>" if winners.get((group.label, metric)) else text)
     if when == "after":
@@ -100,14 +104,19 @@ def _html_row(name: Html, group: Group, when: str, winners: dict[tuple[str, str]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
+def _more_is_better(metric: str) -> bool:
+    row = metric_of(metric)
+    return row is None or row.higher_is_better
+
+
 def _text(metric: str, found: Estimate) -> str:
-    if metric != "perplexity":
+    if is_share(metric):
         return percent(*found).removesuffix(" %")
     return plain(found.mean) + (f" ± {found.error:.2g}" if math.isfinite(found.error) else "")
 
 
 def _latex_row(start: list[str], group: Group, when: str, winners: dict[tuple[str, str], bool]) -> str:
-    cells = [_latex_cell(m, group.estimate(m, when), bool(winners.get((group.label, m)))) for m in METRICS]
+    cells = [_latex_cell(m, group.estimate(m, when), bool(winners.get((group.label, m)))) for m in FIRST_RANK]
     return " & ".join([*start, *cells]) + r" \\"
 
 
@@ -121,7 +130,7 @@ def _latex_cell(metric: str, found: Estimate, winner: bool) -> str:
 
 
 def _numbers(group: Group, when: str) -> list[str]:
-    return [_cell(value) for metric in METRICS for value in group.estimate(metric, when)]
+    return [_cell(value) for metric in FIRST_RANK for value in group.estimate(metric, when)]
 
 
 def _cell(value: float) -> str:

@@ -34,7 +34,7 @@ from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
 from sphere_pl.model.files import lasting_name
 from sphere_pl.process.failures import doing
 from sphere_pl.run.editor_callback import EditorCallback
-from sphere_pl.run.results import method_name
+from sphere_pl.run.summaries import method_name
 from sphere_pl.trainers import callbacks_of
 
 log = logging.getLogger(__name__)

@@ -91,6 +91,12 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
         raise UserError(f"--overwrite: {folder} is no run's folder; nothing in it is deleted. Leave --overwrite out.")
 
 
+def has_logged_edits(folder: Path) -> bool:
+    """Whether the log of a run folder holds a batch."""
+    log = folder / "edits.jsonl"
+    return log.is_file() and len(log.read_bytes().splitlines()) > 1  # the first line is the header
+
+
 def _refuse_earlier(folder: Path) -> None:
     ways = "name another --run_dir, or delete the earlier run with --overwrite"
     if (folder / "results.json").exists():
@@ -99,6 +105,5 @@ def _refuse_earlier(folder: Path) -> None:
         raise UserError(
             f"{folder} holds a run that was interrupted. Go on with it: {resume_command(folder)}. Or {ways}."
         )
-    log = folder / "edits.jsonl"
-    if log.is_file() and len(log.read_bytes().splitlines()) > 1:  # the first line is the header
+    if has_logged_edits(folder):
         raise UserError(f"{folder} holds the edits of a run that left no checkpoint. To keep them, {ways}.")

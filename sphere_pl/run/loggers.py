@@ -15,15 +15,16 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 from typing_extensions import override
 
+from sphere_pl.evaluation.metrics.table import metric_of
 from sphere_pl.process.closing import Dispensable
 from sphere_pl.process.failures import doing
 from sphere_pl.storage.files import write_text
 
 log = logging.getLogger(__name__)
 
-# The summary of a run holds the last and the best value of each metric: the smallest of these, the largest of those.
-_LESS_IS_BETTER = ("val/perplexity", "drift/")
-_MORE_IS_BETTER = ("val/", "batch/", "retention/", "abilities/")
+# The summary of a run holds the last and the best value of these; of drift that is the smallest one.
+_SCORES = ("val/", "batch/", "retention/", "abilities/")
+_DRIFT = "drift/"
 _LONGEST_TAG, _LONGEST_GROUP = 64, 128  # wandb refuses longer ones
 _ONLINE = ("online", "shared", "run")
 
@@ -178,9 +179,11 @@ def summary_of(name: str) -> str | None:
         >>> summary_of("val/efficacy"), summary_of("val/perplexity"), summary_of("time/seconds")
         ('last,max', 'last,min', None)
     """
-    if name.startswith(_LESS_IS_BETTER):
-        return "last,min"
-    return "last,max" if name.startswith(_MORE_IS_BETTER) else None
+    if not name.startswith((*_SCORES, _DRIFT)):
+        return None
+    metric = metric_of(name)
+    less = name.startswith(_DRIFT) or (metric is not None and not metric.higher_is_better)
+    return "last,min" if less else "last,max"
 
 
 def run_loggers(

@@ -29,4 +29,4 @@ class MemoryPreflight(EditorCallback):
 def estimate(editor: SequentialEditor, loader: EditLoader) -> Need:
     """What an editor will need for a stream, judged by its first batch."""
     requests = loader.requests[: loader.batch_size]
-    return editor.memory_need(requests, editor.tokens_at_once(requests))
+    return editor.preparation.memory_need(requests, editor.preparation.tokens_at_once(requests))

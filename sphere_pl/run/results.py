@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,33 +17,29 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_callbacks.energy import mean_change
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.methods.base import Method
+from sphere_pl.evaluation.metrics.table import FIRST_RANK, titles
+from sphere_pl.evaluation.scored import Scored, from_plain, shown, to_plain
 from sphere_pl.process.closing import after_results
 from sphere_pl.process.console import as_shown, say
 from sphere_pl.process.failures import doing
 from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.run.evaluated_weights import evaluated_weights
+from sphere_pl.run.summaries import check_summaries, method_name, plain, summaries_of, transforms_of
 from sphere_pl.storage.files import write_atomically, write_text
 from sphere_pl.text import numbers
-from sphere_pl.trainers import Kind, callbacks_of
+from sphere_pl.trainers import callbacks_of
 
-METRICS = ("efficacy", "generalization", "specificity", "neighborhood_agreement")
-# Measured on a sample of the edits, before and after: see `EvaluationSettings`.
-SAMPLED = {
-    "probability/efficacy": "efficacy, by probability",
-    "probability/generalization": "generalization, by probability",
-    "probability/specificity": "specificity, by probability",
-    "generation/efficacy": "efficacy, freely written",
-    "generation/generalization": "generalization, freely written",
-    "generation/specificity": "specificity, freely written",
-    "generation/portability": "portability, freely written",
-    "fluency": "fluency",
-    "consistency": "consistency",
-}
+# Entries of results.json that no callback's summary may have the name of.
+OWN = (
+    "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "failed", "cases", "statistics",
+    "retried", "skipped", "seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes", "versions",
+    "seed", "edited_sha256",
+)  # fmt: skip
+# Summaries that have their entry in every run, whether or not there is a callback to fill it.
+_EXPECTED = ("hyperspherical_energy", "spearman", "abilities", "targets")
 _PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
 
 
@@ -63,6 +57,12 @@ class RunResults(EditorCallback):
         self._batch_began = 0.0
         self._editing = 0.0
         self._edits = 0
+
+    @override
+    def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
+        """Refuse callbacks whose summaries could not be written."""
+        super().setup(trainer, pl_module, stage)
+        check_summaries(trainer.callbacks, OWN)  # type: ignore[attr-defined]
 
     @override
     def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -125,26 +125,22 @@ class RunResults(EditorCallback):
 
     def collect(self, trainer: "L.Trainer", editor: SequentialEditor) -> dict[str, Any]:
         """Gather the results; numbers that could not be measured are null."""
-        results: dict[str, Any] = finite(
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        results: dict[str, Any] = plain(
             {
                 "model": editor.name,
-                "method": method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
+                "method": method_name(editor.method, callbacks),
+                "method_name": editor.method.name,
+                "transforms": transforms_of(callbacks),
                 "edits": editor.edits_seen,
                 "data": getattr(getattr(trainer, "datamodule", None), "extent", None),
-                "before": editor.before,
-                "after": editor.after,
+                "before": to_plain(editor.before),
+                "after": to_plain(editor.after),
                 "failed": editor.failed,
                 "cases": editor.cases,
-                "hyperspherical_energy": _first(trainer, HypersphericalEnergy, _energies),
-                "spearman": _plain(_first(trainer, EnergyCorrelation, EnergyCorrelation.summary)),
-                "abilities": {},
+                **{name: {} for name in _EXPECTED},
+                **summaries_of(callbacks),
                 "statistics": editor.diagnosis,
-                "targets": {},
-                **{
-                    each.summary_name: each.summary()
-                    for each in callbacks_of(trainer, EditorCallback)
-                    if each.summary_name
-                },
                 "retried": editor.guard.retried,
                 "skipped": editor.guard.skipped,
                 "seconds_per_edit": self._editing / max(1, self._edits),
@@ -156,20 +152,6 @@ class RunResults(EditorCallback):
             }
         )
         return results
-
-
-def method_name(method: Method, callbacks: Iterable[L.Callback]) -> str:
-    """The method and what its updates pass through."""
-    parts = [method.name]
-    for callback in callbacks:
-        if isinstance(callback, SparseProjection) and callback.strength > 0:
-            parts.append("SPHERE")
-        elif type(callback).__name__ in _TRANSFORMS:
-            parts.append(_TRANSFORMS[type(callback).__name__])
-    return " + ".join(parts)
-
-
-_TRANSFORMS = {"RelativeMask": "RECT", "SpectrumRestraint": "PRUNE"}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -196,31 +178,6 @@ def save_edited(editor: SequentialEditor, path: Path) -> None:
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
-def _first(trainer: "L.Trainer", kind: type[Kind], read: Callable[[Kind], dict[str, Any]]) -> dict[str, Any]:
-    """What is read off the trainer's callback of one kind; nothing if there is none."""
-    return next(map(read, callbacks_of(trainer, kind)), {})
-
-
-def _energies(energy: HypersphericalEnergy) -> dict[str, dict[str, float]]:
-    return {name: {"before": before, "after": energy.latest[name]} for name, before in energy.initial.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Named tuples and tensors as JSON can hold them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    return float(value) if isinstance(value, Tensor) else value
-
-
-def finite(value: Any) -> Any:
-    """NaN and infinity are no JSON: null in their place."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     """Print the table of before and after."""
     cut = results.get("data") or ""
@@ -229,29 +186,8 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     table = Table()
     for column in ("", "before", "after"):
         table.add_column(column, justify="left" if not column else "right")
-    for metric in METRICS:
-        table.add_row(
-            metric.replace("_", " "),
-            *(as_shown(_score(results[when], metric), console) for when in ("before", "after")),
-        )
-    for name, label in SAMPLED.items():
-        if any(name in results[when] for when in ("before", "after")):
-            table.add_row(label, *(as_shown(_score(results[when], name), console) for when in ("before", "after")))
-    table.add_row(
-        "perplexity (held-out text)", *(_number(results[when].get("perplexity")) for when in ("before", "after"))
-    )
-    for task, found in results.get("abilities", {}).items():
-        row = {**found, "after_standard_error": found["standard_error"]}
-        name = f"{task} ({found['metric'].replace('_', ' ')})"
-        table.add_row(name, *(as_shown(_score(row, when), console) for when in ("before", "after")))
-    energies = results["hyperspherical_energy"].values()
-    if energies and all(energy["after"] is not None for energy in energies):
-        totals = [sum(energy[when] for energy in energies) for when in ("before", "after")]
-        table.add_row(
-            "energy (mean change)",
-            numbers.total(totals[0]),
-            f"{numbers.total(totals[1])} ({numbers.change(energy_change(results['hyperspherical_energy']))})",
-        )
+    for row in [*_score_rows(results), *_ability_rows(results), *_energy_rows(results["hyperspherical_energy"] or {})]:
+        table.add_row(*(as_shown(cell, console) for cell in row))
     table.add_section()
     table.add_row("seconds per edit", "", numbers.plain(results["seconds_per_edit"]))
     table.add_row("whole run", "", numbers.duration(results["seconds_total"]))
@@ -260,15 +196,33 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     say(f"Open {run_dir / 'report.html'}", console)
 
 
-def _score(scores: dict[str, float | None], metric: str) -> str:
-    value, error = scores.get(metric), scores.get(f"{metric}_standard_error")
-    if value is None:
-        return numbers.MISSING
-    return numbers.score(value, math.nan if error is None else error)
+def _score_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """A row for every metric of first rank, measured or not, and for every other score that was measured."""
+    before, after = (from_plain(results[when]) for when in ("before", "after"))
+    unknown = Scored(float("nan"))
+    return [
+        (title, shown(name, before.get(name, unknown)), shown(name, after.get(name, unknown)))
+        for name, title in titles().items()
+        if name in FIRST_RANK or name in before or name in after
+    ]
 
 
-def _number(value: float | None) -> str:
-    return numbers.MISSING if value is None else numbers.plain(value)
+def _ability_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    rows = []
+    for task, found in (results.get("abilities") or {}).items():
+        scores = from_plain({**found, "after_standard_error": found["standard_error"]})
+        title = f"{task} ({found['metric'].replace('_', ' ')})"
+        before, after = (shown(f"abilities/{task}", scores[when]) for when in ("before", "after"))
+        rows.append((title, before, after))
+    return rows
+
+
+def _energy_rows(energies: dict[str, dict[str, float]]) -> list[tuple[str, str, str]]:
+    if not energies or any(energy["after"] is None for energy in energies.values()):
+        return []
+    before, after = (sum(energy[when] for energy in energies.values()) for when in ("before", "after"))
+    change = numbers.change(energy_change(energies))
+    return [("energy (mean change)", numbers.total(before), f"{numbers.total(after)} ({change})")]
 
 
 def energy_change(energies: dict[str, dict[str, float]]) -> float:

@@ -31,6 +31,26 @@ REAL = {
 }
 
 
+# Items of each task in the files that the fixture `data_dir` makes.
+MADE = {"gsm8k": 2, "gsm8k_gold_hint": 2, "rte": 2, "rte_one_token": 2, "nq": 2, "nq_with_passage": 2, "boolq": 3,
+        "boolq_one_token": 3, "sst2": 2, "cola": 4, "mmlu": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_long_file_loads_whole(data_dir, name):
+    for path in data_dir.rglob("*.*"):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        head = 0 if path.suffix == ".jsonl" or path.name.startswith("cola") else 1
+        path.write_text("".join(lines[:head] + lines[head:] * 200), encoding="utf-8")
+    items = read_items(TASKS[name], str(data_dir))
+    assert len(items) == MADE[name] * 200
+    assert all(item.prompt.rstrip() for item in items)
+    if TASKS[name].judge is None:
+        assert all(0 <= item.label < len(item.choices) for item in items)
+    if not TASKS[name].judge or name.endswith("one_token"):
+        assert len({item.label for item in items}) == 2
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_file_loads_whole(real_data, name):
     items = read_items(TASKS[name], str(real_data))

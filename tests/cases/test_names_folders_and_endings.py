@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sphere_pl.commands import fit as command_line_interface
 from sphere_pl.commands.resuming import resolve_resume
 from sphere_pl.errors import UserError
 from sphere_pl.process.closing import after_results
@@ -61,23 +60,6 @@ def tiny(model_folder, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def parser():
-    """The parser of the command line itself."""
-    made = []
-
-    class Stopped(command_line_interface.EditingCLI):
-        def parse_arguments(self, parser, args):
-            made.append(parser)
-            raise SystemExit
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line_interface, "EditingCLI", Stopped)
-        with pytest.raises(SystemExit):
-            command_line_interface.run(["fit"])
-    return made[0]
-
-
 def of(config, option):
     for part in option.split("."):
         config = config[part]
@@ -89,27 +71,46 @@ relaxed = settings(max_examples=200, deadline=None, suppress_health_check=list(H
 
 
 OPTIONS = ["run_dir", "model.name", "model.revision", "wandb.project", "data.path"]
+REQUIRED = ["--model.method=AlphaEdit", "--model.layers=[1]"]
 
 
-def test_a_name_is_read_written_and_read_back_as_it_is(parser, tmp_path):
-    """jsonargparse #672, pyyaml #417: `1e5` became a number and the run's own config.yaml could not be read back."""
+@pytest.fixture
+def kept(fit_parser, tmp_path):
+    """Check that names given to options are read, written and read back; without defaults it takes a twelfth."""
     path = tmp_path / "config.yaml"
-    fit = parser._subcommands_action._name_parser_map["fit"]
+
+    def check(names, *more, defaults):
+        expected = {
+            option: None if name.strip() == "null" and option in {"model.revision", "data.path"} else name
+            for option, name in names.items()
+        }
+        words = [f"--{option}={name}" for option, name in names.items()]
+        config = fit_parser.parse_args([*literal_names(words), *more], defaults=defaults)
+        assert {option: of(config, option) for option in OPTIONS} == expected
+        written = fit_parser.dump(config, skip_none=False, format="json", skip_validation=True)
+        path.write_text(to_yaml(json.loads(written)), encoding="utf-8")
+        again = fit_parser.parse_args(["--config", str(path)], defaults=defaults)
+        assert {option: of(again, option) for option in OPTIONS} == expected
+
+    return check
+
+
+def test_a_name_is_read_written_and_read_back_as_it_is(kept):
+    """jsonargparse #672, pyyaml #417: `1e5` became a number and the run's own config.yaml could not be read back."""
 
     @relaxed
     @given(text)
     def check(name):
-        expected = dict.fromkeys(OPTIONS, name)
-        if name.strip() == "null":  # says that there is none
-            expected.update({"model.revision": None, "data.path": None})
-        config = fit.parse_args(literal_names([f"--{option}={name}" for option in OPTIONS]))
-        assert {option: of(config, option) for option in OPTIONS} == expected
-        written = fit.dump(config, skip_none=False, format="json", skip_validation=True)
-        path.write_text(to_yaml(json.loads(written)), encoding="utf-8")
-        again = fit.parse_args(["--config", str(path)])
-        assert {option: of(again, option) for option in OPTIONS} == expected
+        kept(dict.fromkeys(OPTIONS, name), *REQUIRED, defaults=False)
 
     check()
+
+
+def test_names_are_kept_among_all_other_settings(kept):
+    """The whole configuration, as a run writes it: each name once, on one of the options."""
+    for start in range(0, len(DISGUISED), len(OPTIONS)):
+        names = (DISGUISED[start:] + DISGUISED)[: len(OPTIONS)]
+        kept(dict(zip(OPTIONS, names, strict=True)), defaults=True)
 
 
 @relaxed
@@ -291,15 +292,16 @@ def test_a_project_of_the_users_wandb_is_kept(tmp_path, monkeypatch):
     assert {given[0][name] for name in ("name", "group", "dir", "mode")} == {None}
 
 
-def test_a_console_of_another_encoding_shows_signs_that_it_has(cli, tiny, tmp_path):
+def test_a_console_of_another_encoding_shows_signs_that_it_has(fresh_help, tiny, tmp_path):
     """PL #12823: UnicodeEncodeError after the run, and in --help."""
     # Others differ in the codec alone, which the next test tries.
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "WANDB_MODE": "disabled", "COLUMNS": "100"}
-    for command in ([*tiny, "--run_dir=é±"], ["fit", "--help"]):
-        program = [sys.executable, "-m", "sphere_pl", *command]
-        done = subprocess.run(program, capture_output=True, env=environment, check=False)
-        assert done.returncode == 0, done.stderr
-        assert b"Traceback" not in done.stderr
+    program = [sys.executable, "-m", "sphere_pl", *tiny, "--run_dir=é±"]
+    done = subprocess.run(program, capture_output=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert (tmp_path / "é±" / "results.json").is_file()
+    assert "Traceback" not in fresh_help[1]
 
 
 @pytest.mark.parametrize(

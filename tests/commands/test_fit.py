@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -12,9 +10,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sphere_callbacks.functional import restrain_spectrum, spectral_norm
 from sphere_pl.commands.configs import config_folder, find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
 from sphere_pl.history.saved import SavedRun
+from sphere_pl.run.results import OWN
 
 CONFIGS = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
 
@@ -80,15 +80,13 @@ def test_a_run_leaves_what_it_promises(cli, model_folder, facts, tmp_path):
     assert status == 0, err
     run = tmp_path / "run"
     results = json.loads((run / "results.json").read_text())
-    assert set(results) >= {
-        "model", "method", "edits", "before", "after", "hyperspherical_energy", "spearman", "seconds_per_edit",
-        "seconds_total", "peak_memory_bytes", "versions", "seed",
-    }  # fmt: skip
+    assert set(results) == {*OWN, "hyperspherical_energy", "spearman", "abilities", "targets"}
     for when in ("before", "after"):
         scores = {"efficacy", "generalization", "specificity", "neighborhood_agreement", "perplexity"}
         assert set(results[when]) >= scores
     assert results["edits"] == 3
     assert results["method"] == "AlphaEdit + SPHERE"
+    assert (results["method_name"], results["transforms"]) == ("AlphaEdit", ["SPHERE"])
     tensors = load_file(run / "edited.safetensors")
     assert set(tensors) == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2)}
     assert set(results["hyperspherical_energy"]) == set(tensors)
@@ -210,7 +208,7 @@ def test_a_mistake_in_the_data_leaves_no_run_folder(cli, model_folder, facts, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, tmp_path, monkeypatch):
+def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, tmp_path, monkeypatch, tiny_lm):
     from sphere_pl.run import results
 
     saved = []
@@ -221,8 +219,11 @@ def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, 
     assert status == 0, err
     tensors = load_file(tmp_path / "run" / "edited.safetensors")
     (editor,) = saved
-    live = editor.weights[0].detach()
-    assert not torch.allclose(live, tensors[editor.sites[0].name])  # the live weights are not restrained
+    for live, before, site in zip(editor.weights, tiny_lm().sites([1, 2]), editor.sites, strict=True):
+        start, limit = before.read(), float(spectral_norm(before.read()))
+        assert spectral_norm(live.detach() - start) > 1.5 * limit  # the live weights are not restrained
+        expected = start + restrain_spectrum(live.detach() - start, limit)
+        torch.testing.assert_close(tensors[site.name], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_edited_matrices_fit_back_into_the_model(cli, model_folder, facts, tmp_path, tiny_lm):
@@ -276,11 +277,9 @@ def test_a_record_with_a_missing_field_names_file_and_line(cli, model_folder, fa
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_every_configuration_file_is_parsed(cli, path):
+def test_every_configuration_file_is_parsed(parsed, path):
     args = [] if path.name == "default.yaml" else ["--config", str(path.with_suffix(""))]
-    status, out, err = cli("fit", *args, "--print_config")
-    assert status == 0, err
-    config = yaml.safe_load(out)["model"]
+    config = parsed(*args)["model"]
     module, _, name = config["method"]["class_path"].rpartition(".")
     if not getattr(import_module(module), name).needs_targets:
         assert not config["targets"]["anchor"]  # the editor would refuse the pair
@@ -295,9 +294,12 @@ def test_options_of_a_step_that_the_method_does_not_have_are_refused(cli, model_
     assert not (tmp_path / "run").exists()
 
 
-def test_group_files_compose_in_the_order_given(cli):
-    _, out, _ = cli("fit", "--config", "method/memit", "--config=callbacks/sphere", "--data.limit=7", "--print_config")
+def test_group_files_compose_in_the_order_given(cli, parsed):
+    words = ["--config", "method/memit", "--config=callbacks/sphere", "--data.limit=7"]
+    status, out, err = cli("fit", *words, "--print_config")
+    assert status == 0, err
     config = yaml.safe_load(out)
+    assert config == parsed(*words)
     assert config["model"]["method"]["class_path"] == "sphere_pl.methods.MEMIT"
     assert config["projection"]["strength"] == 0.8
     assert config["data"]["limit"] == 7
@@ -321,12 +323,9 @@ def test_a_reference_to_nothing_is_named(cli):
     assert "'nothing'" in err
 
 
-def test_help_names_what_others_rely_on():
-    done = subprocess.run(
-        [sys.executable, "-m", "sphere_pl", "fit", "--help"], capture_output=True, text=True, check=True
-    )
+def test_help_names_what_others_rely_on(fresh_help):
     for flag in ("--model.name", "--data.name", "--data.path", "--data.limit", "--data.batch_size", "--run_dir"):
-        assert flag in done.stdout
+        assert flag in fresh_help[0]
 
 
 @pytest.fixture

@@ -38,6 +38,25 @@ def start(folder, *arguments, name="run"):
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+def test_two_processes_edit_bit_for_bit_as_one_does(tmp_path, command_line, monkeypatch):
+    """Each row is run alone, so that its numbers do not depend on the rows that a process runs beside it."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    few = ["--data.limit=3", "--data.batch_size=2", "--model.targets.steps=3", "--model.targets.max_tokens=1",
+           "--model.contexts=1", "--model.evaluation.texts=0", "--model.evaluation.sample=2"]  # fmt: skip
+    arguments = [*tiny_arguments(tmp_path), *few]
+    process = start(tmp_path, *arguments, *TWO, name="two")
+    status, _, errors = command_line("fit", *arguments, "--trainer.accelerator=cpu", f"--run_dir={tmp_path / 'one'}")
+    assert status == 0, errors
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    one, two = (load_file(tmp_path / name / "edited.safetensors") for name in ("one", "two"))
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert torch.equal(weight, two[name]), name
+        assert not torch.equal(weight, before[name]), name
+
+
 @pytest.mark.slow
 def test_two_processes_leave_the_weights_and_metrics_of_one(tmp_path):
     arguments = tiny_arguments(tmp_path)

@@ -6,6 +6,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.cases import case_prompts, failed_edits
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
 from sphere_pl.evaluation.sample import AGES, age_of, fixed_sample
+from sphere_pl.evaluation.scored import to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 
 TEACHER_FORCED = EvaluationSettings(protocols=["teacher_forced"], perplexity_tokens=0, batch_size=3)
@@ -49,11 +50,11 @@ def test_accuracy_by_age_is_that_of_each_third_alone(tiny_lm, many):
     for third, age in enumerate(AGES):
         alone = score_requests(lm, many[3 * third : 3 * third + 3], TEACHER_FORCED)
         for name in ("efficacy", "generalization"):
-            assert logged[f"retention/{age}/{name}"] == pytest.approx(alone[name])
+            assert logged[f"retention/{age}/{name}"] == pytest.approx(alone[name].value)
     everything, batch = score_requests(lm, many[:9], TEACHER_FORCED), score_requests(lm, many[6:9], TEACHER_FORCED)
     for name in ("efficacy", "generalization", "specificity", "portability"):
-        assert logged[f"val/{name}"] == pytest.approx(everything[name])
-        assert logged[f"batch/{name}"] == pytest.approx(batch[name])
+        assert logged[f"val/{name}"] == pytest.approx(everything[name].value)
+        assert logged[f"batch/{name}"] == pytest.approx(batch[name].value)
 
 
 def test_during_the_run_a_sample_is_scored_beside_the_last_batch_and_all_at_the_end(tiny_lm, many):
@@ -76,10 +77,10 @@ def test_the_other_protocols_are_scored_before_and_at_the_end_only(tiny_lm, rich
     wanted = {"probability/efficacy", "probability/specificity_magnitude", "generation/efficacy", "fluency"}
     assert wanted <= set(unedited.scores)
     assert not wanted & set(during)
-    assert end == pytest.approx(unedited.scores)  # the model has not changed
-    assert end["neighborhood_agreement"] == 1.0
+    assert to_plain(end) == pytest.approx(to_plain(unedited.scores))  # the model has not changed
+    assert end["neighborhood_agreement"].value == 1.0
     logged = evaluator.scalars(end)
-    assert logged["val/probability/efficacy"] == end["probability/efficacy"]
+    assert logged["val/probability/efficacy"] == end["probability/efficacy"].value
     assert not any(name.endswith("standard_error") for name in logged)
 
 

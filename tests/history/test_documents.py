@@ -10,7 +10,7 @@ import pytest
 from sphere_pl.commands import COMMANDS as MODULES
 
 ROOT = Path(__file__).parent.parent.parent
-TEXT = (ROOT / "README.md").read_text() + (ROOT / "docs" / "after-the-run.md").read_text()
+TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
 COMMANDS = [
     shlex.split(line.split(" #")[0])
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)

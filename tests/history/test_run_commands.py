@@ -12,6 +12,7 @@ from sphere_callbacks import SpectrumRestraint
 from sphere_pl import apply_delta
 from sphere_pl.commands import diff, export, predict, validate
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.scored import to_plain
 from sphere_pl.history.saved import SavedRun
 from tests.saving import SaveAt
 
@@ -297,7 +298,7 @@ def test_validate_scores_before_and_after_on_the_runs_own_records(fit, capsys):
     scores = json.loads((run.folder / "validation.json").read_text())
     assert (scores["edits"], scores["records"], scores["own_records"]) == (4, 4, True)
     for when, expected in (("before", run.editor.before), ("after", run.editor.after)):
-        assert scores[when] == pytest.approx(expected, rel=1e-4, nan_ok=True)
+        assert scores[when] == pytest.approx(to_plain(expected), rel=1e-4, nan_ok=True)
     assert "neighborhood agreement" in capsys.readouterr().out
 
 
@@ -327,7 +328,7 @@ def test_validate_and_predict_take_a_checkpoint_and_find_its_run(fit, capsys):
     validate.main(["--ckpt_path", str(path)])
     scores = json.loads((run.folder / "validation.json").read_text())
     assert (scores["edits"], scores["records"]) == (2, 2)
-    assert scores["after"]["perplexity"] == pytest.approx(two.editor.after["perplexity"], rel=1e-4)
+    assert scores["after"]["perplexity"] == pytest.approx(two.editor.after["perplexity"].value, rel=1e-4)
     validate.main(["--run_dir", str(run.folder), "--at", "2"])
     again = json.loads((run.folder / "validation.json").read_text())
     assert again["after"] == pytest.approx(scores["after"], rel=1e-4, nan_ok=True)

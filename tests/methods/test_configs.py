@@ -4,7 +4,6 @@ import json
 import sys
 
 import pytest
-import yaml
 
 from sphere_pl.commands import main
 
@@ -113,20 +112,6 @@ def test_the_curve_of_rome_runs(fit):
     groups = ("experiment/table1", "model/llama3_8b", "method/rome", "data/zsre", "experiment/rome_zsre")
     results = fit(*composed(*groups), layers="[2]")
     assert (results["method"], results["edits"]) == ("ROME", 2)
-
-
-@pytest.fixture
-def parsed(monkeypatch, capsys):
-    """The configuration that a command line comes to."""
-
-    def parse(*args):
-        monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", *args, "--print_config"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 0
-        return yaml.safe_load(capsys.readouterr().out)
-
-    return parse
 
 
 # App. D.4 and the authors' hparams. FT has no targets; its layer is 21 of LLaMA3-8B and 27 of Qwen2.5-7B.

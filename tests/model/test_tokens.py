@@ -4,23 +4,27 @@ import torch
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import Prompt, essence, in_context, micro_batches, pad, tokenize
+from tests.conftest import make_tokenizer
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_target_and_subject_are_found_whatever_stands_before(tiny_lm, requests, bos):
-    tokenizer = tiny_lm(bos=bos).tokenizer
+def test_target_and_subject_are_found_whatever_stands_before(requests, bos, tokenizer_kind):
+    tokenizer = make_tokenizer(tokenizer_kind, bos)
+    space = " " if tokenizer_kind == "byte_level" else ""  # SentencePiece leaves out the first when it decodes
     for context in ("", "You and I. "):
         for request, tokens in zip(
             requests, tokenize(tokenizer, [in_context(r, context, r.target_new) for r in requests]), strict=True
         ):
-            assert tokenizer.decode(tokens.target) == f" {request.target_new}"
+            assert tokenizer.decode(tokens.target) == f"{space}{request.target_new}"
+            whole = tokenizer.decode(tokens.ids, skip_special_tokens=True)
+            assert whole == f"{context}{request.question} {request.target_new}"
             up_to_subject = tokenizer.decode(tokens.ids[: tokens.subject_last + 1], skip_special_tokens=True)
             assert up_to_subject == context + request.prompt.split("{}")[0] + request.subject
             assert bos == (tokens.ids[0] == tokenizer.bos_token_id)
 
 
-def test_a_subject_of_many_bytes_ends_at_its_last_token(tiny_lm):
-    tokenizer = tiny_lm().tokenizer
+def test_a_subject_of_many_bytes_ends_at_its_last_token(tokenizer_kind):
+    tokenizer = make_tokenizer(tokenizer_kind)
     request = EditRequest("0", "In {} people eat", "東京都🗼", "fruit")
     (tokens,) = tokenize(tokenizer, [in_context(request)])
     assert tokenizer.decode(tokens.ids[: tokens.subject_last + 1]) == "In 東京都🗼"

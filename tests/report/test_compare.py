@@ -79,6 +79,18 @@ def test_sphere_is_paired_with_its_base_method(groups):
     ]
 
 
+def test_what_a_method_is_called_by_its_author_is_not_taken_apart(make_run):
+    """A run says which part of its name is the method; only old results have to be read from the name."""
+    changes = [{"method_name": "My + Method", "transforms": transforms} for transforms in ([], ["SPHERE"])]
+    runs = [
+        make_run("plain", method="My + Method", seed=1, changes=changes[0]),
+        make_run("sphere", method="My + Method + SPHERE", seed=2, changes=changes[1]),
+    ]
+    ((plain, sphere),) = pairs(group_runs([read_run(run) for run in runs]))
+    assert (plain.has_sphere, sphere.has_sphere) == (False, True)
+    assert sphere.base == plain.method == "My + Method"
+
+
 def test_bars_courses_and_clouds_show_the_runs(groups):
     bars = across.gain_figures(groups)["generalization"]
     np.testing.assert_allclose(

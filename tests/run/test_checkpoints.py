@@ -246,9 +246,9 @@ def test_a_second_signal_drops_the_batch(fit, tmp_path):
 
 
 def test_a_signal_before_the_first_batch_ends_the_run_at_once(fit, monkeypatch):
-    from sphere_pl import editor
+    from sphere_pl.editing import preparation
 
-    monkeypatch.setattr(editor, "sample_contexts", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(preparation, "sample_contexts", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(RunInterrupted):
         fit("cut")
 

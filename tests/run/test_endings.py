@@ -32,16 +32,16 @@ SIGNALS = {
 # Stage: what is replaced, the call at which the fault comes, what the message names.
 STAGES = {
     "data": ("sphere_pl.data.datamodule:EditDataModule.setup", 1, "reading the data"),
-    "model": ("sphere_pl.editor:load_language_model", 1, "loading the language model"),
+    "model": ("sphere_pl.editor:load_weights", 1, "loading the language model"),
     "settings": ("sphere_pl.commands.resuming:write_text", 1, ""),
-    "statistics": ("sphere_pl.editor:second_moments", 1, "second moments"),
-    "contexts": ("sphere_pl.editor:sample_contexts", 1, "sampling context templates"),
-    "norms": ("sphere_pl.editor:SubjectStream", 1, "measuring target norms"),
+    "statistics": ("sphere_pl.editing.preparation:second_moments", 1, "second moments"),
+    "contexts": ("sphere_pl.editing.preparation:sample_contexts", 1, "sampling context templates"),
+    "norms": ("sphere_pl.editing.preparation:SubjectStream", 1, "measuring target norms"),
     "unedited": ("sphere_pl.evaluation.evaluator:Evaluator.measure_unedited", 1, "measuring the unedited model"),
-    "targets": ("sphere_pl.editor:optimize_targets", 2, "optimising target values"),
+    "targets": ("sphere_pl.editing.problem:optimize_targets", 2, "optimising target values"),
     "solve": ("sphere_pl.methods.alphaedit:AlphaEdit.update", 4, "solving for an update"),
     "callback": ("sphere_callbacks:SparseProjection.on_before_optimizer_step", 3, "editing layer by layer"),
-    "step": ("sphere_pl.optim:LayerwiseEdit._check_gradients", 4, "editing layer by layer"),
+    "step": ("sphere_callbacks.layerwise:LayerwiseEdit._check_gradients", 4, "editing layer by layer"),
     "remember": ("sphere_pl.methods.alphaedit:AlphaEdit.remember", 4, "remembering the batch's keys"),
     "validation": ("sphere_pl.evaluation.evaluator:Evaluator.add", 2, "validating"),
     "scores": ("sphere_pl.evaluation.evaluator:Evaluator.scores", 2, "validating"),
@@ -234,20 +234,21 @@ def test_a_fault_ends_a_run_with_one_message_and_it_goes_on_unchanged(
 
 SHORT_OF_MEMORY = """
 import resource, sys, psutil
-from sphere_pl import editor
+import torch
+from sphere_pl.editing import problem
 from sphere_pl.commands import main
 
-original, calls = editor.optimize_targets, []
+original, calls = problem.optimize_targets, []
 
 def optimize_targets(*args):
     calls.append(1)
     if len(calls) == 2:  # what is left is not enough for anything
         limit = psutil.Process().memory_info().vms + 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        editor.torch.empty(2**24)
+        torch.empty(2**24)
     return original(*args)
 
-editor.optimize_targets = optimize_targets
+problem.optimize_targets = optimize_targets
 main()
 """
 
@@ -294,10 +295,10 @@ def test_without_a_checkpoint_no_command_is_advised_and_elsewhere_the_file_is_na
     fault("validation", "memory", run)
     status, err = command([*base, f"--run_dir={run}", "--checkpoints.every_n_batches=0"])
     assert status == OUT_OF_MEMORY
-    assert "Nothing had been edited and saved yet" in err
+    assert "the same command with --overwrite begins again" in err
     assert "Go on with" not in err
     folder = tmp_path / "else where"
     fault("solve", "memory", run)
-    _, err = command([*base, f"--run_dir={run}", f"--checkpoints.folder={folder}"])
+    _, err = command([*base, f"--run_dir={run}", f"--checkpoints.folder={folder}", "--overwrite"])
     last = shlex.quote(str(folder / "batch-000001.safetensors"))
     assert err.endswith(f"Go on with: python -m sphere_pl fit --run_dir {run} --ckpt_path {last}\n")

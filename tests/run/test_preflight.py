@@ -21,7 +21,7 @@ from sphere_pl.editing.memory_estimate import (
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
-from sphere_pl.methods import MEMIT, UltraEdit
+from sphere_pl.methods import MEMIT, KnownProblem, UltraEdit
 from sphere_pl.methods.alphaedit import AlphaEdit
 from sphere_pl.run.preflight import estimate
 
@@ -40,7 +40,7 @@ def test_a_methods_state_never_takes_more_than_it_says_and_not_much_less(method)
     for _ in range(20):
         most = max(most, bytes_of(state))
         if not isinstance(method, UltraEdit):
-            state = method.remember(torch.randn(3, 40), state)
+            state = method.remember(KnownProblem(torch.randn(3, 40), torch.zeros(3, 20)), state)
     stated = method.state_bytes(20, 40)
     assert 0.5 * stated < most <= 1.01 * stated + 64
 
@@ -133,12 +133,12 @@ def edit(tiny_lm, requests, bare_trainer, tmp_path):
 def test_a_run_takes_as_many_tokens_as_memory_allows_unless_told(edit, monkeypatch):
     assert edit() == 4096
     assert edit(123) == 123
-    monkeypatch.setattr("sphere_pl.editor.capacity", lambda device: 1)
+    monkeypatch.setattr("sphere_pl.editing.preparation.capacity", lambda device: 1)
     assert edit() == 256
 
 
 def test_a_resumed_run_keeps_the_tokens_of_its_first_part(edit, monkeypatch, tmp_path):
-    monkeypatch.setattr("sphere_pl.editor.capacity", lambda device: 1)
+    monkeypatch.setattr("sphere_pl.editing.preparation.capacity", lambda device: 1)
     edit()
     monkeypatch.undo()
     assert edit(ckpt_path=tmp_path / "first.ckpt") == 256

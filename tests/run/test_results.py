@@ -4,7 +4,8 @@ import math
 
 from rich.console import Console
 
-from sphere_pl.run.results import finite, show
+from sphere_pl.run.results import show
+from sphere_pl.run.summaries import plain
 
 RESULTS = {
     "model": "tiny",
@@ -29,5 +30,5 @@ def test_the_table_shows_before_and_after_with_standard_errors(tmp_path):
 
 
 def test_what_could_not_be_measured_is_null_in_json():
-    clean = finite({"a": math.nan, "b": {"c": math.inf, "d": 1.0}})
+    clean = plain({"a": math.nan, "b": {"c": math.inf, "d": 1.0}})
     assert json.loads(json.dumps(clean, allow_nan=False)) == {"a": None, "b": {"c": None, "d": 1.0}}

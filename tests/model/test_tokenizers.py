@@ -1,4 +1,4 @@
-"""A tiny GPT-2 behind the tokenizer of the real one."""
+"""A tiny GPT-2 behind tokenizers of each kind, and behind the real one's where its file lies beside the checkout."""
 
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.representations import SubjectStream, capture_input
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.methods import MEMIT
+from sphere_pl.methods import MEMIT, KnownProblem
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, in_context, tokenize
+from tests.conftest import TEXT, TOKENIZERS, make_tokenizer
 
 FILE = Path(__file__).parents[3] / "shared" / "data" / "tokenizers" / "gpt2" / "tokenizer.json"
 REQUESTS = [
@@ -23,12 +24,20 @@ REQUESTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def lm():
+def tokenizer_of(kind):
+    if kind != "GPT-2":
+        return make_tokenizer(kind, text=TEXT + " Europe English Swedish Yamoussoukro" * 50)  # each is one token
     if not FILE.is_file():
-        pytest.skip("the real GPT-2 tokenizer, shared/data/tokenizers beside the checkout, is not there")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(FILE), eos_token="<|endoftext|>")
-    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=4, n_positions=128, n_inner=48)
+        pytest.skip(f"the real GPT-2 tokenizer is not in {FILE}")
+    return PreTrainedTokenizerFast(tokenizer_file=str(FILE), eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="module", params=[*TOKENIZERS, "GPT-2"])
+def lm(request):
+    tokenizer = tokenizer_of(request.param)
+    sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "n_inner": 48}
+    end = tokenizer.eos_token_id
+    config = GPT2Config(vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = GPT2LMHeadModel(config)
@@ -44,7 +53,7 @@ def test_subject_and_target_are_found_whole(lm, request_, context):
     (tokens,) = tokenize(lm.tokenizer, [in_context(request_, context, request_.target_new)])
     subject = lm.tokenizer.decode(tokens.ids[tokens.subject_first : tokens.subject_last + 1])
     assert subject.strip(" “") == request_.subject
-    assert lm.tokenizer.decode(tokens.target) == f" {request_.target_new}"
+    assert lm.tokenizer.decode(tokens.target).removeprefix(" ") == request_.target_new
     assert lm.tokenizer.decode(tokens.ids) == f"{context}{request_.question} {request_.target_new}"
 
 
@@ -71,7 +80,7 @@ def test_an_edit_raises_the_targets_probability(lm):
     stream = SubjectStream(lm, requests, [""], 1)
     method = MEMIT(1e-3)
     keys, missing = stream.keys(site), targets.values - stream.values(1)
-    site.write(before + method.update(keys, missing, method.initial_state(before, torch.eye(48))))
+    site.write(before + method.update(KnownProblem(keys, missing), method.initial_state(before, torch.eye(48))))
     edited = [each.log_probability for each in answer(lm, prompts)]
     site.write(before)
     assert all(new > old + 1 for new, old in zip(edited, unedited, strict=True))
