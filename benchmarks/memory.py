@@ -18,7 +18,7 @@ from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit, KnownProblem
 from sphere_pl.methods.base import Method
-from sphere_pl.model.families import edit_sites
+from sphere_pl.model.families import architecture_of, edit_sites
 from sphere_pl.progress import untracked
 from sphere_pl.run.preflight import estimate
 
@@ -34,7 +34,8 @@ def shapes(sizes: dict[str, object]) -> Shapes:
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    return shapes_of(model, edit_sites(model, config.model_type, LAYERS, config.num_hidden_layers))
+    architecture = architecture_of(config.model_type)
+    return shapes_of(model, edit_sites(model, architecture, config, LAYERS, config.num_hidden_layers))
 
 
 def table() -> str:

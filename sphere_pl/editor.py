@@ -64,6 +64,7 @@ class SequentialEditor(L.LightningModule):
         cache_dir: Where the embedded model is kept; the user's cache folder if None.
         device_map: How the model's layers are spread over the devices of this process; the trainer's device has them
             all if None. See `load_language_model`.
+        architecture: Where the parts of a model are whose family is not in the table; see docs/models.md.
         statistics_device: Where second moments are summed and where null-space bases and the memory of earlier keys are
             held, `cpu` as a rule; a matrix's own device if None. Solves take place on the matrix's device all the same.
 
@@ -87,6 +88,7 @@ class SequentialEditor(L.LightningModule):
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
         device_map: DeviceMap = None,
+        architecture: dict[str, Any] | None = None,
         statistics_device: str | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class SequentialEditor(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name = method, layers, name
-        self.revision, self.device_map = revision, device_map
+        self.revision, self.device_map, self.architecture = revision, device_map, architecture
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
         self.n_contexts, self.context_length = contexts, context_length
         self._dtype_asked: Dtype = dtype
@@ -193,7 +195,8 @@ class SequentialEditor(L.LightningModule):
             UserError: If it is not what editing needs, or has not the layers to edit.
         """
         if self._opened is None:
-            self._opened = open_model(self.name, self.revision, self._trust_remote_code, self._cache_dir)
+            own = self.architecture
+            self._opened = open_model(self.name, self.revision, self._trust_remote_code, self._cache_dir, own)
             check_layers(self.layers, self._opened.n_layers)
         return self._opened
 

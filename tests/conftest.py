@@ -14,6 +14,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sphere_callbacks.functional import _checks
 from sphere_pl.commands import fit, main
@@ -44,6 +45,24 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+_GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
+_LATENT: dict[str, Any] = {
+    **{"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16},
+    **{"qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8},
+}
+_EXPERTS: dict[str, Any] = {
+    **{"moe_intermediate_size": 48, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    **{"n_group": 1, "topk_group": 1},
+}
+_LINEAR: dict[str, Any] = {
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 2},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+_MAMBA: dict[str, Any] = {
+    **{"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+    **{"mamba_n_groups": 1, "mamba_chunk_size": 8},
+}
+
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 64},
@@ -56,8 +75,40 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "gpt2": {},
     "gptj": {"rotary_dim": 4},
+    "gemma": _GROUPED,
+    "olmo": {},
+    "phi3": _GROUPED,
+    "glm": _GROUPED,
+    "smollm3": _GROUPED,
+    "qwen3_5_text": {**_GROUPED, **_LINEAR, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "ministral3": _GROUPED,
+    "seed_oss": _GROUPED,
+    "apertus": _GROUPED,
+    "hunyuan_v1_dense": _GROUPED,
+    "arcee": _GROUPED,
+    "nemotron": _GROUPED,
+    "stablelm": {"num_key_value_heads": 2},
+    "starcoder2": {"num_key_value_heads": 2},
+    "lfm2": {
+        "num_key_value_heads": 2,
+        "layer_types": ["conv", "full_attention"] * 2,
+        "block_auto_adjust_ff_dim": False,
+    },
+    "olmo2": {"num_key_value_heads": 2},
+    "olmo3": {"num_key_value_heads": 2, "sliding_window": 64},
+    "exaone4": {"num_key_value_heads": 2, "sliding_window": 64},
+    "glm4": _GROUPED,
+    "granite": {"num_key_value_heads": 2, "residual_multiplier": 0.3, "logits_scaling": 4.0},
+    "minicpm3": {**_LATENT, "scale_emb": 2, "dim_model_base": 8},
+    "falcon_h1": {**_GROUPED, **_MAMBA, "mlp_multipliers": [0.8, 0.5], "lm_head_multiplier": 0.3},
+    "cohere": {"num_key_value_heads": 2, "logit_scale": 0.5},
+    "cohere2": {"num_key_value_heads": 2, "logit_scale": 0.5, "sliding_window": 64},
+    "falcon": {"ffn_hidden_size": 48, "new_decoder_architecture": False},
+    "deepseek_v3": {**_LATENT, **_EXPERTS, "first_k_dense_replace": 2},
+    "glm4_moe": {**_GROUPED, **_EXPERTS, "first_k_dense_replace": 2},
+    "dots1": {**_GROUPED, **_EXPERTS, "first_k_dense_replace": 2},
 }
-FAMILIES = sorted(SIZES)
+FAMILIES = sorted(set(SIZES) & set(CONFIG_MAPPING))  # older releases of transformers know fewer
 
 
 def _config(model_type: str, vocabulary: int) -> Any:

@@ -77,7 +77,7 @@ def _rows(lm: LanguageModel, items: Sequence[Item]) -> list[tuple[tuple[int, ...
         group = shared.setdefault("" if cut else items[place].shots, {})
         group.setdefault(ids, Row(ids, [])).targets.append((place, number, entry.target))
     groups = [(key, list(rows.values())) for key, rows in shared.items()]
-    return [(_common(rows) if key else (), rows) for key, rows in groups]
+    return [(_common(rows) if key and not lm.recurrent else (), rows) for key, rows in groups]
 
 
 def _common(rows: list[Row]) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from sphere_pl.tracing.summary import config_line, summarize
 from sphere_pl.tracing.trace import (
     FactTrace,
     TraceSettings,
+    check_traceable,
     embedding_deviation,
     known_facts,
     trace_fact,
@@ -51,6 +52,7 @@ def main(args: Sequence[str]) -> None:
     given.data.setup("fit")
     prompts = [true_answer(request) for request in given.data.requests]  # refused before a model is loaded
     lm = load_language_model(**given.model)
+    check_traceable(lm)
     lm.to(default_device() if given.accelerator == "auto" else Fabric(accelerator=given.accelerator, devices=1).device)
     if not 1 <= given.count <= lm.n_layers:
         raise UserError(f"`--count={given.count}` must lie between 1 and the model's {lm.n_layers} layers.")

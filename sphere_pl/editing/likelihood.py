@@ -155,7 +155,7 @@ class TargetLikelihood:
         stored = (weight.T if site.fan_in_fan_out else weight).to(site.stored.dtype)
         output = functional_call(
             self.lm.block(self._layer),
-            {f"{self.lm.architecture.projection}.weight": stored},
+            {f"{site.path}.weight": stored},
             (group.hidden.to(stored.device), *group.calls.args[self._layer]),
             group.calls.kwargs[self._layer],
         )

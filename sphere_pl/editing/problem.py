@@ -14,6 +14,7 @@ from torch import Tensor
 from sphere_pl.data.request import EditBatch
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.likelihood import TargetLikelihood
+from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.targets import Targets, TargetSettings, optimize_targets
 from sphere_pl.methods.base import Method
@@ -113,7 +114,10 @@ class ModelBatch(BatchProblem):
         """Optimise this process's share of the target values, and gather all."""
         posing, n = self.posing, len(self.batch.requests)
         share, settings = posing.shares.mine(self.batch.requests), replace(settings, max_tokens=posing.max_tokens)
-        part = optimize_targets(self.lm, share, posing.contexts, posing.sites[-1].layer, settings)
+        if any(site.output.norm is not None for site in posing.sites):
+            part = optimize_outputs(self.lm, share, posing.contexts, posing.sites, settings)
+        else:
+            part = optimize_targets(self.lm, share, posing.contexts, posing.sites[-1].layer, settings)
         return Targets(*(posing.shares.together(each, n) for each in part))
 
     def at(self, layer: int) -> LayerProblem:
@@ -203,8 +207,30 @@ class _ModelProblem(LayerProblem):
                 "no target values were found for the batch. Set it to True."
             )
         keys = batch.together(batch.stream.keys(sites[self.layer]))
-        missing = batch.targets.values - batch.together(batch.stream.values(sites[-1].layer))  # [n, d]
-        return keys, spread_residual(missing, len(sites) - self.layer).to(self.weight.device)
+        residuals = self._before_norm(batch.targets) if batch.targets.outputs.shape[1] else self._spread(batch.targets)
+        return keys, residuals.to(self.weight.device)
+
+    def _spread(self, targets: Targets) -> Tensor:
+        """What is missing of the target values, shared over the layers that are left and divided by the factor."""
+        batch, sites = self.batch, self.batch.posing.sites
+        missing = targets.values - batch.together(batch.stream.values(sites[-1].layer))  # [n, d]
+        residuals = spread_residual(missing, len(sites) - self.layer)
+        scale = sites[self.layer].output.scale
+        return residuals if scale == 1.0 else residuals / scale
+
+    def _before_norm(self, targets: Targets) -> Tensor:
+        """What the matrix's output lacks, where a norm lies between it and the stream.
+
+        Each matrix is asked for its own part of what was optimised. The last one makes good what the others left or
+        moved besides, as nearly as its norm lets it.
+        """
+        batch, site = self.batch, self.batch.posing.sites[self.layer]
+        states, outputs = (batch.together(part) for part in batch.stream.outputs(site))
+        wanted = targets.outputs[:, self.layer]
+        if self.layer == targets.outputs.shape[1] - 1:
+            others = states - site.output.gain(outputs)  # what the stream holds without this matrix
+            wanted = site.output.nearest_output(targets.values - others, near=wanted)
+        return wanted - outputs
 
     def loss_and_gradient(self, weight: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         self.batch.likelihood.advance(self.layer)

@@ -28,6 +28,17 @@ def capture_input(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+@contextmanager
+def capture_output(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what `module` returns while the block runs, copied: Falcon's blocks add attention to it in place."""
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, output: outputs.append(output.clone()))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 class _Reached(Exception):  # noqa: N818 (it is no error)
     """The module whose input is wanted has been called."""
 
@@ -192,6 +203,20 @@ class SubjectStream:
         chunks = self._chunks[: self._n_plain]
         outputs = [self.lm.run(chunk.hidden, chunk.calls, self._layer, layer + 1) for chunk in chunks]
         return _at_subjects(chunks, outputs)
+
+    @torch.no_grad()
+    def outputs(self, site: EditSite) -> tuple[Tensor, Tensor]:
+        """Output of a site's block, and of its matrix, at the same places as `values`, float32 `[n, d]` each.
+
+        Moves on to the site's block if it lies ahead.
+        """
+        self.advance(site.layer)
+        chunks, blocks, matrices = self._chunks[: self._n_plain], [], []
+        for chunk in chunks:
+            with capture_output(site.module) as seen:
+                blocks.append(self.lm.run(chunk.hidden, chunk.calls, site.layer, site.layer + 1))
+            matrices.append(seen[0])
+        return _at_subjects(chunks, blocks), _at_subjects(chunks, matrices)
 
     def _average(self, inputs: list[Tensor]) -> Tensor:
         """Weighted mean over contexts of what is found at the subjects, `[n, d_in]`."""

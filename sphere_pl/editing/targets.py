@@ -87,6 +87,8 @@ class Targets(NamedTuple):
         loss: Final loss, `[n]`.
         steps: Adam steps taken, `[n]`.
         clamped: Whether the shift ended on the norm bound, `[n]`.
+        outputs: What each of `L` edited matrices puts out at the target values, float32 `[n, L, d]`, where a norm lies
+            between the matrices and the stream; `[n, 0, d]` where none does, as the values then say it all.
     """
 
     values: Tensor
@@ -94,13 +96,15 @@ class Targets(NamedTuple):
     loss: Tensor
     steps: Tensor
     clamped: Tensor
+    outputs: Tensor
 
     def anchored(self, norms: Tensor) -> "Targets":
         """Rescale each target value to a norm, `norms` `[n]`; the other entries stay those of the value as found.
 
         Example:
             >>> one = torch.ones(1)
-            >>> Targets(torch.tensor([[3.0, 4.0]]), one, one, one, one > 0).anchored(torch.tensor([10.0])).values
+            >>> targets = Targets(torch.tensor([[3.0, 4.0]]), one, one, one, one > 0, torch.empty(1, 0, 2))
+            >>> targets.anchored(torch.tensor([10.0])).values
             tensor([[6., 8.]])
         """
         return self._replace(values=self.values * (norms.to(self.values) / self.values.norm(dim=1))[:, None])
@@ -120,7 +124,7 @@ class Targets(NamedTuple):
         }
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
 
     All tensors but those of `prefix` and `calls`, and `reference`, lie where the target block does.
@@ -131,6 +135,7 @@ class _Rows(NamedTuple):
         ids: Tokens from the subject's last one on, `[rows, columns]`.
         mask: Attention mask over prefix and suffix, `[rows, prefix + columns]`.
         positions: Position of each suffix token, `[rows, columns]`.
+        subject: Column of the subject's last token, `[rows]`: the first one, unless the model runs whole prompts.
         prefix: Keys and values of the columns before.
         hidden: Output of the target block without the shift, `[rows, columns, d]`.
         calls: How the blocks are called for these rows.
@@ -146,6 +151,7 @@ class _Rows(NamedTuple):
     ids: Tensor
     mask: Tensor
     positions: Tensor
+    subject: Tensor
     prefix: FrozenPrefix
     hidden: Tensor
     calls: BlockCalls
@@ -155,13 +161,13 @@ class _Rows(NamedTuple):
     reference: Tensor | None = None
 
 
-class _Pass(NamedTuple):
+class Pass(NamedTuple):
     """Groups of rows that go through the model in one forward pass, `tokens` in all, `t` of them predicted from.
 
     Attributes:
         calls: How the blocks are called.
         hidden: Output of the target block without the shift, `[1, tokens, d]` if packed, else that of the only group.
-        subjects: Place of each row's first token among the tokens, `[rows]`.
+        subjects: Place of each row's subject among the tokens, `[rows]`.
         owner: Request of each row, `[rows]`.
         where: Place of the tokens predicted from, `[t]`, group after group.
         predicted: Request of each of these, `[t]`.
@@ -198,14 +204,14 @@ def optimize_targets(
         settings: Optimisation settings.
     """
     n, most = len(requests), settings.tokens_at_once
-    groups = _rewrite_rows(lm, requests, contexts, layer, most)
-    essences = _essence_rows(lm, requests, layer, most) if settings.kl_weight else []
+    groups = rewrite_rows(lm, requests, contexts, layer, most)
+    essences = essence_rows(lm, requests, layer, most) if settings.kl_weight else []
     base = _subject_states(groups, n)  # [n, d]
-    objective = _Objective(lm, layer, groups, essences, base.norm(dim=1), settings)
-    return _minimize(objective, base, settings)
+    objective = Objective(lm, layer, groups, essences, base, settings)
+    return minimize(objective, base, settings)
 
 
-def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -> Targets:
+def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> Targets:
     """Run Adam on all shifts; each request stops on its own."""
     n = len(base)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
@@ -231,31 +237,31 @@ def _minimize(objective: "_Objective", base: Tensor, settings: TargetSettings) -
         with torch.no_grad():
             shift.mul_((bound / shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
     clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
-    return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped)
+    return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped, base.new_empty(n, 0, base.shape[1]))
 
 
-class _Objective:
+class Objective:
     """Loss and gradient of every request that is still active."""
 
     def __init__(
         self,
         lm: LanguageModel,
         layer: int,
-        groups: list[_Rows],
-        essences: list[_Rows],
-        base_norm: Tensor,
+        groups: list[Rows],
+        essences: list[Rows],
+        base: Tensor,
         settings: TargetSettings,
     ) -> None:
         self.lm, self.layer = lm, layer
-        self.base_norm, self.settings = base_norm, settings
+        self.base_norm, self.width, self.settings = base.norm(dim=1), base.shape[1], settings
         self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in essences]
         self.passes = _passes(lm, self.groups, settings.tokens_at_once)
 
     @torch.no_grad()
-    def _reference(self, rows: _Rows) -> Tensor:
+    def _reference(self, rows: Rows) -> Tensor:
         """Log-probabilities at the predicted places without the shift, `[t, vocabulary]`."""
-        only = _pass(self.lm, [rows])
-        states = self._states(only, only.hidden.new_zeros(int(rows.owner.max()) + 1, only.hidden.shape[-1]))
+        only = one_pass(self.lm, [rows])
+        states = self.states(only, only.hidden.new_zeros(int(rows.owner.max()) + 1, self.width))
         return torch.log_softmax(self.lm.logits(states), dim=-1)
 
     def __call__(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,7 +277,7 @@ class _Objective:
         gradient = torch.autograd.grad(decay.sum(), shift)[0] if recorded else torch.zeros_like(shift)
         nll, divergence = shift.new_zeros(len(shift)), shift.new_zeros(len(shift))
         for each in self.passes:
-            states = self._states(each, shift)
+            states = self.states(each, shift)
             cut = len(each.labels)
             losses, pull = self._by_parts(states[:cut], partial(_negative_log_likelihood, each))
             nll.index_add_(0, each.predicted[:cut], losses.to(nll.device))
@@ -282,7 +288,7 @@ class _Objective:
                 gradient += torch.autograd.grad(states, shift, pull)[0]
         return nll + divergence + decay.detach(), nll, gradient
 
-    def _states(self, each: _Pass, shift: Tensor) -> Tensor:
+    def states(self, each: Pass, shift: Tensor) -> Tensor:
         """Output of the last block at the predicted places `[t, d]`, the shift added at the subjects."""
         tokens = each.hidden.flatten(0, 1)
         shifted = tokens[each.subjects] + shift.index_select(0, each.owner)  # float32 until it enters the model
@@ -314,19 +320,19 @@ class _Objective:
         self.passes = _passes(self.lm, self.groups, self.settings.tokens_at_once)
 
 
-def _negative_log_likelihood(each: _Pass, logp: Tensor, some: slice) -> Tensor:
+def _negative_log_likelihood(each: Pass, logp: Tensor, some: slice) -> Tensor:
     labels, weights = each.labels[some].to(logp.device), each.weights[some].to(logp.device)
     return -logp.gather(1, labels[:, None]).squeeze(1) * weights
 
 
-def _divergence(each: _Pass, logp: Tensor, some: slice) -> Tensor:
+def _divergence(each: Pass, logp: Tensor, some: slice) -> Tensor:
     """KL(shifted || unshifted)."""
     return (logp.exp() * (logp - each.reference[some])).sum(1)
 
 
-def _passes(lm: LanguageModel, groups: list[_Rows], max_tokens: int) -> list[_Pass]:
+def _passes(lm: LanguageModel, groups: list[Rows], max_tokens: int) -> list[Pass]:
     """Fill forward passes with groups; a model that does not take packed rows has a pass for each group."""
-    filled: list[list[_Rows]] = []
+    filled: list[list[Rows]] = []
     room = 0
     for rows in groups:
         size = rows.ids.numel()
@@ -335,16 +341,16 @@ def _passes(lm: LanguageModel, groups: list[_Rows], max_tokens: int) -> list[_Pa
             room = max_tokens
         filled[-1].append(rows)
         room -= size
-    return [_pass(lm, each) for each in filled]
+    return [one_pass(lm, each) for each in filled]
 
 
-def _pass(lm: LanguageModel, groups: list[_Rows]) -> _Pass:
+def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
     """One forward pass through some groups, those compared with a reference last."""
     starts = [0, *accumulate(rows.ids.numel() for rows in groups)]
     subjects, where = [], []
     for start, rows in zip(starts, groups, strict=False):
         columns = rows.ids.shape[1]
-        subjects.append(start + columns * torch.arange(len(rows.ids), device=rows.ids.device))
+        subjects.append(start + columns * torch.arange(len(rows.ids), device=rows.ids.device) + rows.subject)
         where.append(start + columns * rows.where[0] + rows.where[1])
     hidden, calls = groups[0].hidden, groups[0].calls
     if packs(lm):
@@ -352,7 +358,7 @@ def _pass(lm: LanguageModel, groups: list[_Rows]) -> _Pass:
         calls = pack_calls(lm, [Suffixes(rows.ids, rows.positions, rows.prefix, rows.calls) for rows in groups])
     told = [rows for rows in groups if rows.reference is None]
     references = [rows.reference for rows in groups if rows.reference is not None]
-    return _Pass(
+    return Pass(
         calls,
         hidden,
         torch.cat(subjects),
@@ -365,61 +371,66 @@ def _pass(lm: LanguageModel, groups: list[_Rows]) -> _Pass:
     )
 
 
-def _rewrite_rows(
+def rewrite_rows(
     lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int, max_tokens: int
-) -> list[_Rows]:
+) -> list[Rows]:
     """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target)."""
     prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
     # The last target token is predicted, never read.
-    lengths = [len(entry.ids) - 1 - entry.subject_last for entry in tokens]
+    lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in tokens]
     return [
         _build(lm, [tokens[i] for i in rows], [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
         for rows in micro_batches(lengths, max_tokens)
     ]
 
 
-def _essence_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[_Rows]:
+def essence_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
     """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
     tokens = tokenize(lm.tokenizer, [essence(request) for request in requests], lm.config.max_position_embeddings)
     cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
     return [
         _build(lm, [cut[i] for i in rows], [(i, 0) for i in rows], 1, layer)
-        for rows in micro_batches([1] * len(cut), max_tokens // 16)
+        for rows in micro_batches([len(entry.ids) - 1 - _cut(lm, entry) for entry in cut], max_tokens // 16)
     ]
 
 
+def _cut(lm: LanguageModel, tokens: Tokens) -> int:
+    """How many tokens run once, as a prefix: those before the subject's last, if they leave keys and values behind."""
+    return 0 if lm.recurrent else tokens.subject_last
+
+
 @torch.no_grad()
-def _build(
-    lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]], n_contexts: int, layer: int
-) -> _Rows:
+def _build(lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]], n_contexts: int, layer: int) -> Rows:
     """Run the prefix through all blocks and the suffix up to the target block.
 
     `origin` holds the request and the context of each row.
     """
     device = lm.device
-    prefix_ids, prefix_mask = pad([entry.ids[: entry.subject_last] for entry in tokens], lm.pad_id, device)
-    ids, mask = pad([entry.ids[entry.subject_last : -1] for entry in tokens], lm.pad_id, device)
-    start = torch.tensor([[entry.subject_last] for entry in tokens], device=device)
+    cuts = [_cut(lm, entry) for entry in tokens]
+    prefix_ids, prefix_mask = pad([entry.ids[:cut] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
+    ids, mask = pad([entry.ids[cut:-1] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
+    start = torch.tensor([[cut] for cut in cuts], device=device)
     positions = start + torch.arange(ids.shape[1], device=device)
     prefix = run_prefix(lm, prefix_ids, prefix_mask)
     mask = torch.cat([prefix_mask, mask], dim=1)
     calls = prefix.calls(lm, ids, mask, positions)
     hidden = lm.run(calls.hidden, calls, 0, layer + 1)
     where = [
-        (row, entry.target_start - 1 - entry.subject_last + k)
-        for row, entry in enumerate(tokens)
+        (row, entry.target_start - 1 - cut + k)
+        for row, (entry, cut) in enumerate(zip(tokens, cuts, strict=True))
         for k in range(len(entry.target))
     ]
     labels = [label for entry in tokens for label in entry.target]
     device = hidden.device
     weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
-    return _Rows(
+    return Rows(
         torch.tensor([request for request, _ in origin], device=device),
         torch.tensor([context == 0 for _, context in origin], device=device),
         ids.to(device),
         mask.to(device),
         positions.to(device),
+        torch.tensor([entry.subject_last - cut for entry, cut in zip(tokens, cuts, strict=True)], device=device),
         prefix,
         hidden,
         calls,
@@ -429,19 +440,20 @@ def _build(
     )
 
 
-def _select(lm: LanguageModel, rows: _Rows, keep: Tensor) -> _Rows:
+def _select(lm: LanguageModel, rows: Rows, keep: Tensor) -> Rows:
     """Keep some rows, and the predicted positions that lie in them."""
     index = keep.nonzero().squeeze(1)
     prefix = rows.prefix.select(index)
     ids, mask, positions = rows.ids[index], rows.mask[index], rows.positions[index]
     renumbered = torch.cumsum(keep, 0) - 1
     kept = keep[rows.where[0]]
-    return _Rows(
+    return Rows(
         rows.owner[index],
         rows.plain[index],
         ids,
         mask,
         positions,
+        rows.subject[index],
         prefix,
         rows.hidden[index],
         prefix.calls(lm, ids, mask, positions),
@@ -452,9 +464,9 @@ def _select(lm: LanguageModel, rows: _Rows, keep: Tensor) -> _Rows:
     )
 
 
-def _subject_states(groups: list[_Rows], n: int) -> Tensor:
+def _subject_states(groups: list[Rows], n: int) -> Tensor:
     """Output of the target block at the subject of each plain prompt, float32 `[n, d]`."""
     states = groups[0].hidden.new_zeros(n, groups[0].hidden.shape[-1], dtype=torch.float32)
     for rows in groups:
-        states[rows.owner[rows.plain]] = rows.hidden[rows.plain, 0].float()
+        states[rows.owner[rows.plain]] = rows.hidden[rows.plain, rows.subject[rows.plain]].float()
     return states

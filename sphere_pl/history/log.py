@@ -63,6 +63,7 @@ class Header:
         method: The method and what its updates pass through, as shown in results.
         solvable: Whether keys and residuals are logged, so that edits can be taken out.
         restraint: Settings of PRUNE's restraint, under which the weights are scored and saved; None without it.
+        architecture: The user's own description of the model's parts; None for a family of the table.
         format: Version of the log's format.
     """
 
@@ -75,6 +76,7 @@ class Header:
     method: str
     solvable: bool
     restraint: dict[str, Any] | None = None
+    architecture: dict[str, Any] | None = None
     format: int = FORMAT
 
 
@@ -347,6 +349,8 @@ def _header(line: dict[str, Any]) -> Header:
     _check_types("the header", vars(header), model=str, dtype=str, fingerprint=str, method=str, layers=list)
     if header.dtype not in get_args(Dtype) or not all(type(layer) is int for layer in header.layers):
         raise ValueError(f"dtype {header.dtype!r} or layers {header.layers!r} are not what a run writes")
+    if not isinstance(header.architecture, dict | None):
+        raise TypeError(f"its architecture {header.architecture!r} is not what a run writes")
     if header.restraint is not None:
         ratio, strength = header.restraint["cumulative_ratio"], header.restraint["strength"]
         _check_types("the restraint", {"ratio": ratio, "strength": strength}, ratio=float, strength=float)

@@ -150,6 +150,7 @@ class SavedRun:
                 trust_remote_code=options.trust_remote_code,
                 cache_dir=options.cache_dir,
                 device_map=options.device_map,
+                architecture=header.architecture,
             )
         if fingerprint(lm) != header.fingerprint:
             raise UserError(

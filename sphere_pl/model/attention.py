@@ -110,8 +110,17 @@ def _mask(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def packs(lm: LanguageModel) -> bool:
-    """Whether `gradient_attention` lets a model take packed rows: it must leave attention to a function."""
-    return lm.device.type == "cpu" and lm.config._attn_implementation == "sdpa" and not lm.spread
+    """Whether `gradient_attention` lets a model take packed rows.
+
+    Attention must be a function and all that mixes tokens, and what is cached the keys and values that it is given.
+    """
+    whole = not lm.recurrent and not getattr(lm.config, "kv_lora_rank", None)
+    return lm.device.type == "cpu" and _takes_function(lm) and not lm.spread and whole
+
+
+def _takes_function(lm: LanguageModel) -> bool:
+    """Whether a model attends by PyTorch's function now and by any other that it is given."""
+    return lm.config._attn_implementation == "sdpa" and bool(lm.model._supports_attention_backend)
 
 
 @contextmanager
@@ -125,7 +134,7 @@ def gradient_attention(lm: LanguageModel) -> Iterator[None]:
     if lm.device.type != "cpu":
         yield
         return
-    if chosen != "sdpa":
+    if not _takes_function(lm):
         with sdpa_kernel(SDPBackend.MATH):
             yield
         return

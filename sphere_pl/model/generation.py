@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import CONTEXT_OPENERS, micro_batches, truncate_left
@@ -74,7 +73,7 @@ def decode(
     """
     ids, mask = _pad_left(lm, rows)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    cache, active = DynamicCache(), list(range(len(rows)))
+    cache, active = lm.new_cache(), list(range(len(rows)))
     written: list[list[int]] = [[] for _ in rows]
     for _ in range(new_tokens):
         calls = lm.block_calls(ids, mask, positions, cache)

@@ -1,7 +1,7 @@
 """A pretrained causal language model, taken apart at the places that editing works on."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
@@ -11,8 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.families import EditSite, architecture_of, edit_sites
+from sphere_pl.model.families import EditSite, architecture_of, edit_sites, has_module, read_factor
 
+_SHOWN = 8  # modules that an error names
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -74,13 +75,14 @@ class LanguageModel(nn.Module):
     Args:
         model: A Hugging Face causal language model.
         tokenizer: Its fast tokenizer.
+        architecture: Where its parts are, for a family that is not in the table; see `architecture_of`.
 
     Raises:
-        UserError: If the model's type is unknown, its weights are packed, or the tokenizer gives no
-            character offsets.
+        UserError: If the model's type is unknown, its architecture names modules that it does not have, its weights
+            are packed, or the tokenizer gives no character offsets.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, architecture: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         if not tokenizer.is_fast:
             raise UserError(
@@ -88,16 +90,41 @@ class LanguageModel(nn.Module):
                 "token. Load a fast tokenizer (tokenizer.json)."
             )
         self.stays = False  # where it is, whatever the module that holds it is told: it belongs to the caller
-        self.architecture = architecture_of(model.config.model_type)
+        self.architecture = architecture_of(model.config.model_type, architecture)
         _check_plain(model)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        self._check_paths(model)
+        self._logit_scale = read_factor(self.architecture.logit_scale, self.config, model.config)
         # In a tuple, which registers them no second time: they are asked for at every call.
         self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
         # What differs between releases of transformers is found out now, before anybody's hooks are on the model.
         self._cache_argument = _cache_argument(model)
         self._tuples = self._returns_tuples()
+
+    def _check_paths(self, model: PreTrainedModel) -> None:
+        """Refuse an architecture that does not fit the model, by the name of what is missing."""
+        last = self.architecture.block.format(self.n_layers - 1)
+        for name, path in (("block", last), ("final_norm", self.architecture.final_norm)):
+            if not has_module(model, path):
+                raise UserError(
+                    f"The architecture names {path!r} as its {name}, which is no module of this "
+                    f"{model.config.model_type} model. Its modules begin with {', '.join(_first_paths(model))}. "
+                    "Correct --model.architecture."
+                )
+        first = model.get_submodule(self.architecture.block.format(0))
+        if not self.architecture.mixers_in(first):
+            raise UserError(
+                f"The architecture names {self.architecture.attention!r} as its attention, which is no module of this "
+                f"{model.config.model_type} model's blocks. They hold "
+                f"{', '.join(name for name, _ in first.named_children())}. Correct --model.architecture."
+            )
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some blocks keep a state in the place of keys and values: every prompt is run whole then."""
+        return self.architecture.recurrent
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in eval mode: editing differentiates through the model but never trains it (GPT-2 has dropout)."""
@@ -143,7 +170,7 @@ class LanguageModel(nn.Module):
 
     def sites(self, layers: Sequence[int]) -> list[EditSite]:
         """The matrices to edit in `layers`; see `edit_sites`."""
-        return edit_sites(self.model, self.model.config.model_type, list(layers), self.n_layers)
+        return edit_sites(self.model, self.architecture, self.config, list(layers), self.n_layers)
 
     @torch.no_grad()
     def block_calls(
@@ -189,6 +216,10 @@ class LanguageModel(nn.Module):
         args, kwargs = (_moved(part[0], device, {}) for part in (calls.args, calls.kwargs))
         return isinstance(block(entering[0].to(device), *args, **kwargs), tuple)
 
+    def new_cache(self) -> DynamicCache:
+        """An empty cache that grows by what the blocks put in it: keys and values, or states."""
+        return DynamicCache(config=self.config) if self.recurrent else DynamicCache()
+
     def run(self, hidden: Tensor, calls: BlockCalls, start: int, stop: int) -> Tensor:
         """Run blocks `start` to `stop - 1` on `hidden` of shape `[rows, columns, d]`."""
         for layer in range(start, stop):
@@ -199,8 +230,11 @@ class LanguageModel(nn.Module):
     def takes_masks(self, length: int) -> bool:
         """Whether texts of `length` tokens can be run under a mask of one's own, added to the attention scores.
 
-        A sliding window looks at columns, not at positions, and flash attention knows no masks.
+        A sliding window looks at columns, not at positions, a recurrent layer at all columns, and so does a bias of
+        the scores by distance (ALiBi); flash attention knows no masks.
         """
+        if self.recurrent or getattr(self.config, "alibi", False):
+            return False
         window = getattr(self.config, "sliding_window", None)
         return (window is None or length <= window) and self.model.config._attn_implementation in {"sdpa", "eager"}
 
@@ -208,7 +242,8 @@ class LanguageModel(nn.Module):
         """Next-token logits `[..., vocabulary]`, float32 and new, from the last block's output `[..., d]`."""
         norm = self.model.get_submodule(self.architecture.final_norm)
         head = cast(nn.Module, self.model.get_output_embeddings())
-        logits = head(norm(hidden.to(_device_of(norm))).to(_device_of(head))).float()
+        logits = head(norm(hidden.to(_place_of(norm, head))).to(_device_of(head))).float()
+        logits = logits if self._logit_scale == 1.0 else logits * self._logit_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return cast(Tensor, logits if cap is None else cap * torch.tanh(logits / cap))
 
@@ -226,6 +261,16 @@ def _check_plain(model: PreTrainedModel) -> None:
 def _device_of(module: nn.Module) -> torch.device:
     """Where a module that lives on one device lives."""
     return next(module.parameters()).device
+
+
+def _place_of(module: nn.Module, other: nn.Module) -> torch.device:
+    """Where a module lives; where another one does if it has no parameters (OLMo's norms)."""
+    return next((parameter.device for parameter in module.parameters()), None) or _device_of(other)
+
+
+def _first_paths(model: nn.Module) -> list[str]:
+    """The outermost modules and those inside them, to show what paths look like."""
+    return [name for name, _ in model.named_modules() if name and name.count(".") <= 1][:_SHOWN]
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

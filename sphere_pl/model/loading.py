@@ -26,6 +26,7 @@ from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_mo
 from sphere_pl.model.gguf import dequantized, gguf_dtype
 from sphere_pl.model.hub import hub_trouble
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.self_check import check_parts
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap = dict[int | str, int | str] | str | None
@@ -63,11 +64,13 @@ class OpenedModel(NamedTuple):
         source: Where it is read from.
         config: Its configuration.
         tokenizer: Its tokenizer.
+        architecture: The user's own description of its parts.
     """
 
     source: Source
     config: PretrainedConfig
     tokenizer: Any
+    architecture: dict[str, Any] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -82,6 +85,7 @@ def load_language_model(
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
     device_map: DeviceMap = None,
+    architecture: dict[str, Any] | None = None,
 ) -> LanguageModel:
     """Load a model and its tokenizer.
 
@@ -94,12 +98,14 @@ def load_language_model(
         device_map: How the layers are spread over the devices of this process: `auto`, evenly; how much of the model
             each device may take, filled in this order, `{"0": "20GiB", "1": "70GiB"}`; or a device for each module,
             `{"model.embed_tokens": 0, "model.layers.0": 1, ...}`. All on the CPU if None.
+        architecture: Where a model's parts are, for a family that is not in the table (docs/models.md): attributes of
+            `sphere_pl.model.families.Architecture`, such as `{"block": "model.layers.{}", ...}`.
 
     Raises:
         UserError: If the model is neither at hand nor to be had from the hub, is not one that can be edited, or does
             not fit the devices.
     """
-    return load_weights(open_model(name, revision, trust_remote_code, cache_dir), dtype, device_map)
+    return load_weights(open_model(name, revision, trust_remote_code, cache_dir, architecture), dtype, device_map)
 
 
 def open_model(
@@ -107,6 +113,7 @@ def open_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
+    architecture: dict[str, Any] | None = None,
 ) -> OpenedModel:
     """Find a model, read its configuration and its tokenizer, and refuse one that cannot be edited.
 
@@ -123,8 +130,8 @@ def open_model(
                 raw, _ = PretrainedConfig.get_config_dict(source.place, **source.options)
                 _check_kind(name, raw, trust_remote_code)
             config = AutoConfig.from_pretrained(source.place, **source.options)
-            architecture_of(config.model_type)
-        return OpenedModel(source, config, _load_tokenizer(source))
+            architecture_of(config.model_type, architecture)
+        return OpenedModel(source, config, _load_tokenizer(source), architecture)
 
 
 def _find(name: str, revision: str | None, trust_remote_code: bool, cache_dir: str | None) -> Source:
@@ -235,33 +242,38 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     if source.gguf:
         _forget_quantisation(model, dtype)
     _check_complete(source.name, info)
-    return _checked(source.name, model, opened.tokenizer)
+    return _checked(source.name, model, opened.tokenizer, opened.architecture)
 
 
-def model_in_memory(name: str, model: PreTrainedModel, tokenizer: Any) -> tuple[OpenedModel, LanguageModel]:
+def model_in_memory(
+    name: str, model: PreTrainedModel, tokenizer: Any, architecture: dict[str, Any] | None = None
+) -> tuple[OpenedModel, LanguageModel]:
     """Take a model that is loaded already; it stays where it is.
 
     Args:
         name: What messages and results call it.
         model: The model.
         tokenizer: Its tokenizer.
+        architecture: See `load_language_model`.
 
     Raises:
         UserError: If it is not one that can be edited, as for a model that is loaded by its name.
     """
     _check_kind(name, model.config.to_dict(), trust_remote_code=True)
-    lm = _checked(name, model, tokenizer)
+    lm = _checked(name, model, tokenizer, architecture)
     lm.stays = True
-    return OpenedModel(Source(name, name, {}), model.config, tokenizer), lm
+    return OpenedModel(Source(name, name, {}), model.config, tokenizer, architecture), lm
 
 
-def _checked(name: str, model: PreTrainedModel, tokenizer: Any) -> LanguageModel:
+def _checked(name: str, model: PreTrainedModel, tokenizer: Any, architecture: dict[str, Any] | None) -> LanguageModel:
     """The language model of weights and a tokenizer that belong together, are whole, finite and at hand."""
     _check_vocabulary(name, model, tokenizer)
-    _check_whole(model)
+    _check_whole(model, architecture)
     _check_room(model)
     _check_finite(name, model)
-    return LanguageModel(model, tokenizer)
+    lm = LanguageModel(model, tokenizer, architecture)
+    check_parts(lm)
+    return lm
 
 
 def _forget_quantisation(model: PreTrainedModel, dtype: str) -> None:
@@ -335,9 +347,9 @@ def _placement(device_map: DeviceMap) -> dict[str, Any]:
     return {"device_map": device_map}
 
 
-def _check_whole(model: PreTrainedModel) -> None:
+def _check_whole(model: PreTrainedModel, architecture: dict[str, Any] | None) -> None:
     """Refuse blocks that are cut in pieces."""
-    path = architecture_of(model.config.model_type).block
+    path = architecture_of(model.config.model_type, architecture).block
     for layer in range(model.config.get_text_config().num_hidden_layers):
         devices = {str(parameter.device) for parameter in model.get_submodule(path.format(layer)).parameters()}
         if len(devices) > 1:

@@ -250,6 +250,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
         ],
         method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
         solvable=solvable and editor.method.needs_targets,
+        architecture=editor.architecture,
         restraint={
             "modules": restraints[0].modules,
             "cumulative_ratio": restraints[0].project_cumulative_ratio,

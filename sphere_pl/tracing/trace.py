@@ -126,6 +126,20 @@ def embedding_deviation(lm: LanguageModel, prompts: Sequence[Prompt]) -> float:
 
 
 @torch.no_grad()
+def check_traceable(lm: LanguageModel) -> None:
+    """Refuse models that cannot be run again from the middle of a prompt.
+
+    Raises:
+        UserError: If some blocks keep a state in the place of keys and values.
+    """
+    if lm.recurrent:
+        raise UserError(
+            f"Causal tracing restores states in the middle of a prompt and goes on from there, which a "
+            f"{lm.model.config.model_type} model cannot do: some of its blocks keep a state in the place of keys and "
+            "values. Choose layers by a few short runs instead: python -m sphere_pl fit --model.layers=[...]."
+        )
+
+
 def trace_fact(
     lm: LanguageModel, prompt: Prompt, settings: TraceSettings, deviation: float, generator: torch.Generator
 ) -> FactTrace:
@@ -305,7 +319,8 @@ def _recording(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     outputs = [torch.empty(0)] * len(modules)
 
     def record(place: int) -> Any:
-        return lambda _, __, output: outputs.__setitem__(place, _tensor(output))
+        # Copied: Falcon's blocks add attention to the MLP's output in place.
+        return lambda _, __, output: outputs.__setitem__(place, _tensor(output).clone())
 
     handles = [module.register_forward_hook(record(place)) for place, module in enumerate(modules)]
     try:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from sphere_callbacks.functional import restrain_spectrum, spectral_norm
 from sphere_pl.commands.configs import config_folder, find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
+from sphere_pl.history.saved import SavedRun
 from sphere_pl.run.results import OWN
 
 CONFIGS = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
@@ -120,6 +121,21 @@ def test_a_run_takes_the_cpu_where_the_accelerator_has_no_double_precision(
     assert status == 0, err
     assert "has no double precision, which edits need: the CPU is used" in caplog.text
     assert (tmp_path / "run" / "edited.safetensors").exists()
+
+
+def test_an_architecture_of_ones_own_is_kept_with_the_run(cli, model_folder, facts, tmp_path):
+    own = {"final_norm": "model.norm", "projection": "mlp.down_proj"}
+    status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), f"--model.architecture={json.dumps(own)}")
+    assert status == 0, err
+    assert SavedRun.open(tmp_path / "run").history.header.architecture == own
+    wrong = {**own, "block": "model.blocks.{}"}
+    status, _, err = cli(
+        *tiny_run(model_folder, facts, tmp_path),
+        f"--model.architecture={json.dumps(wrong)}",
+        f"--run_dir={tmp_path / 'other'}",
+    )
+    assert status == 2
+    assert "'model.blocks.3' as its block" in " ".join(err.split())
 
 
 def test_several_runs_are_compared_on_one_page(cli, model_folder, facts, tmp_path):

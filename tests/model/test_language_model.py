@@ -1,10 +1,12 @@
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.families import ARCHITECTURES, edit_sites
+from sphere_pl.model.families import ARCHITECTURES, architecture_of, edit_sites
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import pad
-from tests.conftest import FAMILIES
+from tests.conftest import SIZES
 
 
 def _inputs(lm, texts):
@@ -13,7 +15,9 @@ def _inputs(lm, texts):
 
 
 def test_every_family_of_the_table_is_tested():
-    assert sorted(ARCHITECTURES) == FAMILIES  # what the fixture `family` goes through
+    experts_alone = {"mixtral", "qwen3_moe", "gpt_oss"}
+    another_name = {"qwen3_5"}  # its text model alone is loaded, as qwen3_5_text
+    assert set(ARCHITECTURES) == set(SIZES) | experts_alone | another_name
 
 
 def test_blocks_run_one_by_one_give_the_models_own_logits(tiny_lm, family):
@@ -85,5 +89,54 @@ def test_layers_that_cannot_be_edited_are_refused(tiny_lm, layers, words):
 
 
 def test_an_unknown_model_type_is_refused_with_the_known_ones(tiny_lm):
-    with pytest.raises(UserError, match=r"'t5'.*Known types: .*llama"):
-        edit_sites(tiny_lm().model, "t5", [0], 4)
+    with pytest.raises(UserError, match=r"'t5'.*Known types: .*llama.*--model.architecture"):
+        architecture_of("t5")
+
+
+def test_routed_experts_alone_are_refused_and_say_so():
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "qwen3_moe", **sizes, moe_intermediate_size=16, num_experts=4, mlp_only_layers=[0], vocab_size=50, head_dim=8
+    )
+    model, architecture = AutoModelForCausalLM.from_config(config), architecture_of("qwen3_moe")
+    assert [site.path for site in edit_sites(model, architecture, config, [0], 2)] == ["mlp.down_proj"]
+    with pytest.raises(UserError, match=r"Layer 1 consists of routed experts, .*Layers with one: 0\."):
+        edit_sites(model, architecture, config, [0, 1], 2)
+
+
+def test_a_family_of_ones_own_is_described_by_a_dictionary(tiny_lm):
+    known = tiny_lm()
+    known.model.config.model_type = "mine"
+    own = {"block": "model.layers.{}", "projection": "mlp.down_proj", "final_norm": "model.norm"}
+    lm = LanguageModel(known.model, known.tokenizer, own)
+    assert lm.sites([1])[0].name == "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"block": "model.blocks.{}"}, r"'model.blocks.3' as its block.* begin with model, model.embed_tokens"),
+        ({"final_norm": "model.last"}, "'model.last' as its final_norm"),
+        ({"attention": "attn"}, "'attn' as its attention.* They hold self_attn, mlp"),
+        ({"block": "model.layers.0"}, r"`architecture.block='model.layers.0'` needs \{\}"),
+        ({"norm": "mlp"}, "the entry 'norm'.*takes block"),
+        ({"recurrent": "yes"}, "`architecture.recurrent='yes'` must be true or false"),
+        ({"mixers": "conv"}, "must be a list of module paths"),
+        ({"logit_scale": "no_such_number"}, "'no_such_number' .*is no number"),
+        ({"logit_scale": "mlp_bias.1"}, "'mlp_bias.1' .*is no number"),
+    ],
+)
+def test_an_entry_of_ones_own_that_does_not_fit_is_refused_by_name(tiny_lm, own, words):
+    lm = tiny_lm()
+    with pytest.raises(UserError, match=words):
+        LanguageModel(lm.model, lm.tokenizer, own)
+
+
+def test_a_projection_or_a_norm_that_is_not_there_is_refused_when_it_is_to_be_edited(tiny_lm):
+    lm = tiny_lm()
+    for own, words in (
+        ({"projection": "mlp.out"}, "no module 'mlp.out'"),
+        ({"output_norm": "last"}, "output norm 'last'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            LanguageModel(lm.model, lm.tokenizer, own).sites([1])

@@ -257,6 +257,22 @@ def test_an_unknown_family(model_folder):
     assert "'bloom', which is not supported" in refusal(model_folder)
 
 
+def test_an_architecture_of_ones_own_takes_the_place_of_the_tables(model_folder):
+    own = {"final_norm": "model.layers.3.input_layernorm"}
+    assert load_language_model(str(model_folder), architecture={"final_norm": "model.norm"}).n_layers == 4
+    weights = load_file(model_folder / "model.safetensors")
+    save_file(
+        {**weights, "model.norm.weight": 3 * weights["model.norm.weight"]},
+        model_folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    assert "model.layers.3.input_layernorm and the head are not the model's own" in refusal(
+        model_folder, architecture=own
+    )
+    assert "'model.last' as its final_norm" in refusal(model_folder, architecture={"final_norm": "model.last"})
+    assert "the entry 'norm'" in refusal(model_folder, architecture={"norm": "model.norm"})
+
+
 # ------------------------------------------------------------------ GGUF
 
 

@@ -11,22 +11,23 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import tokenize
 from sphere_pl.tracing.functional import KINDS, subject_noise
-from sphere_pl.tracing.trace import TraceSettings, embedding_deviation, known_facts, trace_fact, true_answer
+from sphere_pl.tracing.trace import (
+    TraceSettings,
+    check_traceable,
+    embedding_deviation,
+    known_facts,
+    trace_fact,
+    true_answer,
+)
 
 SETTINGS = TraceSettings(samples=2, window=3, noise=3.0)
 FACT = EditRequest("2", "The mother tongue of {} is", "Anna Karlsson", "x", "Swedish")
+# Of the families that keep other names than most.
 MODULES = {
-    "llama": ("mlp", "self_attn"),
-    "mistral": ("mlp", "self_attn"),
-    "qwen2": ("mlp", "self_attn"),
-    "qwen3": ("mlp", "self_attn"),
-    "gemma2": ("mlp", "self_attn"),
-    "gemma3_text": ("mlp", "self_attn"),
-    "gemma3": ("mlp", "self_attn"),
-    "phi": ("mlp", "self_attn"),
     "gpt2": ("mlp", "attn"),
     "gpt_neox": ("mlp", "attention"),
     "gptj": ("mlp", "attn"),
+    "falcon": ("mlp", "self_attention"),
 }
 
 
@@ -83,7 +84,7 @@ def literal_effects(lm, family, fact, noise, window):
     layers, columns = range(lm.n_layers), range(tokens.subject_first, tokens.target_start)
     blocks = [lm.block(layer) for layer in layers]
     modules = {"state": blocks}
-    for kind, path in zip(("mlp", "attention"), MODULES[family], strict=True):
+    for kind, path in zip(("mlp", "attention"), MODULES.get(family, ("mlp", "self_attn")), strict=True):
         modules[kind] = [block.get_submodule(path) for block in blocks]
     clean = {}
 
@@ -118,6 +119,11 @@ def traced(lm, fact, settings, deviation=0.3, seed=0):
 @pytest.mark.parametrize("bos", [False, True])
 def test_tracing_is_the_literal_procedure_in_every_family(tiny_lm, family, bos):
     lm = tiny_lm(family, bos=bos)
+    if lm.recurrent:
+        with pytest.raises(UserError, match="keep a state in the place of keys and values"):
+            check_traceable(lm)
+        return
+    check_traceable(lm)
     found = traced(lm, FACT, SETTINGS)
     clean, corrupted, effects = literal_effects(lm, family, FACT, same_noise(lm, FACT), window=3)
     assert "".join(found.tokens).strip() == "Anna Karlsson is"

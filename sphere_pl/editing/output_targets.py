@@ -1,0 +1,122 @@
+"""Target values where a norm lies between the edited matrices and the residual stream (Gemma 2 and 3, OLMo 2, ...).
+
+What such a matrix adds to the stream lies on an ellipsoid, so that a state found by a shift of the stream cannot be had
+as a rule. The shifts are therefore added to the outputs of the matrices themselves (where ROME adds its own), of all
+edited layers at once, and the target value is the state that they lead to: it can be had by construction. A shift is
+measured in units of the rms of the output that it is added to, the size that the norm divides by.
+
+Shapes: `n` requests, `L` edited layers, `d` hidden size.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.representations import capture_output
+from sphere_pl.editing.targets import (
+    Objective,
+    Pass,
+    Rows,
+    Targets,
+    TargetSettings,
+    essence_rows,
+    minimize,
+    one_pass,
+    rewrite_rows,
+)
+from sphere_pl.model.attention import gradient_attention
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+
+
+def optimize_outputs(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    sites: Sequence[EditSite],
+    settings: TargetSettings,
+) -> Targets:
+    """Find the target values of a batch, and what each edited matrix puts out there.
+
+    Args:
+        lm: The language model as it is before the batch.
+        requests: The `n` requests.
+        contexts: Context templates; the first must be the empty one.
+        sites: The matrices to edit, shallow to deep.
+        settings: Optimisation settings; the learning rate counts in units of the outputs' rms.
+    """
+    n, most, entry = len(requests), settings.tokens_at_once, sites[0].layer - 1
+    groups = rewrite_rows(lm, requests, contexts, entry, most)
+    essences = essence_rows(lm, requests, entry, most) if settings.kl_weight else []
+    plain = [one_pass(lm, [rows]) for rows in groups]
+    blank = torch.zeros(n, len(sites), groups[0].hidden.shape[-1], device=groups[0].hidden.device)
+    outputs, _ = _reached(lm, sites, groups, plain, blank)
+    rms = outputs.square().mean(2, keepdim=True).sqrt().clamp_min(1e-30)  # [n, L, 1]
+    base = (outputs / rms).flatten(1)
+    found = minimize(_OutputObjective(lm, sites, groups, essences, rms, base, settings), base, settings)
+    shifts = (found.values - base).view_as(outputs) * rms
+    reached, values = _reached(lm, sites, groups, plain, shifts)
+    return found._replace(values=values, outputs=reached)
+
+
+class _OutputObjective(Objective):
+    """Loss and gradient as functions of shifts of the matrices' outputs, `[n, L * d]` in units of their rms."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        sites: Sequence[EditSite],
+        groups: list[Rows],
+        essences: list[Rows],
+        rms: Tensor,
+        base: Tensor,
+        settings: TargetSettings,
+    ) -> None:
+        self.sites, self.rms = sites, rms
+        super().__init__(lm, sites[0].layer - 1, groups, essences, base, settings)
+
+    def states(self, each: Pass, shift: Tensor) -> Tensor:
+        """Output of the last block at the predicted places `[t, d]`, the shifts added at the subjects."""
+        shifts = shift.unflatten(1, (len(self.sites), -1)) * self.rms[: len(shift)]
+        with gradient_attention(self.lm), _shifting(self.sites, each, shifts):
+            hidden = self.lm.run(each.hidden, each.calls, self.layer + 1, self.lm.n_layers)
+        return hidden.flatten(0, 1).index_select(0, each.where.to(hidden.device))
+
+
+@contextmanager
+def _shifting(sites: Sequence[EditSite], each: Pass, shifts: Tensor) -> Iterator[None]:
+    """Add `shifts[:, l]`, float32 `[n, L, d]`, to the output of matrix `l` at the subjects of a pass."""
+    with ExitStack() as stack:
+        for place, site in enumerate(sites):
+
+            def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor, place: int = place) -> Tensor:
+                tokens = output.flatten(0, -2)
+                subjects, owner = each.subjects.to(output.device), each.owner.to(shifts.device)
+                shifted = tokens[subjects] + shifts[:, place].index_select(0, owner).to(output.device)
+                return tokens.index_copy(0, subjects, shifted.to(output.dtype)).view_as(output)
+
+            stack.callback(site.module.register_forward_hook(hook).remove)
+        yield
+
+
+@torch.no_grad()
+def _reached(
+    lm: LanguageModel, sites: Sequence[EditSite], groups: Sequence[Rows], passes: Sequence[Pass], shifts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The matrices' outputs `[n, L, d]` and the last edited block's `[n, d]` with shifts, at the plain subjects."""
+    outputs, values = torch.zeros_like(shifts), torch.zeros_like(shifts[:, 0])
+    for rows, each in zip(groups, passes, strict=True):
+        if not rows.plain.any():
+            continue
+        with gradient_attention(lm), _shifting(sites, each, shifts), ExitStack() as stack:
+            seen = [stack.enter_context(capture_output(site.module)) for site in sites]
+            hidden = lm.run(each.hidden, each.calls, sites[0].layer, sites[-1].layer + 1)
+        chosen, subjects = rows.owner[rows.plain], each.subjects[rows.plain]
+        for place, (output,) in enumerate(seen):
+            at = output.flatten(0, -2)[subjects.to(output.device)]
+            outputs[chosen, place] = at.float().to(outputs.device)
+        values[chosen] = hidden.flatten(0, 1)[subjects.to(hidden.device)].float().to(values.device)
+    return outputs, values

@@ -1,0 +1,197 @@
+"""Whether a model is what its architecture says: looked at on one short prompt when it is loaded.
+
+Editing takes a model apart: it runs blocks one by one, reads logits off states, and counts on what a block adds to the
+residual stream by its matrix. Where a family's entry is wrong, or a release of transformers changes a model, all of
+that would go wrong in silence. Each comparison has a bound in units of the rounding error of the model's own dtype.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from sphere_pl.errors import UserError
+from sphere_pl.model.families import output_path
+from sphere_pl.model.language_model import BlockCalls, LanguageModel, run_prefix, stream_of
+
+_PROMPT = "The capital of France is Paris, and it lies on the Seine."
+_LONGEST = 16  # tokens
+_ROUNDINGS = 16  # a difference of this many rounding errors of the model's dtype is none (float32 2e-6, bfloat16 0.12)
+_SMALL, _LARGE = 1e-3, 32.0  # rms of a stream beside which what blocks add is all there is; of a matrix's output
+
+
+def check_parts(lm: LanguageModel) -> None:
+    """Compare a model with what its architecture says of it.
+
+    Raises:
+        UserError: Naming the part that differs.
+    """
+    ids = torch.tensor([lm.tokenizer(_PROMPT)["input_ids"][:_LONGEST]], device=lm.device)
+    with torch.no_grad():
+        calls = lm.block_calls(ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=ids.device)[None])
+        states = [calls.hidden]
+        for layer in range(lm.n_layers):
+            states.append(lm.run(states[-1], calls, layer, layer + 1))
+        _check_logits(lm, ids, states[-1])
+        for layer in _kinds(lm):
+            _check_stream(lm, calls, layer)
+            _check_matrix(lm, calls, layer)
+        if not lm.recurrent:
+            _check_prefix(lm, ids, states)
+
+
+def _kinds(lm: LanguageModel) -> list[int]:
+    """One layer of each kind of block: of a class, with a matrix and with modules that read earlier tokens."""
+    architecture, first = lm.architecture, dict[tuple[object, ...], int]()
+    for layer in range(lm.n_layers):
+        block = lm.block(layer)
+        kind = (type(block), architecture.projection_in(block), *architecture.mixers_in(block))
+        first.setdefault(kind, layer)
+    return list(first.values())
+
+
+def _bound(lm: LanguageModel) -> float:
+    return _ROUNDINGS * torch.finfo(lm.dtype).eps
+
+
+def _check_logits(lm: LanguageModel, ids: Tensor, last: Tensor) -> None:
+    """The logits of the blocks run one by one, the final norm, the head and its factor are the model's own."""
+    own = lm.model(input_ids=ids, use_cache=False).logits.float()
+    found = lm.logits(last).to(own.device)
+    apart = float((found - own).abs().max() / own.abs().max().clamp_min(1e-30))
+    if not apart <= _bound(lm):
+        _refuse(
+            lm,
+            f"the logits of its blocks, {lm.architecture.final_norm} and the head are not the model's own",
+            apart,
+            "final_norm, or logit_scale (a number of the configuration by which logits are multiplied, or '1/' and its "
+            "name)",
+        )
+
+
+def _check_stream(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
+    """A block whose parts add nothing returns what enters it."""
+    block, architecture, entering = lm.block(layer), lm.architecture, _entering(calls, layer)
+    parts = [*architecture.mixers_in(block), architecture.mlp or architecture.projection_in(block)]
+    with _answering({path: torch.zeros_like for path in parts if path}, block):
+        left = _run(lm, entering, calls, layer)
+    apart = _apart(left, entering)
+    if not apart <= _bound(lm):
+        _refuse(
+            lm,
+            f"block {layer} changes the residual stream when {' and '.join(parts)} add nothing to it",
+            apart,
+            "attention, mixers or projection; a family that norms or scales the stream itself cannot be edited",
+        )
+
+
+def _check_matrix(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
+    """What the output of the matrix adds to the stream is what the output norm and the factor make of it."""
+    block, architecture = lm.block(layer), lm.architecture
+    path = architecture.projection_in(block)
+    if not path:
+        return  # routed experts: refused if they are to be edited
+    _check_shape(lm, path, block, calls.hidden.shape[-1])
+    output, entering = output_path(architecture, lm.config, block), _entering(calls, layer)
+    answer = (_LARGE * torch.randn(entering.shape, generator=torch.Generator().manual_seed(0))).to(entering)
+    added = []
+    for part in (answer, torch.zeros_like(answer)):
+        answers: dict[str, Callable[[Tensor], Tensor]] = dict.fromkeys(architecture.mixers_in(block), torch.zeros_like)
+        with _answering({**answers, path: partial(_instead, part)}, block):
+            added.append(_run(lm, entering, calls, layer).float())
+    apart = _apart(added[0] - added[1], output.gain(answer))
+    if not apart <= _bound(lm):
+        _refuse(
+            lm,
+            f"what {path} of block {layer} puts out is not what the residual stream gains",
+            apart,
+            "output_norm (the norm that the MLP's output passes through) or output_scale (its factor)",
+        )
+    _check_norm(lm, output.gain(answer), output.gains(answer) * _divided(answer), architecture.output_norm)
+
+
+def _entering(calls: BlockCalls, layer: int) -> Tensor:
+    """The prompt's embeddings, so small that rounding beside them hides nothing that a block adds."""
+    hidden = calls.hidden.to(calls.devices[layer])
+    return hidden * (_SMALL / hidden.float().square().mean().sqrt().clamp_min(1e-30)).to(hidden.dtype)
+
+
+def _check_shape(lm: LanguageModel, path: str, block: nn.Module, width: int) -> None:
+    """The matrix writes vectors as wide as the stream."""
+    weight = getattr(block.get_submodule(path), "weight", None)
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    if len(shape) != 2 or shape[1 if lm.architecture.fan_in_fan_out else 0] != width:
+        raise UserError(
+            f"The architecture names {path!r} as the matrix to edit, whose weight has the shape {list(shape)}: no "
+            f"matrix that writes the {width} numbers of the residual stream. Correct `projection` of "
+            "--model.architecture, or `fan_in_fan_out` if it is stored the other way round."
+        )
+
+
+def _instead(part: Tensor, found: Tensor) -> Tensor:
+    return part.view_as(found)
+
+
+def _divided(answer: Tensor) -> Tensor:
+    return answer.float() / answer.float().square().mean(-1, keepdim=True).sqrt()
+
+
+def _check_norm(lm: LanguageModel, gain: Tensor, expected: Tensor, name: str) -> None:
+    """The output norm divides by the rms: what can be reached through it is worked out from that."""
+    apart = _apart(gain, expected) if name else 0.0
+    if not apart <= _bound(lm):
+        _refuse(lm, f"the output norm {name} is no RMS norm", apart, "nothing: such a family cannot be edited yet")
+
+
+def _check_prefix(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
+    """Tokens behind cached keys and values have the states that they have in the whole prompt."""
+    cut = ids.shape[1] // 2
+    positions = torch.arange(cut, ids.shape[1], device=ids.device)[None]
+    try:
+        prefix = run_prefix(lm, ids[:, :cut], torch.ones_like(ids[:, :cut]))
+        calls = prefix.calls(lm, ids[:, cut:], torch.ones_like(ids), positions)
+        found = {layer: _run(lm, states[layer][:, cut:].to(calls.devices[layer]), calls, layer) for layer in _kinds(lm)}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        _refuse(lm, f"its blocks do not take keys and values from a cache ({error})", 1.0, "recurrent, as true")
+    for layer, state in found.items():
+        whole = states[layer + 1][:, cut:]
+        added = whole - states[layer][:, cut:].to(whole)
+        # The keys and values in the cache are rounded by another way: only a real loss of the prefix counts.
+        if not (_apart(state, whole) <= _bound(lm) or _apart(state - whole, torch.zeros_like(whole), added) < 0.1):
+            _refuse(lm, f"block {layer} forgets what is cached", _apart(state, whole), "recurrent, as true")
+
+
+def _run(lm: LanguageModel, hidden: Tensor, calls: BlockCalls, layer: int) -> Tensor:
+    return stream_of(lm.block(layer)(hidden, *calls.args[layer], **calls.kwargs[layer]))
+
+
+def _apart(found: Tensor, expected: Tensor, unit: Tensor | None = None) -> float:
+    """Norm of the difference over that of what is expected, or of `unit`."""
+    expected = expected.to(found.device).float()
+    unit = expected if unit is None else unit.to(found.device).float()
+    return float((found.float() - expected).norm() / unit.norm().clamp_min(1e-30))
+
+
+@contextmanager
+def _answering(answers: dict[str, Callable[[Tensor], Tensor]], block: nn.Module) -> Iterator[None]:
+    """Let modules of a block return something else than what they found, at the first place of a tuple."""
+    with ExitStack() as stack:
+        for path, answer in answers.items():
+
+            def hook(_: nn.Module, __: Any, output: Any, answer: Callable[[Tensor], Tensor] = answer) -> Any:
+                return (answer(output[0]), *output[1:]) if isinstance(output, tuple) else answer(output)
+
+            stack.callback(block.get_submodule(path).register_forward_hook(hook).remove)
+        yield
+
+
+def _refuse(lm: LanguageModel, what: str, apart: float, fields: str) -> NoReturn:
+    """Say which part differs, and which entry of an architecture describes it."""
+    raise UserError(
+        f"The model ({lm.model.config.model_type}) is not what its architecture says: {what} (difference {apart:.2g}, "
+        f"allowed {_bound(lm):.1g} in {str(lm.dtype).removeprefix('torch.')}). To be corrected with "
+        f"--model.architecture: {fields}."
+    )

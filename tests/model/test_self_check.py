@@ -1,0 +1,63 @@
+"""The check at load: every family passes it, in every dtype, and an entry that is wrong does not."""
+
+import pytest
+import torch
+
+from sphere_pl.errors import UserError
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.self_check import check_parts
+from tests.model.test_spread_models import scattered
+from tests.pretend import pretending
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def described(lm, **own):
+    """The same model under another description."""
+    return LanguageModel(lm.model, lm.tokenizer, own)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_family_is_what_the_table_says(tiny_lm, family, dtype):
+    check_parts(tiny_lm(family, dtype=dtype))
+
+
+def test_a_model_on_several_devices_is_checked_as_well(tiny_lm):
+    lm = scattered(tiny_lm("gptj"), hooked=True)
+    with pretending():
+        check_parts(lm)
+
+
+WRONG = [
+    ("granite", {"logit_scale": ""}, "logits .* logit_scale"),
+    ("cohere", {"logit_scale": "1/logit_scale"}, "logits .* logit_scale"),
+    ("llama", {"final_norm": "model.layers.0.input_layernorm"}, "logits .* final_norm"),
+    ("granite", {"output_scale": ""}, "mlp.down_proj of block 0 .* output_scale"),
+    ("minicpm3", {"output_scale": ""}, "mlp.down_proj of block 0 .* output_scale"),
+    ("falcon_h1", {"output_scale": "mlp_multipliers.0"}, "feed_forward.down_proj of block 0 .* output_scale"),
+    ("gemma3_text", {"output_norm": ""}, "mlp.down_proj of block 0 .* output_norm"),
+    ("olmo2", {"output_norm": "post_attention_layernorm"}, "mlp.down_proj of block 0 .* output_norm"),
+    ("llama", {"projection": "mlp.up_proj"}, "'mlp.up_proj' .*shape .48, 32"),
+    ("gpt2", {"fan_in_fan_out": False}, "'mlp.c_proj' .*fan_in_fan_out"),
+    ("falcon_h1", {"mixers": []}, "block 0 changes the residual stream"),
+    ("lfm2", {"recurrent": False}, "cache.* recurrent"),
+    ("qwen3_5_text", {"recurrent": False}, "cache.* recurrent"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "own", "words"), WRONG, ids=[f"{name}-{next(iter(own))}" for name, own, _ in WRONG])
+def test_a_wrong_entry_is_refused_by_name(tiny_lm, name, own, words, dtype):
+    lm = tiny_lm(name, dtype=dtype)
+    for place, parameter in enumerate(p for p in lm.model.parameters() if p.ndim == 1):  # no two norms are alike
+        parameter.data += torch.rand(parameter.shape, generator=torch.Generator().manual_seed(place)).to(dtype)
+    with pytest.raises(UserError, match=words):
+        check_parts(described(lm, **own))
+
+
+def test_a_norm_that_is_no_rms_norm_is_refused(tiny_lm):
+    lm = tiny_lm("olmo2")
+    for layer in range(4):
+        lm.block(layer).post_feedforward_layernorm = torch.nn.LayerNorm(32)
+    with pytest.raises(UserError, match="post_feedforward_layernorm is no RMS norm"):
+        check_parts(lm)
