@@ -83,9 +83,8 @@ def edit(
         edited = deepcopy(model) if copy else model
         with borrowed(edited):
             name = held_name(edited)
-            held = given._replace(
-                held=model_in_memory(name, edited, tokenizer, (settings or {}).get("model.architecture"))
-            )
+            architecture = (settings or {}).get("model.architecture")
+            held = given._replace(held=model_in_memory(name, edited, tokenizer, architecture))
             dtype = str(edited.dtype).removeprefix("torch.")
             decided = {"model.name": name, "model.dtype": dtype}
             cli = run(command_line(asked, decided), partial(GivenFit, held))
