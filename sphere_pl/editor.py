@@ -1,6 +1,5 @@
 """Sequential knowledge editing as a LightningModule: one edit batch, one step."""
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from sphere_callbacks import LayerwiseEdit
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.algorithm import edit_batch
-from sphere_pl.editing.checks import check_arguments, check_arithmetic, check_run
+from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
@@ -29,16 +28,16 @@ from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
-from sphere_pl.model.families import EditSite, check_layers
+from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.loading import DeviceMap, Dtype, OpenedModel, load_weights, open_model
+from sphere_pl.model.loading import DeviceMap, Dtype
+from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import track
 from sphere_pl.storage.random_states import random_states, restore_random_states
 from sphere_pl.trainers import is_last_step
 
-log = logging.getLogger(__name__)
-# Attributes of the editor that a checkpoint holds as they are: plain values and tensors.
+# Attributes that a checkpoint holds as they are: plain values and tensors.
 _KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen")
 
 
@@ -96,12 +95,9 @@ class SequentialEditor(L.LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name = method, layers, name
-        self.revision, self.device_map, self.architecture = revision, device_map, architecture
+        self.source = ModelSource(name, layers, dtype, revision, trust_remote_code, cache_dir, device_map, architecture)
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
         self.n_contexts, self.context_length = contexts, context_length
-        self._dtype_asked: Dtype = dtype
-        self._trust_remote_code, self._cache_dir = trust_remote_code, cache_dir
-        self._opened: OpenedModel | None = None
         self.guard, self.evaluator = Guard(guard), Evaluator(evaluation)
         self.offload = Offload(device_of(statistics_device))
         self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
@@ -109,18 +105,15 @@ class SequentialEditor(L.LightningModule):
         self.sites: list[EditSite] = []
         self.weights = nn.ParameterList()
         self.states = MethodStates([], [])
-        self.contexts: list[str] = []
-        self.anchors = torch.zeros(0)
         self.requests: list[EditRequest] = []
+        self.contexts, self.anchors = list[str](), torch.zeros(0)
         self.batch_start = self.edits_seen = 0
-        self.targets: Targets | None = None  # of the batch at hand
-        self.solved: list[Solved] = []  # what the method was asked in the batch at hand, for the edit log
+        # Of the batch at hand: its target values, and what the method was asked, for the edit log.
+        self.targets, self.solved = cast(Targets | None, None), list[Solved]()
         self.scores = RunScores(self.evaluator)
         self.diagnosis: dict[str, dict[str, float]] = {}
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
-
-    # ------------------------------------------------------------------ the algorithm
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
@@ -158,15 +151,12 @@ class SequentialEditor(L.LightningModule):
             {"params": [weight], "name": site.name, "fan_in_fan_out": False}
             for site, weight in zip(self.sites, self.weights, strict=True)
         ]
-        return LayerwiseEdit(groups, after_update=self._refresh)
-
-    def _refresh(self, layer: int) -> None:
-        self.sites[layer].write(self.weights[layer])
+        return LayerwiseEdit(groups, after_update=lambda layer: self.sites[layer].write(self.weights[layer]))
 
     def refresh_model(self) -> None:
         """Copy every edited matrix into the language model."""
-        for layer in range(len(self.sites)):
-            self._refresh(layer)
+        for site, weight in zip(self.sites, self.weights, strict=True):
+            site.write(weight)
 
     def _finish(self, batch: EditBatch, reached: dict[str, Tensor | float]) -> None:
         """Move on in the stream and log what the optimisation reached at its last look."""
@@ -175,11 +165,9 @@ class SequentialEditor(L.LightningModule):
         scalars |= {f"target/{name}": value for name, value in reached.items()}
         self.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
 
-    # ------------------------------------------------------------------ set-up
-
     def setup(self, stage: str) -> None:
-        """Refuse a strategy, a device or a method that cannot do what is asked of it, before anything is loaded."""
-        check_run(self.trainer, self.method, self.layers, self.target_settings, self.device_map)
+        """Refuse what cannot do what is asked of it, before anything is loaded."""
+        check_run(self.trainer, self.method, self.layers, self.target_settings, self.source.device_map)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SequentialEditor":
         """Leave everything where it is if the model is spread over devices: Lightning would move it to one of them.
@@ -188,32 +176,10 @@ class SequentialEditor(L.LightningModule):
         """
         return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def open_model(self) -> OpenedModel:
-        """Find the model and read all but its weights, once: most of what can be wrong with it shows here.
-
-        Raises:
-            UserError: If it is not what editing needs, or has not the layers to edit.
-        """
-        if self._opened is None:
-            own = self.architecture
-            self._opened = open_model(self.name, self.revision, self._trust_remote_code, self._cache_dir, own)
-            check_layers(self.layers, self._opened.n_layers)
-        return self._opened
-
-    def adopt(self, opened: OpenedModel, lm: LanguageModel) -> None:
-        """Edit a model that is in memory instead of loading one; see `model_in_memory`.
-
-        Raises:
-            UserError: If it has not the layers to edit.
-        """
-        check_layers(self.layers, opened.n_layers)
-        self._opened, self.lm = opened, lm
-
-    @doing("loading the language model")
     def configure_model(self) -> None:
         """Load the language model and take float32 copies of the matrices to edit, once."""
         if self.lm is None:
-            self.lm = load_weights(self.open_model(), self._dtype_asked, self.device_map)
+            self.lm = self.source.load()
         if not self.sites:
             self.sites = self.lm.sites(self.layers)
             self.weights.extend(nn.Parameter(site.read()) for site in self.sites)
@@ -224,10 +190,6 @@ class SequentialEditor(L.LightningModule):
         if self.lm is None:
             raise RuntimeError("The language model is loaded by the trainer, or by calling `configure_model()`.")
         return self.lm
-
-    def on_fit_start(self) -> None:
-        """Refuse trainer settings that would edit wrongly."""
-        check_arithmetic(self.trainer)
 
     def on_train_start(self) -> None:
         """Prepare the method and measure the unedited model; a resumed run restores what it had measured."""
@@ -265,8 +227,6 @@ class SequentialEditor(L.LightningModule):
         """What a resumed run has settled, or what is chosen now; the same in all processes."""
         return self.trainer.strategy.broadcast(self._resumed.get(name) or choose())
 
-    # ------------------------------------------------------------------ validation
-
     def on_train_batch_start(self, batch: EditBatch, batch_idx: int) -> None:
         """Make sure that the run ends with a validation, whatever `val_check_interval` is."""
         last_step = self.trainer.max_steps == self.trainer.global_step + 1
@@ -296,10 +256,6 @@ class SequentialEditor(L.LightningModule):
         self.log_dict({**scalars, "edits": float(self.edits_seen)}, batch_size=1)
         self.refresh_model()
 
-    def score_end(self) -> None:
-        """Score the end of a run whose last validation did not know that it was the last."""
-        self.scores.score_end(self.language_model, self.edits_seen, self.batch_start, track(self.trainer))
-
     def on_validation_end(self) -> None:
         """Follow a callback that moved the weights after a validation."""
         self.refresh_model()
@@ -307,8 +263,6 @@ class SequentialEditor(L.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         """Follow a callback that moved the weights after the step, such as a guard that rolled a batch back."""
         self.refresh_model()
-
-    # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: edited matrices, the method's memory, random states, and all of `_KEPT`."""

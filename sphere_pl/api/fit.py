@@ -79,7 +79,8 @@ class GivenFit(EditingCLI):
         if given.method is not None:
             self.model.method = given.method
         if given.held is not None:
-            self.model.adopt(*given.held)
+            opened, self.model.lm = given.held
+            self.model.source.adopt(opened)
         if given.run_dir is not None:
             return super().instantiate_trainer(**kwargs)
         self._results = Results()

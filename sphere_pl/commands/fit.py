@@ -86,7 +86,9 @@ class EditingCLI(LightningCLI):
 
     def _fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Run the fit; one that is interrupted, or that memory or disk end, says how to go on."""
-        check_strategy(self.model.device_map, self.trainer)  # here, before there are further processes, it is said once
+        check_strategy(
+            self.model.source.device_map, self.trainer
+        )  # here, before there are further processes, it is said once
         if self.trainer.local_rank:
             follow_parent()
         try:
@@ -257,7 +259,7 @@ class EditingCLI(LightningCLI):
             self._get(self.config_init, "eval").load()
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
-        self.model.open_model()
+        self.model.source.open()
 
     def placement(self) -> dict[str, Any]:
         """Arguments of the trainer that put it on a device, where the configuration leaves that open and must not."""

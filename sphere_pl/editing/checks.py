@@ -39,12 +39,13 @@ def check_run(
     targets: TargetSettings,
     device_map: DeviceMap,
 ) -> None:
-    """Refuse a strategy, a device or a method that cannot do what is asked of it, before anything is loaded.
+    """Refuse a strategy, arithmetic, a device or a method that cannot do what is asked, before anything is loaded.
 
     Raises:
         MisconfigurationException: Saying what does not go together.
     """
     check_strategy(device_map, trainer)
+    check_arithmetic(trainer)
     check_precision(trainer.strategy.root_device)
     check_method(method, layers, targets)
     datamodule = getattr(trainer, "datamodule", None)

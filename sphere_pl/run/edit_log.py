@@ -240,7 +240,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
     restraints = callbacks_of(trainer, SpectrumRestraint)
     return Header(
         model=lasting_name(editor.name),
-        revision=editor.revision,
+        revision=editor.source.revision,
         dtype=str(lm.dtype).removeprefix("torch."),
         fingerprint=fingerprint(lm),
         layers=list(editor.layers),
@@ -250,7 +250,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
         ],
         method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
         solvable=solvable and editor.method.needs_targets,
-        architecture=editor.architecture,
+        architecture=editor.source.architecture,
         restraint={
             "modules": restraints[0].modules,
             "cumulative_ratio": restraints[0].project_cumulative_ratio,

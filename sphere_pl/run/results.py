@@ -24,6 +24,7 @@ from sphere_pl.evaluation.scored import Scored, from_plain, shown, to_plain
 from sphere_pl.process.closing import after_results
 from sphere_pl.process.console import as_shown, say
 from sphere_pl.process.failures import doing
+from sphere_pl.progress import track
 from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.run.evaluated_weights import evaluated_weights
@@ -86,7 +87,8 @@ class Results(EditorCallback):
         """Score the end if the last validation has not, and collect everything."""
         if trainer.enable_validation and not self.editor.evaluator.last:
             with evaluated_weights(trainer, self.editor):
-                self.editor.score_end()
+                lm, edits, start = self.editor.language_model, self.editor.edits_seen, self.editor.batch_start
+                self.editor.scores.score_end(lm, edits, start, track(trainer))
         if trainer.is_global_zero:
             self.results = self.collect(trainer, self.editor)
 

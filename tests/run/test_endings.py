@@ -32,7 +32,7 @@ SIGNALS = {
 # Stage: what is replaced, the call at which the fault comes, what the message names.
 STAGES = {
     "data": ("sphere_pl.data.datamodule:EditDataModule.setup", 1, "reading the data"),
-    "model": ("sphere_pl.editor:load_weights", 1, "loading the language model"),
+    "model": ("sphere_pl.model.source:load_weights", 1, "loading the language model"),
     "settings": ("sphere_pl.commands.resuming:write_text", 1, ""),
     "statistics": ("sphere_pl.editing.preparation:second_moments", 1, "second moments"),
     "contexts": ("sphere_pl.editing.preparation:sample_contexts", 1, "sampling context templates"),
