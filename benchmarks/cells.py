@@ -58,7 +58,7 @@ def collect(cell: Cell, folder: Path, results: Path) -> None:
 def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], threads: int | None = None) -> None:
     """Run a cell unless its JSON is there; a run that ends with a message to the user is a finding, not an error.
 
-    A run that was cut off goes on from its last checkpoint.
+    A run that was cut off resumes from its last checkpoint.
 
     Args:
         cell: The cell.

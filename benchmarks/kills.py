@@ -1,8 +1,8 @@
 """Kill one run again and again: `python -m benchmarks.kills` (`--tiny` takes a tiny random model).
 
 The same edits are made twice: once without disturbance, and once in a run that is killed (SIGKILL, which nothing can
-catch) at random moments, in its set-up, its batches, its validations and its writing of checkpoints, and each time told
-to go on with `--ckpt_path last`. Both must leave the same bytes of edited weights and the same rows of metrics.
+catch) at random moments, in its set-up, its batches, its validations and its writing of checkpoints, and resumed each
+time with `--ckpt_path last`. Both must leave the same bytes of edited weights and the same rows of metrics.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def batches(folder: Path) -> int:
-    """How many batches a run had: the lines of its edit log behind the first."""
+    """How many batches a run had: the lines of its edit log after the first."""
     return len((folder / "edits.jsonl").read_text().splitlines()) - 1
 
 
@@ -86,7 +86,7 @@ def disturbed(folder: Path, arguments: Sequence[str], kills: int, setup: float, 
         arguments: Of the fit.
         kills: How many at most: a run may be at its end before.
         setup: Seconds until the first checkpoint.
-        editing: Seconds behind a checkpoint in which a kill may come.
+        editing: Seconds after a checkpoint in which a kill may come.
     """
     made: list[dict[str, Any]] = []
     while len(made) < kills:

@@ -39,7 +39,7 @@ def shapes(sizes: dict[str, object]) -> Shapes:
 
 
 def table() -> str:
-    """Batches of 100, six contexts, prompts of 20 tokens to the subject's last and 8 behind it, targets of 2."""
+    """Batches of 100, six contexts, prompts of 20 tokens to the subject's last and 8 after it, targets of 2."""
     methods: dict[str, Method] = {"AlphaEdit": AlphaEdit(), "MEMIT": MEMIT()}
     lines = [
         "| GB | card | statistics_device | tokens in a pass | model | edited | second moments | method | one matrix "

@@ -23,7 +23,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BLOCKS = 10  # of a large model in float32, where results are checked: enough for the layers that are edited
-WORDS = 8  # of a context behind a model that cannot write
+WORDS = 8  # of a context, for a model that cannot write
 
 
 def fitting_model() -> str:

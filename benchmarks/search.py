@@ -4,7 +4,7 @@
     python -m benchmarks.search --candidates benchmarks/search_long.txt --limit 100
 
 Every candidate edits the same records, which the reported default run does not touch. Finished candidates are skipped,
-so an interrupted search goes on where it was.
+so an interrupted search resumes where it was.
 """
 
 import argparse

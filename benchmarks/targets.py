@@ -11,7 +11,7 @@ from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Tokens, essence, in_context, pad, tokenize
+from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, pad, tokenize
 
 LAYER = 8
 # The paper's work for a request: 25 evaluations, no early stop, so that both sides do the same number of steps.
@@ -23,7 +23,7 @@ def literal_target(
     lm: LanguageModel, request: EditRequest, contexts: list[str], settings: TargetSettings, layer: int = LAYER
 ) -> Tensor:
     """ROME's and MEMIT's optimisation for one request: every step runs all tokens through all blocks."""
-    prompts = [in_context(request, context, request.target_new) for context in contexts] + [essence(request)]
+    prompts = [in_context(request, context, request.target_new) for context in contexts] + [kl_prompt(request)]
     tokens = tokenize(lm.tokenizer, prompts)
     ids, mask = pad([t.ids[:-1] if t.target else t.ids for t in tokens], lm.pad_id, lm.device)
     rows = torch.arange(len(tokens), device=lm.device)

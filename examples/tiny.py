@@ -13,7 +13,7 @@ TEXT = (
 
 
 def arguments(description: str | None, *, learns: bool = True) -> argparse.Namespace:
-    """What every example can be told; one that solves and does not learn has no learning rate."""
+    """What every example takes; one that solves and does not learn has no learning rate."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", help="hub id or folder of a causal language model; a tiny random one if left out")
     parser.add_argument("--steps", type=int, default=20)

@@ -55,7 +55,7 @@ class SequentialEditor(L.LightningModule):
         statistics: Which text the method's second moments come from.
         evaluation: What is measured.
         guard: What is done about an update that would break the model.
-        contexts: How many sampled context templates to edit behind, beside the plain prompt.
+        contexts: How many sampled context templates to edit after, beside the plain prompt.
         context_length: Tokens of each.
         dtype: Floating-point type of the language model; `auto` takes the checkpoint's own.
         revision: Branch, tag or commit of a hub model.
@@ -286,7 +286,7 @@ class SequentialEditor(L.LightningModule):
         self._resumed = {**checkpoint["sphere_pl"], "weights": checkpoint["state_dict"]}
         checkpoint["state_dict"] = {}
 
-    @doing("taking up the checkpoint")
+    @doing("restoring the checkpoint")
     def _resume(self) -> None:
         resumed, self._resumed = self._resumed, {}
         with torch.no_grad():

@@ -13,5 +13,5 @@ def callbacks_of(trainer: "L.Trainer", kind: type[Kind]) -> list[Kind]:
 
 
 def is_last_step(trainer: "L.Trainer") -> bool:
-    """Whether nothing is trained behind the step that has just been made."""
+    """Whether nothing is trained after the step that has just been made."""
     return bool(trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps)

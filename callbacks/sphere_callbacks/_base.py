@@ -112,7 +112,7 @@ def require_record(trainer: "pl.Trainer", callback: str, record: str) -> None:
         record: What is missing.
 
     Raises:
-        MisconfigurationException: If the fit goes on from a checkpoint that was saved behind the first update.
+        MisconfigurationException: If the fit resumes from a checkpoint that was saved after the first update.
     """
     if not isinstance(trainer, Loop) and trainer.ckpt_path and trainer.global_step > 0:
         raise MisconfigurationException(

@@ -53,7 +53,7 @@ class CollapseGuard(WeightCallback):
     Raises:
         ValueError: If an argument is out of range.
         MisconfigurationException: At the start of a fit, if ``energy/*`` is watched and :class:`HypersphericalEnergy`
-            is missing or stands behind the guard.
+            is missing or stands after the guard.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -205,7 +205,7 @@ class CollapseGuard(WeightCallback):
             trainer.should_stop = True
             return "the run stops"
         if self.action == "warn":
-            return "the run goes on"
+            return "the run continues"
         for weight in self._weights:
             weight.weight.copy_(self._good[weight.name])
         self.skipped += self._batches - self._checked

@@ -48,7 +48,7 @@ class SparseProjection(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range or two of them contradict each other.
-        MisconfigurationException: At the start of a fit, if ``basis="pretrained"`` goes on from a checkpoint without a
+        MisconfigurationException: At the start of a fit, if ``basis="pretrained"`` resumes from a checkpoint without a
             record of the pretrained directions.
 
     Note:

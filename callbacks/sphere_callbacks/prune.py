@@ -34,7 +34,7 @@ class Original(NamedTuple):
 class SpectrumRestraint(WeightCallback):
     r"""Restrain the singular values of the accumulated change ``W - W_0`` wherever the weights are looked at.
 
-    Editing itself goes on with the unrestrained weights. For validation, test and prediction the weights are swapped
+    Editing itself continues with the unrestrained weights. For validation, test and prediction the weights are swapped
     for ``W_0 + restrained`` (:func:`sphere_callbacks.functional.restrain_spectrum`, with the spectral norm of ``W_0``
     as the limit) and swapped back afterwards, bit for bit. Checkpoints hold the restrained weights in ``state_dict``,
     for whoever loads the file, and the unrestrained ones beside it, from which a resumed fit continues. The swap
@@ -55,7 +55,7 @@ class SpectrumRestraint(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range.
-        MisconfigurationException: At the start of a fit that goes on from a checkpoint without a record of ``W_0``.
+        MisconfigurationException: At the start of a fit that resumes from a checkpoint without a record of ``W_0``.
 
     Note:
         A checkpoint saved with ``save_weights_only=True`` reaches no callback and holds the unrestrained weights.

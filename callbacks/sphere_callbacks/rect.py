@@ -33,7 +33,7 @@ class RelativeMask(WeightCallback):
 
     Raises:
         ValueError: If the share is outside ``(0, 1]``.
-        MisconfigurationException: At the start of a fit, if it stands behind a :class:`SparseProjection` that projects
+        MisconfigurationException: At the start of a fit, if it stands after a :class:`SparseProjection` that projects
             layer by layer: zeroing entries would bring back what the projection took out.
 
     Example:
@@ -59,7 +59,7 @@ class RelativeMask(WeightCallback):
         before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
         if any(isinstance(callback, SparseProjection) and callback.when == "layer" for callback in before):
             raise MisconfigurationException(
-                "`RelativeMask` stands behind `SparseProjection` in `trainer.callbacks` and would undo it. "
+                "`RelativeMask` stands after `SparseProjection` in `trainer.callbacks` and would undo it. "
                 "Put `RelativeMask` first."
             )
 

@@ -47,7 +47,7 @@ class PrincipalShares(WeightCallback):
 
     SPHERE weakens the part of an update that lies in the principal directions, so it can do no more than this share
     allows. A random update has a share of ``r / d_in`` there. An update is looked at when its gradient is ready and
-    left alone; callbacks that stand before this one have changed it already, those behind it have not.
+    left alone; callbacks that stand before this one have changed it already, those after it have not.
 
     Logged for each batch, for each weight as ``.../{name}`` and as the mean over weights without it:
         - ``shares/update_{ratio}``: share of the squared norm of the update in the principal directions of the weight

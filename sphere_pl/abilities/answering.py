@@ -89,15 +89,15 @@ def _common(rows: list[Row]) -> tuple[int, ...]:
     return first[:length] if length >= _LEAST_PREFIX and len(rows) > 1 else ()
 
 
-def _score(lm: LanguageModel, rows: list[Row], behind: int, prefix: FrozenPrefix) -> Iterator[tuple[int, int, float]]:
-    """Item, choice and log-likelihood of each target that is read off some rows, `behind` tokens after the prefix."""
-    ids, mask = pad([row.ids[behind:] for row in rows], lm.pad_id, lm.device)
-    positions = (behind + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
-    whole = torch.cat([mask.new_ones(len(ids), behind), mask], dim=1)
+def _score(lm: LanguageModel, rows: list[Row], offset: int, prefix: FrozenPrefix) -> Iterator[tuple[int, int, float]]:
+    """Item, choice and log-likelihood of each target that is read off some rows, `offset` tokens after the prefix."""
+    ids, mask = pad([row.ids[offset:] for row in rows], lm.pad_id, lm.device)
+    positions = (offset + torch.arange(ids.shape[1], device=ids.device)).expand_as(ids)
+    whole = torch.cat([mask.new_ones(len(ids), offset), mask], dim=1)
     calls = prefix.expand(len(ids)).calls(lm, ids, whole, positions)
     hidden = lm.run(calls.hidden, calls, 0, lm.n_layers)
     widths = [max(len(target) for *_, target in row.targets) for row in rows]
-    ends = [len(row.ids) - behind for row in rows]
+    ends = [len(row.ids) - offset for row in rows]
     places = [place for place, width in enumerate(widths) for _ in range(width)]
     columns = [end - width + k for end, width in zip(ends, widths, strict=True) for k in range(width)]
     log_probabilities = torch.log_softmax(lm.logits(hidden[places, columns]), -1).split(widths)

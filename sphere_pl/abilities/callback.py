@@ -85,7 +85,7 @@ class GeneralAbilities(EditorCallback):
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Score the unedited model: Lightning calls this before a resumed run's weights are taken up."""
+        """Score the unedited model: Lightning calls this before a resumed run's weights are restored."""
         if self._active() and not self.before:
             self.before = self._measure(trainer)
             _log(trainer, self.before, edits=0)
@@ -110,7 +110,7 @@ class GeneralAbilities(EditorCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the scores up again; the unedited model is never scored twice."""
+        """Take the scores back; the unedited model is never scored twice."""
         self.before, self.after = (
             {name: Score.from_json(fields) for name, fields in state_dict[when].items()} for when in ("before", "after")
         )

@@ -64,7 +64,7 @@ def evaluate(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     rows = max(1, max_tokens // int(lm.config.max_position_embeddings))
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, backend="causal", batch_size=rows)
-    # It sets all seeds anew: the caller keeps its random state to itself. Without bootstrap no error is estimated.
+    # It sets all seeds again: the caller keeps its random state to itself. Without bootstrap no error is estimated.
     found = simple_evaluate(
         wrapped, tasks=list(names), task_manager=manager, limit=limit, bootstrap_iters=1000, log_samples=False
     )

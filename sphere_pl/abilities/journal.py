@@ -1,4 +1,4 @@
-"""Finished scores, kept on disk so that an interrupted evaluation goes on where it was."""
+"""Finished scores, kept on disk so that an interrupted evaluation resumes where it was."""
 
 import hashlib
 import json

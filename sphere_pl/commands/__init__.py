@@ -138,7 +138,7 @@ def _no_command(name: str, args: Sequence[str]) -> str:
 
 
 def _asks_for_quiet(args: Sequence[str]) -> bool:
-    """Whether a command line wants no progress, as far as can be told before it is parsed."""
+    """Whether a command line wants no progress, as far as is known before it is parsed."""
     asks = any(arg == "--quiet" or arg.lower() == "--quiet=true" for arg in args)
     return asks or any(arg.split("=")[0] in {"-h", "--help", "--help_all", "--print_config"} for arg in args)
 

@@ -4,8 +4,8 @@ Files are read in the order given and later ones win, as everywhere, but for two
 
 - Of the groups `model`, `method` and `callbacks`, a model's file is read before a method's and a method's before those
   of callbacks. ROME's layer wins over those that a model has for other methods, and SPHERE over a method without it.
-- A constant that depends on two of them has a file named after both. `method/ft/llama3_8b` is read right behind
-  `method/ft` where `model/llama3_8b` is given too, `callbacks/sphere/alphaedit` behind `callbacks/sphere` with
+- A constant that depends on two of them has a file named after both. `method/ft/llama3_8b` is read right after
+  `method/ft` where `model/llama3_8b` is given too, `callbacks/sphere/alphaedit` after `callbacks/sphere` with
   `method/alphaedit`.
 """
 
@@ -65,7 +65,7 @@ def _instead(name: str) -> str:
 
 
 def resolve_group_files(args: Sequence[str]) -> list[str]:
-    """Replace the names behind `--config` by paths, in the order in which the files are read.
+    """Replace the names after `--config` by paths, in the order in which the files are read.
 
     Example:
         >>> resolve_group_files(["fit", "--config", "method/memit"])[1].endswith("memit.yaml")

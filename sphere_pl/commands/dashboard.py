@@ -18,7 +18,7 @@ COLUMNS = 3  # panels beside each other
 
 OFFLINE = (
     "Runs that were logged offline need no account: `wandb leet runs/<name>/wandb` shows one in the terminal, also "
-    "while it goes on, and `wandb sync runs/<name>/wandb/offline-run-*` sends it later."
+    "while it lasts, and `wandb sync runs/<name>/wandb/offline-run-*` sends it later."
 )
 
 

@@ -85,7 +85,7 @@ class EditingCLI(LightningCLI):
             self._fit(model, **kwargs)
 
     def _fit(self, model: LightningModule, **kwargs: Any) -> None:
-        """Run the fit; one that is interrupted, or that memory or disk end, says how to go on."""
+        """Run the fit; one that is interrupted, or that memory or disk end, says how to continue."""
         check_strategy(
             self.model.source.device_map, self.trainer
         )  # here, before there are further processes, it is said once
@@ -140,7 +140,7 @@ class EditingCLI(LightningCLI):
         parser.add_lightning_class_args(HypersphericalEnergy, "energy")
         parser.add_lightning_class_args(EnergyCorrelation, "correlation")
         parser.add_lightning_class_args(Drift, "drift")
-        # No callback key of its own: it goes behind RunResults, so that its time is no batch's time.
+        # No callback key of its own: it goes after RunResults, so that its time is no batch's time.
         parser.add_class_arguments(GeneralAbilities, "eval")
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
 
@@ -183,7 +183,7 @@ class EditingCLI(LightningCLI):
         # No setting of the run: its config.yaml, given to another fit, must not delete that one's folder.
         self._overwrite, config.overwrite = config.overwrite, False
         if self._overwrite and config.ckpt_path is not None:
-            raise UserError("--overwrite deletes the run that --ckpt_path goes on with. Leave one of them out.")
+            raise UserError("--overwrite deletes the run that --ckpt_path resumes. Leave one of them out.")
         if config.eval.keep is None:
             config.eval.keep = str(Path(config.run_dir) / "abilities.json")
 
@@ -206,7 +206,7 @@ class EditingCLI(LightningCLI):
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer with the run's own callbacks behind the configured ones, and its loggers."""
+        """Build the trainer with the run's own callbacks after the configured ones, and its loggers."""
         run_dir = self._get(self.config_init, "run_dir")
         self.trainer_defaults["callbacks"] = self.run_callbacks(run_dir)
         self.read_inputs()
@@ -233,7 +233,7 @@ class EditingCLI(LightningCLI):
 
     def run_callbacks(self, run_dir: str) -> list[Callback]:
         """The callbacks that every run has and no setting takes away, in their order."""
-        # Results behind the configured callbacks, so that a batch's time includes what they do with it.
+        # Results after the configured callbacks, so that a batch's time includes what they do with it.
         self._results: Results = RunResults(run_dir)
         kept, gigabytes = (self._get(self.config_init, name) for name in ("edit_log", "edit_log_gigabytes"))
         return [
@@ -293,7 +293,7 @@ def _end_failed(
 def _once(callbacks: Any) -> Any:
     """Callbacks without those that stand there twice alike.
 
-    A run that goes on takes its own configuration; the `callbacks+:` of the same command given again would add its own.
+    A resumed run takes its own configuration; the `callbacks+:` of the same command given again would add its own.
     """
     if not isinstance(callbacks, list):
         return callbacks

@@ -19,7 +19,7 @@ class Explained(argparse.ArgumentParser):
     """
 
     also: Sequence[str] = ()  # arguments that the command takes beside the parser's own
-    more_help: str = ""  # said behind the help's command
+    more_help: str = ""  # said after the help's command
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what was wrong, what may have been meant, and where the help is.

@@ -1,4 +1,4 @@
-"""`--run_dir R --ckpt_path last`: a run goes on with its own configuration and its newest whole checkpoint."""
+"""`--run_dir R --ckpt_path last`: a run resumes with its own configuration and its newest whole checkpoint."""
 
 import json
 import logging
@@ -30,11 +30,11 @@ def resolve_resume(args: Sequence[str]) -> list[str]:
         return list(args)
     if checkpoint == "last":
         if run_dir is None:
-            raise UserError("--ckpt_path=last needs --run_dir=<folder of the run that shall go on>.")
+            raise UserError("--ckpt_path=last needs --run_dir=<folder of the run to resume>.")
         folder = Path(run_dir)
         if not (folder / "config.yaml").is_file() and len(_without(_without(args[1:], "ckpt_path"), "run_dir")) == 0:
             raise UserError(
-                f"--ckpt_path=last: there is no run in {run_dir} to go on with. Is --run_dir mistyped? Given with the "
+                f"--ckpt_path=last: there is no run in {run_dir} to resume. Is --run_dir mistyped? Given with the "
                 "whole command of a run, the option begins it there."
             )
         found = _last(folder)
@@ -99,15 +99,15 @@ def how_to_resume(run_dir: Path, checkpoints: Path, batch_size: int) -> str:
         return "Nothing had been edited and saved yet; the same command begins again."
     batches = int(paths[-1].stem.rpartition("-")[2])
     last = "last" if checkpoints == run_dir / "checkpoints" else str(paths[-1])
-    return f"{batches} batches of {batch_size} edits are saved. Go on with: {resume_command(run_dir, last)}"
+    return f"{batches} batches of {batch_size} edits are saved. Resume with: {resume_command(run_dir, last)}"
 
 
 class RunConfig(SaveConfigCallback):
-    """Keeps the configuration in the run folder, whole or not at all; a run that goes on leaves it as it is."""
+    """Keeps the configuration in the run folder, whole or not at all; a resumed run leaves it as it is."""
 
     @override
     def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """Nothing yet: whether the run goes on from a checkpoint is known at the start of the fit."""
+        """Nothing yet: whether the run resumes from a checkpoint is known at the start of the fit."""
 
     @override
     def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:

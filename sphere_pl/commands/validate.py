@@ -111,7 +111,7 @@ def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
     try:
         settings = EvaluationSettings(**given)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{run.folder / 'config.yaml'}: model.evaluation cannot be taken up: {error}") from error
+        raise UserError(f"{run.folder / 'config.yaml'}: model.evaluation cannot be read: {error}") from error
     if batch_size is None:
         return settings
     if batch_size < 1:

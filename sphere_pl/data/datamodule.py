@@ -27,7 +27,7 @@ Fact = Mapping[str, Any] | EditRequest
 
 
 class EditLoader:
-    """The edit batches of a stream, in order; a resumed run goes on where it was.
+    """The edit batches of a stream, in order; a resumed run continues where it was.
 
     Args:
         requests: The stream.
@@ -55,7 +55,7 @@ class EditLoader:
         return {"done": self._done}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin the next pass behind the batches that were handed out."""
+        """Begin the next pass after the batches that were handed out."""
         self._done, self._resumed = state_dict["done"], True
 
 

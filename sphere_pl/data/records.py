@@ -164,7 +164,7 @@ def _read_json(path: Path, text: str) -> Iterator[Record]:
         elif text[position : position + 1] != "]":
             break
     if text[position : position + 1] != "]":
-        raise UserError(f"{path}: the list is not closed behind record {index}; the file seems cut off.")
+        raise UserError(f"{path}: the list is not closed after record {index}; the file seems cut off.")
     if _skip(text, position + 1) < len(text):
         line = 1 + text.count("\n", 0, _skip(text, position + 1))
         raise UserError(f"{path}, line {line}: something follows the list of records. Expected one list and no more.")

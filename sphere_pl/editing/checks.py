@@ -108,7 +108,7 @@ def check_launch(strategy: object) -> None:
     if isinstance(strategy, str) and strategy.lower().startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         raise MisconfigurationException(
             f"`Trainer(strategy={strategy!r})` copies a process that already holds a model and a run folder. Several "
-            "processes need --trainer.strategy=ddp, which starts each of them anew."
+            "processes need --trainer.strategy=ddp, which starts each of them again."
         )
 
 

@@ -86,7 +86,7 @@ class Shares(NamedTuple):
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process on the first machine of a run, told before there is a trainer.
+    """Whether this is the first process on the first machine of a run, known before there is a trainer.
 
     Lightning, torchrun and SLURM say so in the environment; a process that nothing is said to is alone.
     """

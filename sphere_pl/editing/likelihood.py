@@ -47,7 +47,7 @@ class _Group(NamedTuple):
 
 
 class TargetLikelihood:
-    """Negative log-likelihood of the targets behind their plain questions.
+    """Negative log-likelihood of the targets after their plain questions.
 
     Args:
         lm: The language model as it is before the batch.
@@ -208,7 +208,7 @@ def _probing(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _targets(lm: LanguageModel, requests: Sequence[EditRequest], end_of_text: bool) -> list[Tokens]:
-    """Question and target of each request, the end-of-text token behind it if asked for."""
+    """Question and target of each request, the end-of-text token after it if asked for."""
     prompts = [in_context(request, "", request.target_new) for request in requests]
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
     if not end_of_text:

@@ -61,7 +61,7 @@ class Batch(NamedTuple):
         requests: Edits in a batch.
         contexts: Context templates, the empty one included.
         before: Tokens of a prompt before the subject's last one, the context's included.
-        behind: Tokens from the subject's last one to the target's end.
+        after: Tokens from the subject's last one to the target's end.
         predicted: Tokens of a target.
         in_pass: Tokens of the largest forward pass; see `largest_pass`.
     """
@@ -69,7 +69,7 @@ class Batch(NamedTuple):
     requests: int
     contexts: int
     before: int
-    behind: int
+    after: int
     predicted: int
     in_pass: int
 
@@ -144,10 +144,10 @@ def _targets(shapes: Shapes, batch: Batch) -> int:
     rows = batch.requests * batch.contexts
     above = shapes.layers - 1 - shapes.edited[-1]
     cache = rows * batch.before * shapes.layers * shapes.cached * shapes.itemsize
-    share = batch.in_pass / (rows * batch.behind)
+    share = batch.in_pass / (rows * batch.after)
     numbers = _PER_HIDDEN * shapes.hidden + _PER_WIDTH * shapes.width
     # Each block keeps its own copy of the columns that its queries attend to.
-    numbers += (batch.before + batch.behind) * shapes.cached // batch.behind
+    numbers += (batch.before + batch.after) * shapes.cached // batch.after
     kept = batch.in_pass * above * numbers * shapes.itemsize
     scores = _SCORES * 4 * min(int(share * rows * batch.predicted) * shapes.vocabulary, LOGITS_AT_ONCE)
     divergence = 2 * 4 * batch.requests * shapes.vocabulary
@@ -205,14 +205,14 @@ def batch_of(lm: LanguageModel, requests: Sequence[EditRequest], contexts: int, 
         max_tokens: Tokens in one forward pass at most.
     """
     tokens = tokenize(lm.tokenizer, [in_context(request, "", request.target_new) for request in requests])
-    behind = [len(entry.ids) - entry.subject_last for entry in tokens]
+    after = [len(entry.ids) - entry.subject_last for entry in tokens]
     return Batch(
         len(requests),
         contexts,
         length + max(entry.subject_last for entry in tokens),
-        max(behind),
+        max(after),
         max(len(entry.target) for entry in tokens),
-        largest_pass([columns for columns in behind for _ in range(contexts)], max_tokens),
+        largest_pass([columns for columns in after for _ in range(contexts)], max_tokens),
     )
 
 

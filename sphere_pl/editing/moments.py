@@ -1,6 +1,6 @@
 """Second moments `E[k kᵀ]` of the keys at the edited matrices, over ordinary text.
 
-One pass over the text serves all matrices and stops behind the deepest one. Results are kept on disk as safetensors,
+One pass over the text serves all matrices and stops after the deepest one. Results are kept on disk as safetensors,
 addressed by what they were computed from: the model's weights, the matrix, the text, the number of tokens.
 """
 
@@ -337,7 +337,7 @@ def _load(path: Path) -> SecondMoment:
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"The kept second moment {path} is damaged ({error}). Delete that file and run the command again: it is "
-            "computed anew."
+            "computed again."
         ) from error
     if not torch.isfinite(moment).all():
         raise UserError(f"The kept second moment {path} holds values that are not finite. Delete it and run again.")

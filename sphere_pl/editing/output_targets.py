@@ -22,7 +22,7 @@ from sphere_pl.editing.targets import (
     Rows,
     Targets,
     TargetSettings,
-    essence_rows,
+    kl_rows,
     minimize,
     one_pass,
     rewrite_rows,
@@ -50,13 +50,13 @@ def optimize_outputs(
     """
     n, most, entry = len(requests), settings.tokens_at_once, sites[0].layer - 1
     groups = rewrite_rows(lm, requests, contexts, entry, most)
-    essences = essence_rows(lm, requests, entry, most) if settings.kl_weight else []
+    kl_groups = kl_rows(lm, requests, entry, most) if settings.kl_weight else []
     plain = [one_pass(lm, [rows]) for rows in groups]
     blank = torch.zeros(n, len(sites), groups[0].hidden.shape[-1], device=groups[0].hidden.device)
     outputs, _ = _reached(lm, sites, groups, plain, blank)
     rms = outputs.square().mean(2, keepdim=True).sqrt().clamp_min(1e-30)  # [n, L, 1]
     base = (outputs / rms).flatten(1)
-    found = minimize(_OutputObjective(lm, sites, groups, essences, rms, base, settings), base, settings)
+    found = minimize(_OutputObjective(lm, sites, groups, kl_groups, rms, base, settings), base, settings)
     shifts = (found.values - base).view_as(outputs) * rms
     reached, values = _reached(lm, sites, groups, plain, shifts)
     return found._replace(values=values, outputs=reached)
@@ -70,13 +70,13 @@ class _OutputObjective(Objective):
         lm: LanguageModel,
         sites: Sequence[EditSite],
         groups: list[Rows],
-        essences: list[Rows],
+        kl_groups: list[Rows],
         rms: Tensor,
         base: Tensor,
         settings: TargetSettings,
     ) -> None:
         self.sites, self.rms = sites, rms
-        super().__init__(lm, sites[0].layer - 1, groups, essences, base, settings)
+        super().__init__(lm, sites[0].layer - 1, groups, kl_groups, base, settings)
 
     def states(self, each: Pass, shift: Tensor) -> Tensor:
         """Output of the last block at the predicted places `[t, d]`, the shifts added at the subjects."""

@@ -85,7 +85,7 @@ class Preparation(NamedTuple):
         """Refuse requests that are too long now, not after hours.
 
         Raises:
-            UserError: If one has no room behind the longest context template.
+            UserError: If one has no room after the longest context template.
         """
         longest = max(contexts, key=len)
         for request in requests:

@@ -143,7 +143,7 @@ class ModelBatch(BatchProblem):
 
     @cached_property
     def stream(self) -> SubjectStream:
-        """This process's share of the prompts, behind all contexts, on their way through the blocks."""
+        """This process's share of the prompts, after all contexts, on their way through the blocks."""
         posing = self.posing
         return SubjectStream(
             self.lm,
@@ -156,7 +156,7 @@ class ModelBatch(BatchProblem):
 
     @cached_property
     def likelihood(self) -> TargetLikelihood:
-        """How likely the model finds the targets behind the plain prompts."""
+        """How likely the model finds the targets after the plain prompts."""
         posing = self.posing
         return TargetLikelihood(
             self.lm, self.batch.requests, posing.sites, posing.max_tokens, posing.method.end_of_text

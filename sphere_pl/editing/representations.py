@@ -171,7 +171,7 @@ class SubjectStream:
     def keys(self, site: EditSite) -> Tensor:
         """Keys of the batch at `site`, averaged over contexts, float32 `[n, d_in]`.
 
-        Moves on to the site's block if it lies ahead; of that block nothing runs behind the key.
+        Moves on to the site's block if it lies ahead; of that block nothing runs after the key.
         """
         self.advance(site.layer)
         return self._average(

@@ -1,7 +1,7 @@
 """Target values z: for each request the hidden state that makes the model say the new object.
 
 A shift is added to the output of the target block at the subject's last token and optimised by Adam until the model
-predicts the new object behind every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). A whole batch is optimised at once:
+predicts the new object after every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). A whole batch is optimised at once:
 
 - Columns before the subject's last token cannot see the shift (causality). They run once; their keys and values stay
   in a `FrozenPrefix`.
@@ -30,8 +30,8 @@ from sphere_pl.model.tokens import (
     LOGITS_AT_ONCE,
     MOST_TOKENS,
     Tokens,
-    essence,
     in_context,
+    kl_prompt,
     micro_batches,
     pad,
     tokenize,
@@ -205,9 +205,9 @@ def optimize_targets(
     """
     n, most = len(requests), settings.tokens_at_once
     groups = rewrite_rows(lm, requests, contexts, layer, most)
-    essences = essence_rows(lm, requests, layer, most) if settings.kl_weight else []
+    kl_groups = kl_rows(lm, requests, layer, most) if settings.kl_weight else []
     base = _subject_states(groups, n)  # [n, d]
-    objective = Objective(lm, layer, groups, essences, base, settings)
+    objective = Objective(lm, layer, groups, kl_groups, base, settings)
     return minimize(objective, base, settings)
 
 
@@ -248,13 +248,13 @@ class Objective:
         lm: LanguageModel,
         layer: int,
         groups: list[Rows],
-        essences: list[Rows],
+        kl_groups: list[Rows],
         base: Tensor,
         settings: TargetSettings,
     ) -> None:
         self.lm, self.layer = lm, layer
         self.base_norm, self.width, self.settings = base.norm(dim=1), base.shape[1], settings
-        self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in essences]
+        self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in kl_groups]
         self.passes = _passes(lm, self.groups, settings.tokens_at_once)
 
     @torch.no_grad()
@@ -356,7 +356,7 @@ def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
     if packs(lm):
         hidden = torch.cat([rows.hidden.flatten(0, 1) for rows in groups])[None]
         calls = pack_calls(lm, [Suffixes(rows.ids, rows.positions, rows.prefix, rows.calls) for rows in groups])
-    told = [rows for rows in groups if rows.reference is None]
+    asked = [rows for rows in groups if rows.reference is None]
     references = [rows.reference for rows in groups if rows.reference is not None]
     return Pass(
         calls,
@@ -365,8 +365,8 @@ def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
         torch.cat([rows.owner for rows in groups]),
         torch.cat(where),
         torch.cat([rows.owner[rows.where[0]] for rows in groups]),
-        torch.cat([rows.labels for rows in told]) if told else groups[0].labels[:0],
-        torch.cat([rows.weights for rows in told]) if told else groups[0].weights[:0],
+        torch.cat([rows.labels for rows in asked]) if asked else groups[0].labels[:0],
+        torch.cat([rows.weights for rows in asked]) if asked else groups[0].weights[:0],
         torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
     )
 
@@ -385,9 +385,9 @@ def rewrite_rows(
     ]
 
 
-def essence_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
+def kl_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
     """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
-    tokens = tokenize(lm.tokenizer, [essence(request) for request in requests], lm.config.max_position_embeddings)
+    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
     cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
     return [
         _build(lm, [cut[i] for i in rows], [(i, 0) for i in rows], 1, layer)
@@ -396,7 +396,7 @@ def essence_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int,
 
 
 def _cut(lm: LanguageModel, tokens: Tokens) -> int:
-    """How many tokens run once, as a prefix: those before the subject's last, if they leave keys and values behind."""
+    """How many tokens run once, as a prefix: those before the subject's last, if they leave keys and values."""
     return 0 if lm.recurrent else tokens.subject_last
 
 

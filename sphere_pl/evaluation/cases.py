@@ -31,7 +31,7 @@ def case_prompts(requests: Sequence[EditRequest]) -> list[Case]:
 
 
 def answer_cases(lm: LanguageModel, cases: Sequence[Case]) -> list[str]:
-    """What the model writes behind each prompt."""
+    """What the model writes after each prompt."""
     return complete(lm, [case.prompt for case in cases], CASE_TOKENS)
 
 

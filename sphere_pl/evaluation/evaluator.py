@@ -31,7 +31,7 @@ class Unedited(NamedTuple):
     Attributes:
         scores: Its scores, by name.
         neighbors: Its answers to the neighbours of each request, as tokens, by place in the stream.
-        cases: What it writes behind the prompts of the cases.
+        cases: What it writes after the prompts of the cases.
     """
 
     scores: Scores

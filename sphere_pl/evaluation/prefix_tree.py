@@ -1,6 +1,6 @@
 """Sequences that begin alike, laid out as trees so that every shared beginning is computed once.
 
-The prompts of one relation, the two targets behind one prompt, and a neighbour that several records ask for share
+The prompts of one relation, the two targets after one prompt, and a neighbour that several records ask for share
 tokens. Under causal attention a token's state depends on the tokens before it and on nothing else, so one state serves
 all sequences that pass through it. Each row of the model's input is a tree in depth-first order; a token attends to
 its ancestors, and its position is its depth.

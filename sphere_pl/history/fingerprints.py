@@ -51,11 +51,11 @@ def check_model(saved: str, now: str, name: str) -> None:
 
 
 def check_requests(saved: Tensor, requests: Sequence[EditRequest]) -> None:
-    """Refuse to go on with other data.
+    """Refuse to resume with other data.
 
     Args:
         saved: Hashes of the requests that the checkpoint was written for.
-        requests: Those of the run that would go on.
+        requests: Those of the run that would be resumed.
 
     Raises:
         UserError: Naming the first request that differs.
@@ -101,7 +101,7 @@ def _inside(name: str, group: str) -> bool:
 
 
 def check_settings(then: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on with other settings.
+    """Refuse to resume with other settings.
 
     Raises:
         UserError: Naming every setting that differs.

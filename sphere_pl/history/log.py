@@ -252,7 +252,7 @@ def read_log(folder: Path) -> EditHistory:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} could not be read: {error}.") from error
-    lines = text.split("\n")[:-1]  # what stands behind the last line's end is a line that a kill has torn
+    lines = text.split("\n")[:-1]  # what stands after the last line's end is a line that a kill has torn
     if not lines:
         raise UserError(f"{path} is empty: the run ended before its first batch. Run it again.")
     parsed = [_parse(path, number, line) for number, line in enumerate(lines, 1)]

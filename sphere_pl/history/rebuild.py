@@ -58,7 +58,7 @@ def restrained(
 
     Args:
         base: The unedited matrices, float32 `[d_out, d_in]`, by name.
-        weights: The matrices with which the run goes on.
+        weights: The matrices with which the run continues.
         restraint: The log's note of a `SpectrumRestraint`; None if the run had none.
     """
     if restraint is None:

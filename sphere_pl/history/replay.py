@@ -73,7 +73,7 @@ def recipe(run: SavedRun) -> Recipe:
     try:
         built = parser.instantiate_classes(parser.parse_object(given))
     except Exception as error:  # importing and building a class raises what it likes
-        raise UserError(f"{run.folder / 'config.yaml'} could not be taken up: {error}") from error
+        raise UserError(f"{run.folder / 'config.yaml'} could not be read: {error}") from error
     return Recipe(built.method, [*filter(_acts_on_updates, built.callbacks), built.projection], built.statistics)
 
 
@@ -156,7 +156,7 @@ def _check_solvable(run: SavedRun) -> None:
         if not entry.requests and (entry.file is not None or not entry.complete):
             raise UserError(
                 f"The weights of {run.folder} were changed between batches (entry {entry.number} of its log): what "
-                "the batches behind it would have given without the edits cannot be solved."
+                "the batches after it would have given without the edits cannot be solved."
             )
 
 

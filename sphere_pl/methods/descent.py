@@ -44,7 +44,7 @@ def descend(problem: LayerProblem, plan: Descent, order: torch.Generator | None 
     Args:
         problem: The batch, and the matrix to start from; it stays as it is.
         plan: Learning rate, epochs and so on.
-        order: Draws the requests' order anew for every epoch; the batch's own order if None.
+        order: Draws the requests' order again for every epoch; the batch's own order if None.
 
     Returns:
         Δ of shape `[d_out, d_in]`.

@@ -68,7 +68,7 @@ def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMe
         Δ of shape `[d_out, d_in]`.
     """
     reduced = keys @ basis  # [n, m]
-    # Leaving the null space costs n rows here; behind the solve it would cost d_out.
+    # Leaving the null space costs n rows here; after the solve it would cost d_out.
     return _regression(reduced, residuals, past.whiten(reduced), basis)
 
 

@@ -16,7 +16,7 @@ class ROME(Method):
     Deviations from the authors' code:
 
     - The shift that finds the target is added to the block's output and not to the MLP's. In a block without a norm
-      behind the MLP these are the same shift; the norms that clamp and decay compare it with are the block output's.
+      after the MLP these are the same shift; the norms that clamp and decay compare it with are the block output's.
     - `k` is the key averaged over contexts everywhere, as in the paper's Eq. 2; the code divides by `kᵀ u` of the plain
       prompt's key.
 

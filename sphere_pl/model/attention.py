@@ -4,7 +4,7 @@ PyTorch's fused attention takes ten times as long backwards as forwards when row
 composed of otherwise copies the cached keys and values once for every query head that shares them, and prepares them
 for a gradient that nobody asks for. Written out for grouped heads it costs next to nothing.
 
-Rows of different lengths can also go through a model *packed*: laid out one behind the other as one long row, so that
+Rows of different lengths can also go through a model *packed*: laid out one after the other as one long row, so that
 every product and every element-wise operation of the blocks is called once for all of them. Only attention must know
 the rows: it finds them in a `Packing`, which the blocks hand on in place of a mask.
 """
@@ -24,7 +24,7 @@ _NAME = "sphere_pl_grouped"
 
 
 class Packed(NamedTuple):
-    """Rows of one length that lie one behind the other in a packed row, and what they attend to.
+    """Rows of one length that lie one after the other in a packed row, and what they attend to.
 
     Attributes:
         rows: How many.

@@ -143,7 +143,7 @@ def _verify(folder: Path) -> None:
     if damaged:
         raise UserError(
             f"The kept copy of the default model is damaged ({damaged[0]} in {folder}). Delete that folder and run "
-            "the command again: the model is fetched anew."
+            "the command again: the model is fetched again."
         )
 
 

@@ -241,7 +241,7 @@ def sample_texts(lm: LanguageModel, openers: Sequence[str], new_tokens: int, *, 
 def sample_contexts(lm: LanguageModel, *, count: int, length: int, seed: int) -> list[str]:
     """Sample context templates: the empty one, then `count` short texts that end in ". ".
 
-    MEMIT computes keys and targets behind several beginnings so that they hold wherever the fact is asked for
+    MEMIT computes keys and targets after several beginnings so that they hold wherever the fact is asked for
     (Meng et al. 2023, arXiv 2210.07229, Sec. 4.3.1).
 
     Args:

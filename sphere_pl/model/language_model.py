@@ -354,7 +354,7 @@ class FrozenPrefix:
         )
 
     def calls(self, lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> BlockCalls:
-        """How the blocks are called for a suffix behind this prefix.
+        """How the blocks are called for a suffix after this prefix.
 
         Args:
             lm: The language model.
@@ -373,7 +373,7 @@ class FrozenPrefix:
 
 
 def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
-    """Run the columns that several suffixes will stand behind, through all blocks.
+    """Run the columns that several suffixes will stand after, through all blocks.
 
     Args:
         lm: The language model.

@@ -11,7 +11,7 @@ from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageMod
 
 
 class Suffixes(NamedTuple):
-    """Rows of one length, each behind its own prefix.
+    """Rows of one length, each after its own prefix.
 
     Attributes:
         ids: Tokens, `[rows, columns]`.

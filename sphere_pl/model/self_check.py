@@ -147,7 +147,7 @@ def _check_norm(lm: LanguageModel, gain: Tensor, expected: Tensor, name: str) ->
 
 
 def _check_prefix(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
-    """Tokens behind cached keys and values have the states that they have in the whole prompt."""
+    """Tokens after cached keys and values have the states that they have in the whole prompt."""
     cut = ids.shape[1] // 2
     positions = torch.arange(cut, ids.shape[1], device=ids.device)[None]
     try:

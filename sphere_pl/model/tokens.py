@@ -67,7 +67,7 @@ def in_context(request: EditRequest, context: str = "", target: str = "") -> Pro
     return Prompt(context + request.question, target, end, start)
 
 
-def essence(request: EditRequest) -> Prompt:
+def kl_prompt(request: EditRequest) -> Prompt:
     """The prompt on which the model's idea of the subject must stay as it is: "{subject} is a" (MEMIT, ROME)."""
     return Prompt(f"{request.subject} is a", "", len(request.subject))
 
@@ -100,7 +100,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None =
 
 
 def check_length(tokenizer: Any, request: EditRequest, context: str, max_length: int) -> None:
-    """Refuse a request that does not fit into the model's context behind its longest context template.
+    """Refuse a request that does not fit into the model's context after its longest context template.
 
     Raises:
         UserError: Naming the record's source.

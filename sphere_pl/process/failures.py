@@ -114,7 +114,7 @@ def explained(advice: Callable[[], str], memory: Callable[[], str] = str) -> Ite
     """Say in one message what ended the work inside, if nobody made a mistake; all other exceptions pass.
 
     Args:
-        advice: How to go on; asked only if it is needed. An interruption takes it along.
+        advice: How to continue; asked only if it is needed. An interruption takes it along.
         memory: What was needed and free, and what needs less; asked while what fills the memory is still held.
 
     Raises:
@@ -140,7 +140,7 @@ def explained(advice: Callable[[], str], memory: Callable[[], str] = str) -> Ite
 
 
 def interrupted(error: BaseException) -> str:
-    """One message for an interruption: what was being done, and how to go on."""
+    """One message for an interruption: what was being done, and how to continue."""
     what = stage(error)
     advice = error.advice if isinstance(error, RunInterrupted) else ""
     return f"Interrupted{what and f' while {what}'}. {advice}".rstrip()

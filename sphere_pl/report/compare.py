@@ -92,7 +92,7 @@ def _table(groups: Sequence[Group], stem: str) -> Html:
 
 
 def _course(groups: Sequence[Group]) -> Html:
-    caption = "Each metric over all edits so far: the later a curve falls, the longer a method can go on editing."
+    caption = "Each metric over all edits so far: the later a curve falls, the longer a method can edit."
     drawn = across.course_figures(groups, [*(f"val/{metric}" for metric in ACCURACIES), "retention/earliest/efficacy"])
     absent = "No run has logged a validation yet."
     return _small("How long edits last", caption, groups, "course", drawn, absent, wide=True)

@@ -1,6 +1,6 @@
 """Figures as plain data: what plotly.js draws, without the seconds that plotly's own classes take.
 
-A report is written again and again while a run goes on, so a figure here is a list of traces and a layout, both
+A report is written again and again while a run lasts, so a figure here is a list of traces and a layout, both
 dictionaries in plotly's schema.
 """
 

@@ -27,7 +27,7 @@ def write_report(run_dir: Path, live: bool = True) -> Path:
 
     Args:
         run_dir: The run folder.
-        live: Whether an unfinished run goes on, so that its page loads itself again.
+        live: Whether an unfinished run continues, so that its page loads itself again.
 
     Returns:
         The path of the report.
@@ -328,7 +328,7 @@ def _cases(run: RunData) -> Html:
     cases = run.results.get("cases") or []
     if not cases:
         return ""
-    caption = "What the model writes behind some prompts, unedited and after all edits."
+    caption = "What the model writes after some prompts, unedited and after all edits."
     return section("Case study", caption, _text_table(("prompt", "before", "after", "wanted"), cases))
 
 

@@ -73,7 +73,7 @@ class RunData(NamedTuple):
     Attributes:
         folder: The run folder.
         columns: Every column of `metrics.csv` that has a value, by name.
-        results: `results.json`; empty while the run goes on.
+        results: `results.json`; empty while the run lasts.
         config: `config.yaml` as text; empty if there is none.
         updated: When the newest of the files was written, in seconds since 1970.
     """
@@ -141,7 +141,7 @@ class RunData(NamedTuple):
         return self.before(name) if kind == "val" else math.nan
 
     def after(self, metric: str) -> float:
-        """A metric over all edits: the final one, or the last validation's while the run goes on."""
+        """A metric over all edits: the final one, or the last validation's while the run lasts."""
         final = self.scored(metric, "after").value
         logged = self.series(f"val/{metric}").values
         return logged[-1] if math.isnan(final) and logged else final  # JSON has no infinity: results say null
@@ -280,7 +280,7 @@ def _edits(rows: Sequence[Row]) -> list[float]:
 
 
 def _interpolate(points: Sequence[tuple[float, float]], step: float) -> float:
-    """Read a polygon at a step; its last piece goes on for ever."""
+    """Read a polygon at a step; its last piece never ends."""
     right = min(max(bisect_left(points, (step, -math.inf)), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]
     return y0 + (y1 - y0) * (step - x0) / (x1 - x0)

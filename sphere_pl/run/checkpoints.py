@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are written, how many are kept, and how a run goes on from the newest whole one."""
+"""Checkpoints of a run: when they are written, how many are kept, and how a run resumes from the newest whole one."""
 
 import logging
 import re
@@ -67,15 +67,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
         else:
             return path
     if paths:
-        raise UserError(f"None of the {len(paths)} checkpoints in {folder} is whole. Delete {folder} and begin anew.")
+        raise UserError(f"None of the {len(paths)} checkpoints in {folder} is whole. Delete {folder} and begin again.")
     return None
 
 
 class RunCheckpoints(L.Callback):
-    """Save what a run needs to go on, between batches, and stop it cleanly when asked to.
+    """Save what a run needs to resume, between batches, and stop it cleanly when asked to.
 
     A checkpoint is written at the beginning of a batch: everything about the batches before it is finished then, its
-    validation and its logged rows included. A run that goes on from it does what the uninterrupted one would have done.
+    validation and its logged rows included. A run resumed from it does what the uninterrupted one would have done.
 
     Ctrl-C or SIGTERM finish the batch at hand, save, and end the fit with `RunInterrupted`; a second signal drops that
     batch. When a fit ends well its checkpoints are deleted.
@@ -131,14 +131,14 @@ class RunCheckpoints(L.Callback):
     def on_load_checkpoint(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to go on under other settings, where they are known."""
+        """Refuse to resume under other settings, where they are known."""
         self._loaded = checkpoint.get("run")
         if self._loaded and self._loaded["settings"] and self.settings:
             check_settings(self._loaded["settings"], self.settings)
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Watch for signals; on a resumed run take logged metrics up again and forget rows logged since."""
+        """Watch for signals; on a resumed run take logged metrics again and forget rows logged since."""
         self._interrupts.watch()
         self._began = time.monotonic()
         if self._loaded is not None:
@@ -188,7 +188,7 @@ class RunCheckpoints(L.Callback):
 
     @override
     def teardown(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
-        """Called when all has ended well: the run has its results, and nobody will go on from its checkpoints."""
+        """Called when all has ended well: the run has its results, and nobody will resume from its checkpoints."""
         if stage == "fit" and trainer.is_global_zero:
             with after_results("deleting the checkpoints"):
                 _clear(self.folder(trainer))
@@ -252,7 +252,7 @@ def _at_boundary(loop: dict[str, Any], done: int, total: float) -> None:
     """Let Lightning's counters say that `done` of the epoch's `total` batches are finished and no other has begun.
 
     At the beginning of a batch, the counters already hold that batch as ready; at the end of an epoch, they hold the
-    epoch as processed and a run that goes on would skip its end.
+    epoch as processed and a resumed run would skip its end.
     """
     progress = loop["epoch_loop.batch_progress"]
     for counts, finished in ((progress["current"], done), (progress["total"], progress["total"]["completed"])):

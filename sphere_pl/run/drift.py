@@ -68,7 +68,7 @@ class Drift(EditorCallback):
     """Log `drift/perplexity` and `drift/kl` after every batch; see the module's text for their definition.
 
     The unedited states are computed once, before the first edit, and travel in the checkpoint. Weights and random state
-    are only read. Under PRUNE these are the weights that editing goes on with, not the restrained ones.
+    are only read. Under PRUNE these are the weights that editing continues with, not the restrained ones.
 
     Args:
         tokens: Tokens of text to read; 0 turns the alarm off.
@@ -92,7 +92,7 @@ class Drift(EditorCallback):
     @override
     @doing("measuring drift")
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Read the text with the unedited model: Lightning calls this before a resumed run's weights are taken up."""
+        """Read the text with the unedited model: Lightning calls this before a resumed run's weights are restored."""
         if not self.tokens:
             return
         lm = self.editor.language_model

@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 class EditLog(EditorCallback):
     """Append what every batch has really changed to the log in the run folder.
 
-    The change is the difference of the weights behind the batch and before it, so it holds whatever callbacks, retries
-    and rollbacks did in between. It must therefore stand behind every callback that changes weights. A change that
+    The change is the difference of the weights after the batch and before it, so it holds whatever callbacks, retries
+    and rollbacks did in between. It must therefore stand after every callback that changes weights. A change that
     other code makes between batches, such as a guard that puts weights back after a validation, becomes an entry of its
     own. The weights before the batch are kept in CPU memory.
 
@@ -52,7 +52,7 @@ class EditLog(EditorCallback):
         run_dir: The run folder.
         keep: `all` logs the keys and residuals that the method solved beside the changes, which takes edits out of a
             run afterwards; `changes` leaves them out; `none` logs nothing.
-        max_gigabytes: Size of the tensor files beyond which the log goes on without them, so that a method whose
+        max_gigabytes: Size of the tensor files beyond which the log continues without them, so that a method whose
             changes have full rank does not fill the disk.
     """
 
@@ -86,7 +86,7 @@ class EditLog(EditorCallback):
     def on_train_batch_start(
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        """Before the first batch, begin the log or take it up again."""
+        """Before the first batch, begin the log or resume it."""
         if self._header is None or self._history is not None:
             return
         if not self._resuming:
@@ -117,15 +117,15 @@ class EditLog(EditorCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Leave out later entries when the run goes on."""
+        """Leave out later entries when the run is resumed."""
         self._restored = state_dict.get("entries")
 
     def _take_up(self, editor: SequentialEditor, header: Header) -> None:
-        """Go on behind the checkpoint's last entry; what came after it will be done again."""
+        """Go on after the checkpoint's last entry; what came after it will be done again."""
         try:
             history = read_log(self.run_dir)
         except UserError as error:
-            log.warning("The edit log begins anew at this checkpoint: %s", error)
+            log.warning("The edit log begins again at this checkpoint: %s", error)
             write_header(self.run_dir, header)
             history = EditHistory(self.run_dir, header, [])
         if history.header.fingerprint != header.fingerprint:

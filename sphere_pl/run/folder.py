@@ -102,8 +102,6 @@ def _refuse_earlier(folder: Path) -> None:
     if (folder / "results.json").exists():
         raise UserError(f"{folder} holds a finished run. To keep it, {ways}.")
     if checkpoint_paths(folder / "checkpoints"):
-        raise UserError(
-            f"{folder} holds a run that was interrupted. Go on with it: {resume_command(folder)}. Or {ways}."
-        )
+        raise UserError(f"{folder} holds a run that was interrupted. Resume it: {resume_command(folder)}. Or {ways}.")
     if has_logged_edits(folder):
         raise UserError(f"{folder} holds the edits of a run that left no checkpoint. To keep them, {ways}.")

@@ -1,4 +1,4 @@
-"""The report of a run while it goes on."""
+"""The report of a run while it lasts."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ SHARE = 0.01  # of the run's time that writing may take
 
 
 class LiveReport(L.Callback):
-    """Write `report.html` while the run goes on; the page loads itself again.
+    """Write `report.html` while the run lasts; the page loads itself again.
 
     Written before a batch and after a validation, when all of their rows are in `metrics.csv`, but at most every
     `every` seconds, and never so often that writing would take more than a hundredth of the time. The page is replaced
@@ -59,7 +59,7 @@ class LiveReport(L.Callback):
             write_report(self.run_dir, live)
         except Exception as error:
             if live and not self._failed:  # a run that ends badly has its own message
-                log.warning("report.html could not be written while the run goes on: %s", error)
+                log.warning("report.html could not be written while the run lasts: %s", error)
             self._failed = True
         ended = time.monotonic()
         self._due = ended + max(self.every, (ended - began) / SHARE)

@@ -49,7 +49,7 @@ class WandbSettings:
 class MetricsFile(Logger):
     """Every logged scalar in `metrics.csv`, one row a call, empty cells for what was not logged.
 
-    A row is on disk as soon as it is logged, and a resumed run goes on in the same file.
+    A row is on disk as soon as it is logged, and a resumed run continues in the same file.
 
     Args:
         run_dir: The run folder.
@@ -200,7 +200,7 @@ def run_loggers(
         settings: Where the run stands in wandb.
         config: The run's configuration, shown by wandb.
         labels: Method, model and data: the run's tags, and its group if the settings name none.
-        resumed: Whether the run goes on from a checkpoint.
+        resumed: Whether the run resumes from a checkpoint.
     """
     return [MetricsFile(run_dir), *_wandb(run_dir, settings, config, labels, resumed)]
 
@@ -230,12 +230,12 @@ def _wandb(
     earlier = _earlier_run(Path(run_dir)) if resumed and "run_id" not in own else None
     attempts: list[Any] = [None] if mode else ["online", "offline"] if logged_in() else ["offline"]
     for attempt in attempts:
-        # Only a run that is online can be taken up again; offline a second one is written beside it.
+        # Only a run that is online can be resumed; offline a second one is written beside it.
         taken_up = earlier if (attempt or mode) in _ONLINE else None
         again: dict[str, Any] = {"id": taken_up, "resume": "allow" if taken_up else None}
         try:
             return [EditsLogger(wandb.init(**given, **again, mode=attempt, config=config))]
-        except Exception as error:  # whatever it raises, the run goes on without it
+        except Exception as error:  # whatever it raises, the run continues without it
             log.warning("wandb could not start %s: %s", attempt or mode, error)
     return []
 

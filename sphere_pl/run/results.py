@@ -99,7 +99,7 @@ class Results(EditorCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue to count."""
         self._editing, self._edits = state_dict["editing"], state_dict["edits"]
         self._began = time.monotonic() - state_dict["total"]
 
@@ -148,7 +148,7 @@ class RunResults(Results):
 
     @override
     def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """A new run in an old folder begins with an empty one; a resumed run, known from here on, goes on."""
+        """A new run in an old folder begins with an empty one; a resumed run, known from here on, keeps its files."""
         if trainer.is_global_zero and trainer.ckpt_path is None:
             for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
                 (self.run_dir / name).unlink(missing_ok=True)

@@ -26,7 +26,7 @@ def _amounts(editor: SequentialEditor, data: EditDataModule) -> str:
         if not editor.sites:
             return free
         need = estimate(editor, data.train_dataloader())
-    except Exception:  # the run's own end is what has to be told
+    except Exception:  # the run's own end is what has to be said
         return ""
     return f"The run was expected to need about {need.peak / 1e9:.2f} GB beside Python and its libraries; {free}"
 

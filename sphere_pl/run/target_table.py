@@ -22,7 +22,7 @@ COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clampe
 class TargetTable(EditorCallback):
     """One row a request, added to the file after every batch; nothing for methods without target values.
 
-    The first batch of a run, or of one that goes on, writes the file anew: an interrupted run may have left rows behind
+    The first batch of a run, or of a resumed one, writes the file again: an interrupted run may have left rows behind
     its checkpoint.
 
     `probability` and `loss` are those at the last look, `clamped` says that the shift ended on its norm bound, and
@@ -41,7 +41,7 @@ class TargetTable(EditorCallback):
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Begin with an empty table unless the run goes on."""
+        """Begin with an empty table unless the run is resumed."""
         if not self._restored:
             self._rows = self._rows[:0]
             if trainer.is_global_zero:
@@ -70,7 +70,7 @@ class TargetTable(EditorCallback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on below them."""
+        """Continue below them."""
         self._rows, self._restored = state_dict["rows"], True
 
     @override

@@ -25,7 +25,7 @@ class WandbPanels(L.Callback):
     Figures go every few validations and at the end: energy and metrics in one panel (the paper's Fig. 2) as
     `figures/trends`, changes of energy against changes of each metric with regression line and 95 % ellipse (Fig. 3) as
     `figures/changes/<metric>`. At the end follow the tables `tables/failed` and `tables/cases`, and in the summary
-    `collapse/edits` and `collapse/<metric>`. Stands behind what writes `results.json`.
+    `collapse/edits` and `collapse/<metric>`. Stands after what writes `results.json`.
 
     Args:
         run_dir: The run folder.

@@ -78,7 +78,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def announced(text: str, quiet: bool = False) -> Iterator[None]:
-    """Show a line on a terminal while something goes on that has no bar yet, and take it away again."""
+    """Show a line on a terminal while something is done that has no bar yet, and take it away again."""
     shown = not quiet and sys.stderr.isatty()
     if shown:
         sys.stderr.write(text)

@@ -36,8 +36,8 @@ def token_roles(subject: int, after: int) -> list[int]:
         ([0, 1, 2, 3, 4, 5], [2, 5])
     """
     inside = [0] + [1] * (subject - 2) if subject > 1 else []
-    behind = [3] + [4] * (after - 2) if after > 1 else []
-    return [*inside, LAST_SUBJECT, *behind, *([5] if after else [])]
+    later = [3] + [4] * (after - 2) if after > 1 else []
+    return [*inside, LAST_SUBJECT, *later, *([5] if after else [])]
 
 
 def subject_noise(samples: int, tokens: int, width: int, scale: float, generator: torch.Generator) -> Tensor:
@@ -57,7 +57,7 @@ def subject_noise(samples: int, tokens: int, width: int, scale: float, generator
 
 
 def windows(layers: int, width: int) -> tuple[Tensor, Tensor]:
-    """First layer and the one behind the last of a window around every layer, cut at the model's ends.
+    """First layer and the one after the last of a window around every layer, cut at the model's ends.
 
     An even window reaches one layer further down than up, as in the authors' code.
 

@@ -229,7 +229,7 @@ class _Rows(NamedTuple):
     Attributes:
         kind: Which module's output is restored, an index into `KINDS`.
         start: The first block whose module is restored.
-        stop: The block behind the last one.
+        stop: The block after the last one.
         sample: Number of the corrupted run.
     """
 

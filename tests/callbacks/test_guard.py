@@ -49,7 +49,7 @@ def test_warn_names_the_batch_the_weight_and_the_limit_and_goes_on(run, weights,
     assert guard.skipped == 0
     first = caplog.records[0].getMessage()
     assert first.startswith(f"After batch {BAD}, `layers.1.down_proj` has ")
-    assert "(limit 2); the run goes on." in first
+    assert "(limit 2); the run continues." in first
     expected = without(weights, updates)
     assert all(torch.equal(module.weights[name], expected[name]) for name in weights)
 

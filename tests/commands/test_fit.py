@@ -439,7 +439,7 @@ def test_ctrl_c_says_how_to_go_on(cli, model_folder, facts, tmp_path, monkeypatc
     monkeypatch.setattr(SequentialEditor, "find_targets", interrupted)
     status, out, err = cli(*tiny_run(model_folder, facts, tmp_path), "--data.batch_size=1")
     assert status == 130
-    assert f"Go on with: python -m sphere_pl fit --run_dir {tmp_path / 'run'} --ckpt_path last" in err
+    assert f"Resume with: python -m sphere_pl fit --run_dir {tmp_path / 'run'} --ckpt_path last" in err
     assert "Traceback" not in out + err
     monkeypatch.setattr(SequentialEditor, "find_targets", original)
     assert cli("fit", f"--run_dir={tmp_path / 'run'}", "--ckpt_path=last")[0] == 0

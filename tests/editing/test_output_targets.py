@@ -8,7 +8,7 @@ import torch
 from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.representations import SubjectStream, capture_output
 from sphere_pl.editing.targets import TargetSettings
-from sphere_pl.model.tokens import essence, in_context, pad, tokenize
+from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 SETTINGS = TargetSettings(steps=6, learning_rate=0.3, clamp=2.0, weight_decay=0.5, kl_weight=0.5, stop_loss=1.0)
@@ -17,7 +17,7 @@ NORMED = ["gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4", "glm4"]
 
 def literal_outputs(lm, request, sites, settings):
     """Shifts of the matrices' outputs, by Adam: the last block's state, each matrix's output, and the loss."""
-    prompts = [in_context(request, context, request.target_new) for context in CONTEXTS] + [essence(request)]
+    prompts = [in_context(request, context, request.target_new) for context in CONTEXTS] + [kl_prompt(request)]
     tokens = tokenize(lm.tokenizer, prompts)
     ids, mask = pad([t.ids[:-1] if t.target else t.ids for t in tokens], lm.pad_id, lm.device)
     rows, subject = torch.arange(len(tokens)), torch.tensor([t.subject_last for t in tokens])

@@ -7,7 +7,7 @@ import torch
 
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.errors import UserError
-from sphere_pl.model.tokens import essence, in_context, pad, tokenize
+from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 SETTINGS = TargetSettings(steps=8, learning_rate=0.3, clamp=2.0, weight_decay=0.5, kl_weight=0.5, stop_loss=1.0)
@@ -15,7 +15,7 @@ SETTINGS = TargetSettings(steps=8, learning_rate=0.3, clamp=2.0, weight_decay=0.
 
 def literal_targets(lm, request, contexts, layer, settings):
     """ROME's and MEMIT's optimisation as their papers describe it, for one request."""
-    prompts = [in_context(request, context, request.target_new) for context in contexts] + [essence(request)]
+    prompts = [in_context(request, context, request.target_new) for context in contexts] + [kl_prompt(request)]
     tokens = tokenize(lm.tokenizer, prompts)
     ids, mask = pad([t.ids[:-1] if t.target else t.ids for t in tokens], lm.pad_id, lm.device)
     rows, subject = torch.arange(len(tokens)), torch.tensor([t.subject_last for t in tokens])

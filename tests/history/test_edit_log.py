@@ -168,7 +168,7 @@ def test_a_resumed_run_drops_what_came_after_its_checkpoint_and_appends(fit, tmp
 def test_a_run_resumed_into_another_folder_begins_its_log_at_the_checkpoint(fit, tmp_path, caplog):
     fit("part", "ROME", max_steps=2, last=[SaveAt(2, tmp_path / "two.ckpt")])
     resumed = fit("elsewhere", "ROME", ckpt_path=tmp_path / "two.ckpt")
-    assert "begins anew" in caplog.text
+    assert "begins again" in caplog.text
     entries = read_log(resumed.folder).entries
     assert [(entry.edits, len(entry.requests)) for entry in entries] == [(2, 0), (3, 1), (4, 1)]
     same(rebuild(base_of(resumed), read_log(resumed.folder), 3), resumed.live)

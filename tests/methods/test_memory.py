@@ -47,7 +47,7 @@ def test_what_is_kept_does_not_grow_with_the_stream():
 
 
 def test_single_precision_stays_as_good_as_one_solve_from_the_sum():
-    """A thousand edits in float32: the error is that of factoring the float32 sum anew, up to a small factor."""
+    """A thousand edits in float32: the error is that of factoring the float32 sum again, up to a small factor."""
     memory, total = KeyMemory.empty(torch.tensor(0.1), M), torch.zeros(M, M)
     exact = torch.zeros(M, M, dtype=torch.float64)
     probe = batches(1, 5, seed=9)[0]
@@ -55,8 +55,10 @@ def test_single_precision_stays_as_good_as_one_solve_from_the_sum():
         memory, total = memory.extend(keys), total + keys.T @ keys
         exact += keys.double().T @ keys.double()
     expected = torch.linalg.solve(exact + 10.0 * torch.eye(M), probe.T).T
-    anew = torch.cholesky_solve(probe.float().T, torch.linalg.cholesky(total + 10.0 * torch.eye(M))).T
-    error, of_one_solve = (float((x - expected).norm() / expected.norm()) for x in (memory.whiten(probe.float()), anew))
+    again = torch.cholesky_solve(probe.float().T, torch.linalg.cholesky(total + 10.0 * torch.eye(M))).T
+    error, of_one_solve = (
+        float((x - expected).norm() / expected.norm()) for x in (memory.whiten(probe.float()), again)
+    )
     assert error < max(1e-4, 10 * of_one_solve)
 
 

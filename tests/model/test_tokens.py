@@ -3,7 +3,7 @@ import torch
 
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.errors import UserError
-from sphere_pl.model.tokens import Prompt, essence, in_context, micro_batches, pad, tokenize
+from sphere_pl.model.tokens import Prompt, in_context, kl_prompt, micro_batches, pad, tokenize
 from tests.conftest import make_tokenizer
 
 
@@ -38,7 +38,7 @@ def test_a_prompt_without_target_has_none(tiny_lm):
 
 
 def test_the_essence_prompt_ends_its_subject_where_the_subject_ends():
-    prompt = essence(EditRequest("0", "The capital of {} is", "France", "Rome"))
+    prompt = kl_prompt(EditRequest("0", "The capital of {} is", "France", "Rome"))
     assert prompt.text[: prompt.subject_end] == "France"
 
 

@@ -1,4 +1,4 @@
-"""The report of a run that goes on, in a real browser: it loads itself again, shows what is new, rests at the end."""
+"""The report of a resumed run, in a real browser: it loads itself again, shows what is new, rests at the end."""
 
 import html
 import json

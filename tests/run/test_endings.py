@@ -221,7 +221,7 @@ def test_a_fault_ends_a_run_with_one_message_and_it_goes_on_unchanged(
     if kind == "disk":
         assert err.startswith("error: The disk is full while ")
     assert not list(run.rglob("*.part"))
-    advised = re.search(r"Go on with: python -m sphere_pl (.*)$", err, re.MULTILINE)
+    advised = re.search(r"Resume with: python -m sphere_pl (.*)$", err, re.MULTILINE)
     if advised:
         again = shlex.split(advised[1])
         assert again == ["fit", "--run_dir", str(run), "--ckpt_path", "last"]
@@ -265,7 +265,7 @@ def test_a_process_under_a_memory_limit_says_what_would_need_less(base, tmp_path
     assert re.search(r"expected to need about \S+ GB .* 0.00 GB are free on cpu", error)
     levers = [error.index(f"--{name}") for name in ("model.targets.max_tokens", "model.dtype", "model.contexts")]
     assert levers == sorted(levers)
-    assert "1 batches of 1 edits are saved. Go on with: python -m sphere_pl fit --run_dir" in error
+    assert "1 batches of 1 edits are saved. Resume with: python -m sphere_pl fit --run_dir" in error
 
 
 def test_a_report_that_cannot_be_drawn_for_want_of_space_is_no_reason_to_stop(
@@ -301,4 +301,4 @@ def test_without_a_checkpoint_no_command_is_advised_and_elsewhere_the_file_is_na
     fault("solve", "memory", run)
     _, err = command([*base, f"--run_dir={run}", f"--checkpoints.folder={folder}", "--overwrite"])
     last = shlex.quote(str(folder / "batch-000001.safetensors"))
-    assert err.endswith(f"Go on with: python -m sphere_pl fit --run_dir {run} --ckpt_path {last}\n")
+    assert err.endswith(f"Resume with: python -m sphere_pl fit --run_dir {run} --ckpt_path {last}\n")

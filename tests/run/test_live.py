@@ -72,7 +72,7 @@ def test_a_failure_is_said_once_and_the_run_goes_on(folder, monkeypatch, caplog)
         report.on_validation_end(TRAINER, None)
         report._due = 0.0
     assert [record.message for record in caplog.records] == [
-        "report.html could not be written while the run goes on: disk full"
+        "report.html could not be written while the run lasts: disk full"
     ]
 
 

@@ -45,7 +45,7 @@ def test_the_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path,
         pass
 
 
-@pytest.mark.parametrize("more", [[], ["--ckpt_path=last"]], ids=["a new run", "one that goes on"])
+@pytest.mark.parametrize("more", [[], ["--ckpt_path=last"]], ids=["a new run", "a resumed one"])
 def test_a_fit_in_a_held_folder_is_refused_and_writes_nothing(tmp_path, holder, more, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(sys, "argv", ["sphere_pl"])

@@ -47,7 +47,7 @@ def _solution(record: Record) -> tuple[str, str]:
 
 
 def judge(text: str, item: Item) -> int:
-    """1 if the number behind the last "answer is", or else the last number, is the result; `INVALID` without one.
+    """1 if the number after the last "answer is", or else the last number, is the result; `INVALID` without one.
 
     Example:
         >>> judge(" 9 * 2 = 18. The answer is $1,018.00.", Item("", 1, answers=("1018",)))

@@ -14,7 +14,7 @@ _DEV = Source((("mmlu/dev/*.csv",), ("dev/*.csv",)), "cais/mmlu", "all", "dev", 
 
 
 def _read(test: Iterator[Record], dev: Iterator[Record]) -> Iterator[Item]:
-    """Questions behind the five worked examples of their subject."""
+    """Questions after the five worked examples of their subject."""
     shots: dict[str, list[str]] = defaultdict(list)
     for record in dev:
         if len(shots[_subject(record)]) < 5:

@@ -67,7 +67,7 @@
     }
   };
 
-  // While the run goes on: load the page again, unless nobody looks at it or somebody is just using it.
+  // While the run lasts: load the page again, unless nobody looks at it or somebody is just using it.
   const keepUp = (seconds) => {
     let touched = 0;
     for (const kind of ["pointermove", "pointerdown", "keydown", "wheel"]) addEventListener(kind, () => touched = Date.now());
