@@ -7,7 +7,7 @@ from benchmarks.cells import Cell
 STRENGTH = {"alphaedit": 0.5}  # the paper's α: 0.5 on AlphaEdit, 0.8 on every other method
 SAMPLED = ("--model.evaluation.validation_records=400",)  # edits that a long run scores at most before its end
 # Two tasks that the unedited model is good at; at the others it guesses.
-ABILITIES = ("--eval.tasks=[sst2,gsm8k_gold_hint]", "--eval.limit=200")
+ABILITIES = ("--abilities.tasks=[sst2,gsm8k_gold_hint]", "--abilities.limit=200")
 MAPS = "--config=callbacks/geometry"
 COST = {"rome": 1.5, "ft": 0.4, "ultraedit": 0.15}  # seconds an edit on one core, before anything was measured
 CALLBACKS = {"rect": ("memit", "callbacks/rect"), "prune": ("memit", "callbacks/prune")}
@@ -140,7 +140,7 @@ def alphaedit(variant: str, ridge: float, draw: int = 1, edits: int = 800, data:
     """AlphaEdit with a ridge of its own; a long run scores a sample, and general abilities, on its way."""
     more: tuple[str, ...] = (f"--model.method.init_args.ridge={ridge:g}",)
     if edits > 800:
-        more += (*SAMPLED, *ABILITIES, "--eval.every=4")
+        more += (*SAMPLED, *ABILITIES, "--abilities.every=4")
     if edits > 800 and draw == 1:
         more += maps(edits // 100)
     return cell("alphaedit", variant, data=data, draw=draw, edits=edits, label=f"ridge{ridge:g}", more=more)
@@ -198,7 +198,7 @@ FAR = [
         draw=4,
         edits=5000,
         label="ridge10-far",
-        more=(*RIDGE_10, *SAMPLED, *ABILITIES, "--eval.every=10", "--trainer.val_check_interval=5"),
+        more=(*RIDGE_10, *SAMPLED, *ABILITIES, "--abilities.every=10", "--trainer.val_check_interval=5"),
     )
     for variant in PAIR
 ]

@@ -82,8 +82,8 @@ def run(cells: Sequence[Cell], source: Path, abilities: Path | None, runs: Path,
     def one(cell: Cell) -> None:
         key = parse(cell.name)
         paths = [f"--data.path={records_file(key.data, key.draw, source, runs)}"]
-        if abilities and any(argument.startswith("--eval.tasks") for argument in cell.arguments):
-            paths.append(f"--eval.data_dir={abilities}")
+        if abilities and any(argument.startswith("--abilities.tasks") for argument in cell.arguments):
+            paths.append(f"--abilities.data_dir={abilities}")
         drawn = runs / cell.name / "geometry"
         if MAPS in cell.arguments:
             paths.append(f"--trainer.callbacks.init_args.output_dir={drawn}")

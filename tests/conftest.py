@@ -249,10 +249,8 @@ def fit_parser() -> Any:
             built.append(parser)
             raise _Built
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "EditingCLI", OnlyParser)
-        with pytest.raises(_Built):
-            fit.run(["fit"])
+    with pytest.raises(_Built):
+        fit.run(["fit"], OnlyParser)
     return built[0]._subcommands_action._name_parser_map["fit"]
 
 

@@ -58,7 +58,7 @@ class GeneralAbilities(EditorCallback):
     ) -> None:
         for name, value in (("every", every), ("limit", limit), ("batch_tokens", batch_tokens)):
             if value is not None and value < 1:
-                raise UserError(f"--eval.{name}={value} must be at least 1.")
+                raise UserError(f"--abilities.{name}={value} must be at least 1.")
         self.tasks = [task_named(name) for name in tasks or []]
         self.lm_eval_tasks = list(lm_eval_tasks or [])
         self.every, self.limit, self.data_dir, self.seed = every, limit, data_dir, seed

@@ -73,7 +73,7 @@ def task_named(name: str) -> Task:
         UserError: If there is none.
     """
     if name not in TASKS:
-        raise UserError(f"--eval.tasks: {name!r} is unknown. Known: {', '.join(TASKS)}.")
+        raise UserError(f"--abilities.tasks: {name!r} is unknown. Known: {', '.join(TASKS)}.")
     return TASKS[name]
 
 

@@ -34,15 +34,17 @@ def find_files(task: Task, source: Source, folder: Path) -> list[Path]:
         UserError: If none is.
     """
     if not folder.is_dir():
-        raise UserError(f"--eval.data_dir={str(folder)!r} is no folder. Give the folder that holds the tasks' data.")
+        raise UserError(
+            f"--abilities.data_dir={str(folder)!r} is no folder. Give the folder that holds the tasks' data."
+        )
     for patterns in source.files:
         found = [sorted(folder.glob(pattern)) for pattern in patterns]
         if all(found):
             return [path for paths in found for path in paths]
     wanted = " or ".join(" and ".join(patterns) for patterns in source.files)
     raise UserError(
-        f"The task {task.name!r} needs {wanted} in --eval.data_dir={str(folder)!r}, but it is not there. Get it from "
-        f"{source.address}, or leave --eval.data_dir out to read {_hub_name(source)} from the hub."
+        f"The task {task.name!r} needs {wanted} in --abilities.data_dir={str(folder)!r}, but it is not there. Get it "
+        f"from {source.address}, or leave --abilities.data_dir out to read {_hub_name(source)} from the hub."
     )
 
 
@@ -62,7 +64,7 @@ def _hub_records(task: Task, source: Source) -> Iterator[Record]:
         wanted = " or ".join(" and ".join(patterns) for patterns in source.files)
         return (
             f"The task {task.name!r} reads {_hub_name(source)} from the hub, which did not give it: {reason} Without a "
-            f"hub, put {wanted} (from {source.address}) into a folder and name it with --eval.data_dir."
+            f"hub, put {wanted} (from {source.address}) into a folder and name it with --abilities.data_dir."
         )
 
     for index, row in enumerate(hub_rows(refusal, source.hub, source.config, split=source.split)):

@@ -85,7 +85,7 @@ class GivenFit(EditingCLI):
             return super().instantiate_trainer(**kwargs)
         self._results = Results()
         self.trainer_defaults["callbacks"] = [
-            *self.progress(), MemoryPreflight(), self._results, self._get(self.config_init, "eval"),
+            *self.progress(), MemoryPreflight(), self._results, self._get(self.config_init, "abilities"),
         ]  # fmt: skip
         self.read_inputs()
         return LightningCLI.instantiate_trainer(self, logger=False, **self.placement(), **kwargs)

@@ -141,7 +141,7 @@ class EditingCLI(LightningCLI):
         parser.add_lightning_class_args(EnergyCorrelation, "correlation")
         parser.add_lightning_class_args(Drift, "drift")
         # No callback key of its own: it goes after RunResults, so that its time is no batch's time.
-        parser.add_class_arguments(GeneralAbilities, "eval")
+        parser.add_class_arguments(GeneralAbilities, "abilities")
         parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -184,8 +184,8 @@ class EditingCLI(LightningCLI):
         self._overwrite, config.overwrite = config.overwrite, False
         if self._overwrite and config.ckpt_path is not None:
             raise UserError("--overwrite deletes the run that --ckpt_path resumes. Leave one of them out.")
-        if config.eval.keep is None:
-            config.eval.keep = str(Path(config.run_dir) / "abilities.json")
+        if config.abilities.keep is None:
+            config.abilities.keep = str(Path(config.run_dir) / "abilities.json")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""
@@ -243,7 +243,7 @@ class EditingCLI(LightningCLI):
             EditLog(run_dir, kept, gigabytes),
             TargetTable(run_dir),
             self._results,
-            self._get(self.config_init, "eval"),
+            self._get(self.config_init, "abilities"),
             WandbPanels(run_dir),
         ]
 
@@ -256,7 +256,7 @@ class EditingCLI(LightningCLI):
         """Read data and model: a mistake in the data, the model's name or its files ends a run that has no folder."""
         with doing("reading the data"):
             self.datamodule.setup("fit")
-            self._get(self.config_init, "eval").load()
+            self._get(self.config_init, "abilities").load()
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
         self.model.source.open()

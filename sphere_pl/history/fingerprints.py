@@ -14,7 +14,7 @@ from sphere_pl.errors import UserError
 # Settings that change no edit: where and how a run is carried out and shown.
 _FREE = (
     "run_dir", "ckpt_path", "weights_only", "config", "wandb", "quiet", "checkpoints", "edit_log",
-    "edit_log_gigabytes", "eval.keep",
+    "edit_log_gigabytes", "abilities.keep",
     "model.cache_dir", "model.statistics.cache_dir", "model.device_map",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.logger",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing",

@@ -17,7 +17,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _NAMING = {
     "--run_dir", "--ckpt_path", "--model.name", "--model.revision", "--model.cache_dir", "--model.statistics.corpus",
     "--model.statistics.cache_dir", "--data.path", "--data.file", "--wandb.project", "--wandb.entity", "--wandb.group",
-    "--wandb.tags", "--wandb.tags+", "--eval.data_dir", "--eval.keep", "--checkpoints.folder",
+    "--wandb.tags", "--wandb.tags+", "--abilities.data_dir", "--abilities.keep", "--checkpoints.folder",
 }  # fmt: skip
 _LONGEST = 100
 

@@ -29,8 +29,8 @@ def nearest(given: str, known: Iterable[str]) -> list[str]:
     Names have parts, apart by dots or slashes. Who gives only the last is shown the shortest names that end so.
 
     Example:
-        >>> nearest("--limit", ["--data.limit", "--data.name", "--eval.limit", "--model.contexts"])
-        ['--data.limit', '--eval.limit']
+        >>> nearest("--limit", ["--data.limit", "--data.name", "--abilities.limit", "--model.contexts"])
+        ['--data.limit', '--abilities.limit']
         >>> nearest("--model.nmae", ["--data.name", "--model.name"]), nearest("metod/memit", ["method/memit"])
         (['--model.name'], ['method/memit'])
     """

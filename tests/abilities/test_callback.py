@@ -163,10 +163,10 @@ def test_a_resumed_run_keeps_the_scores_of_the_unedited_model(fit, data_dir, tmp
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tasks": ["boolq", "boolk"]}, "--eval.tasks: 'boolk' is unknown. Known: gsm8k"),
-        ({"every": 0}, "--eval.every=0 must be at least 1"),
-        ({"limit": 0}, "--eval.limit=0 must be at least 1"),
-        ({"batch_tokens": 0}, "--eval.batch_tokens=0 must be at least 1"),
+        ({"tasks": ["boolq", "boolk"]}, "--abilities.tasks: 'boolk' is unknown. Known: gsm8k"),
+        ({"every": 0}, "--abilities.every=0 must be at least 1"),
+        ({"limit": 0}, "--abilities.limit=0 must be at least 1"),
+        ({"batch_tokens": 0}, "--abilities.batch_tokens=0 must be at least 1"),
     ],
 )
 def test_a_wrong_argument_is_refused(settings, words):

@@ -21,7 +21,7 @@ def test_every_command_is_understood(command, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
-    assert "eval:" in capsys.readouterr().out
+    assert "abilities:" in capsys.readouterr().out
 
 
 def test_every_task_and_its_metric_stand_in_the_table():

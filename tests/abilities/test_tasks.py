@@ -146,7 +146,9 @@ def test_a_hub_that_is_out_of_reach_says_which_file_would_do(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(UserError, match=r"'boolq' reads google/boolq .*no route.*boolq-dev.jsonl .*--eval.data_dir"):
+    with pytest.raises(
+        UserError, match=r"'boolq' reads google/boolq .*no route.*boolq-dev.jsonl .*--abilities.data_dir"
+    ):
         read_items(TASKS["boolq"], None)
 
 
@@ -158,7 +160,7 @@ def test_passages_that_the_hub_has_not_are_asked_for(monkeypatch):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_missing_file_is_named_with_where_to_get_it(tmp_path, name):
-    with pytest.raises(UserError, match=rf"'{name}' needs .* in --eval.data_dir=.*Get it from https"):
+    with pytest.raises(UserError, match=rf"'{name}' needs .* in --abilities.data_dir=.*Get it from https"):
         read_items(TASKS[name], str(tmp_path))
 
 

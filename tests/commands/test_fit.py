@@ -480,7 +480,9 @@ def test_general_abilities_are_scored_in_a_run(cli, model_folder, facts, tmp_pat
     record = {"question": "is rome in italy", "answer": True, "passage": "Rome is a city in Italy."}
     (tmp_path / "general" / "boolq-dev.jsonl").write_text(json.dumps(record))
     run = tiny_run(model_folder, facts, tmp_path)
-    status, out, err = cli(*run, "--eval.tasks=[boolq]", "--eval.every=1", f"--eval.data_dir={tmp_path / 'general'}")
+    status, out, err = cli(
+        *run, "--abilities.tasks=[boolq]", "--abilities.every=1", f"--abilities.data_dir={tmp_path / 'general'}"
+    )
     assert status == 0, err
     found = json.loads((tmp_path / "run" / "results.json").read_text())["abilities"]
     assert set(found["boolq"]) >= {"before", "after", "standard_error", "items"}
@@ -495,7 +497,7 @@ def test_general_abilities_are_scored_in_a_run(cli, model_folder, facts, tmp_pat
 
 def test_missing_data_of_an_ability_ends_a_run_before_anything_is_written(cli, model_folder, facts, tmp_path):
     run = tiny_run(model_folder, facts, tmp_path)
-    status, _, err = cli(*run, "--eval.tasks=[boolq]", f"--eval.data_dir={tmp_path}")
+    status, _, err = cli(*run, "--abilities.tasks=[boolq]", f"--abilities.data_dir={tmp_path}")
     assert status == 2
     assert "error: The task 'boolq' needs boolq-dev.jsonl" in err
     assert not (tmp_path / "run").exists()

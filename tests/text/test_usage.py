@@ -9,7 +9,7 @@ from sphere_pl.text.usage import announced, did_you_mean, nearest, program
 KNOWN = [
     "--data.limit",
     "--data.batch_size",
-    "--eval.limit",
+    "--abilities.limit",
     "--model.name",
     "--model.statistics.batch_size",
     "--run_dir",
@@ -20,7 +20,7 @@ KNOWN = [
     ("given", "meant"),
     [
         ("--data.limt", ["--data.limit"]),
-        ("--limit", ["--data.limit", "--eval.limit"]),
+        ("--limit", ["--data.limit", "--abilities.limit"]),
         ("--batch-size", ["--data.batch_size"]),
         ("--Run-Dir", ["--run_dir"]),
         ("--modle.name", ["--model.name"]),
@@ -34,7 +34,7 @@ def test_the_nearest_name_is_found(given, meant):
 
 def test_a_question_names_what_may_be_meant():
     assert did_you_mean("fitt", ["fit", "export"]) == "Did you mean fit?"
-    assert did_you_mean("--limit", KNOWN) == "Did you mean --data.limit or --eval.limit?"
+    assert did_you_mean("--limit", KNOWN) == "Did you mean --data.limit or --abilities.limit?"
     assert did_you_mean("zzz", ["fit"]) == did_you_mean("fit", []) == ""
 
 
