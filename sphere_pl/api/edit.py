@@ -83,7 +83,7 @@ def edit(
         edited = deepcopy(model) if copy else model
         with borrowed(edited):
             name = held_name(edited)
-            architecture = (settings or {}).get("model.architecture")
+            architecture = settings.get("model.architecture") if isinstance(settings, Mapping) else None
             held = given._replace(held=model_in_memory(name, edited, tokenizer, architecture))
             dtype = str(edited.dtype).removeprefix("torch.")
             decided = {"model.name": name, "model.dtype": dtype}

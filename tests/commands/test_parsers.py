@@ -11,7 +11,7 @@ FIT = [
     ("--data.limit", "`--data.limit` needs a value", ""),
     ("--data mine.jsonl", "`--data mine.jsonl`: no such YAML file", "Did you mean --data.path mine.jsonl?"),
     ("--data.conflicts=reprot", "expected report, refuse or keep_last", "Did you mean report?"),
-    ("--model.method memit", "Known: AlphaEdit, EMMET", "Did you mean MEMIT, or --config method/memit,"),
+    ("--model.method memit", "Known: AlphaEdit, ", "Did you mean MEMIT, or --config method/memit,"),
     ("--model.method.rige 3", "`--model.method.rige` is no argument", "--model.method.init_args.ridge?"),
     ("--model.method.init_args.ridge abc", "`--model.method.init_args.ridge abc` is not valid: expected a number", ""),
     ("--wandb.zzz 3", "`--wandb.zzz` is no argument", "`--wandb` has project"),
