@@ -92,8 +92,7 @@ class SequentialEditor(L.LightningModule):
     ) -> None:
         super().__init__()
         check_arguments(method, contexts, context_length, name)
-        self.automatic_optimization = False
-        self.strict_loading = False  # a checkpoint holds the edited matrices only
+        self.automatic_optimization = self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name = method, layers, name
         self.source = ModelSource(name, layers, dtype, revision, trust_remote_code, cache_dir, device_map, architecture)
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
@@ -102,11 +101,8 @@ class SequentialEditor(L.LightningModule):
         self.offload = Offload(device_of(statistics_device))
         self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
         self.lm: LanguageModel | None = None
-        self.sites: list[EditSite] = []
-        self.weights = nn.ParameterList()
-        self.states = MethodStates([], [])
-        self.requests: list[EditRequest] = []
-        self.contexts, self.anchors = list[str](), torch.zeros(0)
+        self.sites, self.weights, self.states = list[EditSite](), nn.ParameterList(), MethodStates([], [])
+        self.requests, self.contexts, self.anchors = list[EditRequest](), list[str](), torch.zeros(0)
         self.batch_start = self.edits_seen = 0
         # Of the batch at hand: its target values, and what the method was asked, for the edit log.
         self.targets, self.solved = cast(Targets | None, None), list[Solved]()

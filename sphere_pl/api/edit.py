@@ -73,19 +73,30 @@ def edit(
     asked = Asked(method, layers, batch_size, projection, config, settings, run_dir, quiet)
     with as_python_does(), left_as_they_were():
         if isinstance(model, str | Path):
-            check_named(model, tokenizer)
-            given = Given(fact_list(facts), method_object(method, run_dir), run_dir)
-            cli = run(command_line(asked, {"model.name": str(model)}), partial(GivenFit, given))
-            edited: PreTrainedModel = cli.model.language_model.model.requires_grad_(True)
-            return edited, report_of(cli)
+            return _edit_named(str(model), tokenizer, facts, asked)
         check_held(model, tokenizer, settings)
-        given = Given(fact_list(facts), method_object(method, run_dir), run_dir)
+        given = _given(facts, asked)
         edited = deepcopy(model) if copy else model
         with borrowed(edited):
-            name = held_name(edited)
-            architecture = settings.get("model.architecture") if isinstance(settings, Mapping) else None
-            held = given._replace(held=model_in_memory(name, edited, tokenizer, architecture))
-            dtype = str(edited.dtype).removeprefix("torch.")
-            decided = {"model.name": name, "model.dtype": dtype}
-            cli = run(command_line(asked, decided), partial(GivenFit, held))
-            return edited, report_of(cli)
+            return edited, _edit_held(edited, tokenizer, given, asked)
+
+
+def _given(facts: Iterable[Fact], asked: Asked) -> Given:
+    return Given(fact_list(facts), method_object(asked.method, asked.run_dir), asked.run_dir)
+
+
+def _edit_named(name: str, tokenizer: Any, facts: Iterable[Fact], asked: Asked) -> tuple[PreTrainedModel, EditReport]:
+    """Edit a model that is loaded by its name."""
+    check_named(name, tokenizer)
+    cli = run(command_line(asked, {"model.name": name}), partial(GivenFit, _given(facts, asked)))
+    edited: PreTrainedModel = cli.model.language_model.model.requires_grad_(True)
+    return edited, report_of(cli)
+
+
+def _edit_held(model: PreTrainedModel, tokenizer: Any, given: Given, asked: Asked) -> EditReport:
+    """Edit a model that is in memory, in place."""
+    name, settings = held_name(model), asked.settings
+    architecture = settings.get("model.architecture") if isinstance(settings, Mapping) else None
+    held = given._replace(held=model_in_memory(name, model, tokenizer, architecture))
+    decided = {"model.name": name, "model.dtype": str(model.dtype).removeprefix("torch.")}
+    return report_of(run(command_line(asked, decided), partial(GivenFit, held)))

@@ -48,6 +48,10 @@ class Section(NamedTuple):
 
 def specification() -> tuple[Section, ...]:
     """The workspace: which panels stand where."""
+    return (*_edits_and_energy(), *_weights_and_answers())
+
+
+def _edits_and_energy() -> tuple[Section, ...]:
     accuracies = tuple(f"val/{metric}" for metric in ACCURACIES)
     return (
         Section(
@@ -71,6 +75,11 @@ def specification() -> tuple[Section, ...]:
                 Panel("curves", "Spearman of differences", ("spearman_diff/*",)),
             ),
         ),
+    )
+
+
+def _weights_and_answers() -> tuple[Section, ...]:
+    return (
         Section(
             "Weights",
             (
