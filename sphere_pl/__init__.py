@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sphere_pl.text.version import __version__
+
 if TYPE_CHECKING:
     from sphere_pl.api.edit import edit
     from sphere_pl.api.report import EditReport, FactResult
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from sphere_pl.history.delta import apply_delta
     from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit, LocFTBF, Method, UltraEdit
 
-__version__ = "0.1.0"
 __all__ = [
     "EMMET",
     "FT",
@@ -38,6 +39,7 @@ __all__ = [
     "TargetSettings",
     "UltraEdit",
     "UserError",
+    "__version__",
     "apply_delta",
     "edit",
 ]

@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sphere_pl import __version__
 from sphere_pl.errors import UserError
 from sphere_pl.process.console import finish_output, prepare_streams
 from sphere_pl.process.failures import doing, explained, interrupted
 from sphere_pl.process.interrupts import Interrupts, RunInterrupted
 from sphere_pl.text.usage import announced, did_you_mean, program
+from sphere_pl.text.version import __version__
 
 # Each module has a `main(args)`; it is imported when its command is given.
 COMMANDS = {

@@ -8,7 +8,7 @@ import pytest
 
 import sphere_pl
 from sphere_pl.data.builtin import facts_path, heldout_text, sentence_openers
-from sphere_pl.data.builtin.build import (
+from tools.build_facts import (
     Fact,
     Templates,
     build,
@@ -20,8 +20,9 @@ from sphere_pl.data.builtin.build import (
 )
 
 FOLDER = facts_path().parent
+SOURCES = Path(__file__).parents[2] / "tools" / "facts"
 RECORDS = json.loads(facts_path().read_text(encoding="utf-8"))
-TABLE = [line.split("\t") for line in (FOLDER / "facts.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+TABLE = [line.split("\t") for line in (SOURCES / "facts.tsv").read_text(encoding="utf-8").splitlines()[1:]]
 LISTS = ("paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts")
 
 
@@ -137,17 +138,17 @@ def test_any_hundred_records_cover_all_relations_evenly():
 
 
 def test_building_again_gives_the_same_bytes():
-    assert build(FOLDER).encode() == facts_path().read_bytes()
+    assert build(SOURCES).encode() == facts_path().read_bytes()
 
 
 def test_the_order_of_the_table_decides_nothing():
-    facts = read_facts(FOLDER / "facts.tsv")
-    templates = read_templates(FOLDER / "templates.toml")
+    facts = read_facts(SOURCES / "facts.tsv")
+    templates = read_templates(SOURCES / "templates.toml")
     assert make_records(facts[::-1], templates) == RECORDS
 
 
 def test_paraphrases_never_repeat_an_edit_wording():
-    for relation, wordings in read_templates(FOLDER / "templates.toml").items():
+    for relation, wordings in read_templates(SOURCES / "templates.toml").items():
         assert len(set(wordings.paraphrase)) >= 3, relation
         assert len(set(wordings.neighbour)) >= 2, relation
         assert len(set(wordings.generation)) >= 2, relation
@@ -189,7 +190,7 @@ def test_a_neighbour_that_names_an_edited_subject_is_refused():
 def test_data_files_lie_in_the_package():
     folder = Path(sphere_pl.__file__).parent / "data" / "builtin"
     assert facts_path() == folder / "facts.json"
-    for name in ("facts.json", "facts.tsv", "templates.toml", "heldout.txt", "openers.txt"):
+    for name in ("facts.json", "heldout.txt", "openers.txt"):
         assert (folder / name).stat().st_size > 1000, name
 
 

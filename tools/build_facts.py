@@ -1,6 +1,6 @@
 """Build facts.json from the table of facts and the templates.
 
-Run ``python -m sphere_pl.data.builtin.build`` after a change of ``facts.tsv`` or ``templates.toml``. Every choice is
+Run ``python -m tools.build_facts`` after a change of ``facts/facts.tsv`` or ``facts/templates.toml``. Every choice is
 made by ranking the candidates by a hash of their own text, so the result depends on neither the order of the table nor
 the Python version, and a new fact leaves the choices of the others alone.
 """
@@ -166,10 +166,10 @@ def build(folder: Path) -> str:
 
 
 def main() -> None:
-    """Write facts.json beside the source files."""
+    """Write facts.json into the package."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     path = facts_path()
-    text = build(path.parent)
+    text = build(Path(__file__).parent / "facts")
     path.write_text(text, encoding="utf-8", newline="\n")
     _log.info("%d records, %d bytes: %s", len(json.loads(text)), len(text.encode()), path)
 
