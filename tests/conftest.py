@@ -150,19 +150,17 @@ def _metaspace(kind: str, text: str) -> Tokenizer:
     """As SentencePiece's: `▁` for a space, one before the text, and bytes for what the vocabulary does not have."""
     special = ["<|end|>", "<unk>"]
     own = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer: Any
-    if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=own, unk_token="<unk>", show_progress=False)
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=own, show_progress=False)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=own, show_progress=False)
     tokenizer.train_from_iterator(text.split("\n"), trainer)
     # A byte such as `<0x0A>` is no special token: in a text these are six letters.
     whole = json.loads(tokenizer.to_str())
     whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] in special]
-    whole["model"]["byte_fallback"] = True
+    if kind == "unigram":  # of the same pieces: what its own trainer makes of a text differs from run to run
+        pieces_in_order = sorted(whole["model"]["vocab"].items(), key=lambda entry: entry[1])
+        scores = [[piece, -1 - 0.01 * rank] for piece, rank in pieces_in_order]
+        whole["model"] = {"type": "Unigram", "unk_id": 1, "vocab": scores, "byte_fallback": True}
     tokenizer = Tokenizer.from_str(json.dumps(whole))
     pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(pieces)

@@ -75,7 +75,7 @@ def test_an_edit_raises_the_targets_probability(lm):
     requests = [request._replace(prompt="I have read of {}") for request in REQUESTS]
     prompts = [Prompt(request.question, request.target_new) for request in requests]
     unedited = [each.log_probability for each in answer(lm, prompts)]
-    settings = TargetSettings(steps=20, learning_rate=0.5, clamp=10.0, weight_decay=0.0, kl_weight=0.0)
+    settings = TargetSettings(steps=40, learning_rate=0.5, clamp=10.0, weight_decay=0.0, kl_weight=0.0)
     targets = optimize_targets(lm, requests, [""], 1, settings)
     stream = SubjectStream(lm, requests, [""], 1)
     method = MEMIT(1e-3)

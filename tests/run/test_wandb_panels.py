@@ -50,6 +50,9 @@ def sent(folder):
     wandb.experiment.finish()
     (log,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    offered = subprocess.run([*inspect[:-1], "--help"], capture_output=True, text=True, check=True).stdout
+    if "--json" not in offered:
+        pytest.skip("this release of wandb browses a log on the screen and does not print it")
     done = subprocess.run([*inspect, log], capture_output=True, text=True, check=True)
     found = {}
     for record in map(json.loads, done.stdout.splitlines()):
