@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sphere_pl.text.version import __version__
+from sphere_pl.text.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sphere_pl.api.edit import edit
@@ -39,7 +39,6 @@ __all__ = [
     "TargetSettings",
     "UltraEdit",
     "UserError",
-    "__version__",
     "apply_delta",
     "edit",
 ]
