@@ -280,7 +280,7 @@ def _cache_argument(model: PreTrainedModel) -> str:
 
 
 def stream_of(output: Any) -> Tensor:
-    """The residual stream in what a block returns: it is that, or the first item of a tuple."""
+    """The states in what a block or a module of it returns: they are that, or the first item of a tuple."""
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 

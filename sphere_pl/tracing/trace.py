@@ -26,7 +26,7 @@ from transformers import DynamicCache
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.model.language_model import FrozenPrefix, LanguageModel
+from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, stream_of
 from sphere_pl.model.tokens import Prompt, Tokens, in_context, tokenize
 from sphere_pl.tracing.functional import KINDS, indirect_effects, subject_noise, token_roles, windows
 
@@ -291,12 +291,6 @@ def _modules(lm: LanguageModel, layer: int) -> list[nn.Module]:
     return [block, *(block.get_submodule(path) for path in (lm.architecture.mlp, lm.architecture.attention))]
 
 
-def _tensor(output: Any) -> Tensor:
-    """A module's output; attentions, and blocks of some families, return it first in a tuple."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
 @contextmanager
 def _corrupting(embedding: nn.Module, noise: Tensor, first: int) -> Iterator[None]:
     """Add noise `[S, tokens, d]` to the embeddings from column `first` on, in all rows but the first."""
@@ -320,7 +314,7 @@ def _recording(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
     def record(place: int) -> Any:
         # Copied: Falcon's blocks add attention to the MLP's output in place.
-        return lambda _, __, output: outputs.__setitem__(place, _tensor(output).clone())
+        return lambda _, __, output: outputs.__setitem__(place, stream_of(output).clone())
 
     handles = [module.register_forward_hook(record(place)) for place, module in enumerate(modules)]
     try:
@@ -335,7 +329,7 @@ def _replacing(module: nn.Module, rows: Tensor, value: Tensor) -> Iterator[None]
     """Put `value` `[d]` into the first column of some rows of a module's output."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        output = _tensor(output)
+        output = stream_of(output)
         output[rows.to(output.device), 0] = value  # in place: the output is the module's own, fresh tensor
 
     handle = module.register_forward_hook(hook)
