@@ -55,7 +55,7 @@ def _descend(
     states: list[Tensor],
     settings: TargetSettings,
 ) -> None:
-    optimizer = torch.optim.Adam([shift], lr=settings.learning_rate)
+    optimizer = torch.optim.Adam([shift], lr=settings.step_size(shift)[0])
     reference: Tensor | None = None
     for step in range(settings.steps):
         logp = torch.log_softmax(lm.model(input_ids=ids, attention_mask=mask).logits.float(), -1)

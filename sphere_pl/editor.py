@@ -1,5 +1,6 @@
 """Sequential knowledge editing as a LightningModule: one edit batch, one step."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
@@ -33,9 +35,13 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import DeviceMap, Dtype
 from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
-from sphere_pl.progress import track
+from sphere_pl.progress import Track, track, untracked
 from sphere_pl.storage.random_states import random_states, restore_random_states
 from sphere_pl.trainers import is_last_step
+from sphere_pl.tuning.found import AutoSettings, Found, find_settings
+from sphere_pl.tuning.known import as_known
+
+log = logging.getLogger(__name__)
 
 # Attributes that a checkpoint holds as they are: plain values and tensors.
 _KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen")
@@ -48,8 +54,9 @@ class SequentialEditor(L.LightningModule):
     the callbacks and the checkpoint see. The language model's own tensors follow them, in the model's dtype.
 
     Args:
-        method: The method that finds each layer's update.
-        layers: Blocks whose MLP down-projection is edited, ascending; the deepest is where targets are found.
+        method: The method that finds each layer's update; AlphaEdit if None.
+        layers: Blocks whose MLP down-projection is edited, ascending; the deepest is where targets are found. If None
+            they are those of the model's own file in conf/model, or found for it as `auto` says.
         name: Hub id, local folder, GGUF file, or the embedded default model.
         targets: How target values are optimised.
         statistics: Which text the method's second moments come from.
@@ -64,6 +71,7 @@ class SequentialEditor(L.LightningModule):
         device_map: How the model's layers are spread over the devices of this process; the trainer's device has them
             all if None. See `load_language_model`.
         architecture: Where the parts of a model are whose family is not in the table; see docs/models.md.
+        auto: How layers and the targets' learning rate are found for a model that has no file of its own.
         statistics_device: Where second moments are summed and where null-space bases and the memory of earlier keys are
             held, `cpu` as a rule; a matrix's own device if None. Solves take place on the matrix's device all the same.
 
@@ -73,14 +81,14 @@ class SequentialEditor(L.LightningModule):
 
     def __init__(
         self,
-        method: Method,
-        layers: list[int],
+        method: Method | None = None,
+        layers: list[int] | None = None,
         name: str = EMBEDDED_MODEL,
         targets: TargetSettings = TargetSettings(),
         statistics: StatisticsSettings = StatisticsSettings(),
         evaluation: EvaluationSettings = EvaluationSettings(),
         guard: GuardSettings = GuardSettings(),
-        contexts: int = 5,
+        contexts: int = 2,
         context_length: int = 10,
         dtype: Dtype = "auto",
         revision: str | None = None,
@@ -89,11 +97,13 @@ class SequentialEditor(L.LightningModule):
         device_map: DeviceMap = None,
         architecture: dict[str, Any] | None = None,
         statistics_device: str | None = None,
+        auto: AutoSettings = AutoSettings(),
     ) -> None:
         super().__init__()
+        method, layers, targets = as_known(name, method, layers, targets)
         check_arguments(method, contexts, context_length, name)
         self.automatic_optimization = self.strict_loading = False  # a checkpoint holds the edited matrices only
-        self.method, self.layers, self.name = method, layers, name
+        self.method, self.layers, self.name, self.auto = method, list(layers or ()), name, auto
         self.source = ModelSource(name, layers, dtype, revision, trust_remote_code, cache_dir, device_map, architecture)
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
         self.n_contexts, self.context_length = contexts, context_length
@@ -110,6 +120,7 @@ class SequentialEditor(L.LightningModule):
         self.diagnosis: dict[str, dict[str, float]] = {}
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
+        self._unedited_norms = list[Tensor]()
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
@@ -172,12 +183,27 @@ class SequentialEditor(L.LightningModule):
         """
         return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
-    def configure_model(self) -> None:
-        """Load the language model and take float32 copies of the matrices to edit, once."""
+    def settle(self, track: Track = untracked, device: torch.device | None = None) -> Found | None:
+        """Load the language model and find what is open of its settings, on a device; None if nothing was."""
         if self.lm is None:
             self.lm = self.source.load()
+            if device is not None and self.source.layers is None and not self.lm.spread:
+                self.lm.to(device)
+        if self.source.layers is not None:
+            return None
+        contexts = (self.n_contexts, self.context_length)
+        found = find_settings(self.lm, self.method, self.target_settings, self.statistics, contexts, self.auto, track)
+        self.layers = self.source.layers = found.layers
+        self.target_settings = found.targets(self.target_settings)
+        return found
+
+    def configure_model(self) -> None:
+        """Load the language model and take float32 copies of the matrices to edit, once."""
+        found = self.settle()
+        if found is not None:
+            log.warning("%s", found.lines())
         if not self.sites:
-            self.sites = self.lm.sites(self.layers)
+            self.sites = self.language_model.sites(self.layers)
             self.weights.extend(nn.Parameter(site.read()) for site in self.sites)
 
     @property
@@ -205,6 +231,7 @@ class SequentialEditor(L.LightningModule):
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
+        self._unedited_norms = self._norms()
         if self._resumed:
             self.evaluator.plan(self.requests)
             self._resume()
@@ -256,9 +283,23 @@ class SequentialEditor(L.LightningModule):
         """Follow a callback that moved the weights after a validation."""
         self.refresh_model()
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Follow a callback that moved the weights after the step, such as a guard that rolled a batch back."""
+    def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
+        """Follow a callback that moved the weights after the step, and look at what the first batch did."""
         self.refresh_model()
+        if batch.start == 0 and self.guard.settings.first_batch != "off":
+            self._look_at_first(batch)
+
+    @doing("looking at the first batch")
+    def _look_at_first(self, batch: EditBatch) -> None:
+        targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self._norms())
+        before = self.scores.before
+        seen = look(self.language_model, batch.requests, targets, norms, self.evaluator, before)
+        limits = self.guard.settings
+        wrecks = seen.wrecks(limits.max_perplexity_ratio, limits.max_norm_ratio)
+        self.guard.judge(seen.line(), seen.fails, wrecks)
+
+    def _norms(self) -> list[Tensor]:
+        return [weight.detach().norm().cpu() for weight in self.weights]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: edited matrices, the method's memory, random states, and all of `_KEPT`."""

@@ -257,7 +257,7 @@ def parsed(fit_parser: Any) -> Callable[..., dict[str, Any]]:
     """The configuration that a command line of `fit` comes to, as `--print_config` shows it."""
 
     def parse(*args: str) -> dict[str, Any]:
-        words = literal_names(resolve_resume(resolve_group_files(["fit", *args])))
+        words = literal_names(resolve_group_files(resolve_resume(["fit", *args])))
         return yaml.safe_load(fit_parser.dump(fit_parser.parse_args(words[1:]), skip_none=False))
 
     return parse

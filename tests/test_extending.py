@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import sphere_pl
-from sphere_pl.commands.configs import config_folder
+from sphere_pl.model.known import config_folder
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 FILE = re.compile(r"^(New|Changed): `([^`]+)`\n\n((?:```\w+\n.*?^```\n\n?)+)", re.DOTALL | re.MULTILINE)

@@ -21,6 +21,7 @@ ROOMS = [
     "editing",
     "evaluation",
     "history",
+    "tuning",
     "editor",
     "report",
     "run",

@@ -88,6 +88,7 @@ class GivenFit(EditingCLI):
             *self.progress(), MemoryPreflight(), self._results, self._get(self.config_init, "abilities"),
         ]  # fmt: skip
         self.read_inputs()
+        self.find_settings()
         return LightningCLI.instantiate_trainer(self, logger=False, **self.placement(), **kwargs)
 
     @override

@@ -7,23 +7,23 @@ Files are read in the order given and later ones win, as everywhere, but for two
 - A constant that depends on two of them has a file named after both. `method/ft/llama3_8b` is read right after
   `method/ft` where `model/llama3_8b` is given too, `callbacks/sphere/alphaedit` after `callbacks/sphere` with
   `method/alphaedit`.
+
+A model that has a file of its own keeps its settings without being asked: the file whose `model.name` is the run's
+model, or the default one if the run names none, is read before all others.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from sphere_pl.errors import UserError
+from sphere_pl.model.embedded import EMBEDDED_MODEL
+from sphere_pl.model.known import config_folder, known_models
 from sphere_pl.text.usage import did_you_mean
 
 _FLAGS = ("--config", "-c")
 _ORDER = ("model", "method", "callbacks")
-
-
-def config_folder() -> Path:
-    """The folder with the group files: inside an installed package, at the top of a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def group_files() -> list[str]:
@@ -84,8 +84,34 @@ def resolve_group_files(args: Sequence[str]) -> list[str]:
             raise UserError(f"--config needs a name, found {name}: a YAML file, or a group such as method/memit.")
         words.append(word if name is None else None)
         names += [] if name is None else [name]
+    known = _known_model(args, names) if args[:1] == ["fit"] else None
+    if known is not None:
+        words.insert(1, None)
+        names.insert(0, known)
     files = iter(_with_variants(_in_reading_order(names)))
     return [each for word in words for each in ([word] if word is not None else next(files))]
+
+
+def _known_model(args: Sequence[str], names: Sequence[str]) -> str | None:
+    """The group of the run's model, if it has one and the command names no other."""
+    if any(_kind(name) == "model" for name in names):
+        return None
+    named = [found for name in names if not _group(name) and (found := _named_by(Path(name).expanduser()))]
+    for flag, value in zip(args, [*args[1:], ""], strict=True):
+        if flag == "--model.name":
+            named.append(value)
+        elif flag.startswith("--model.name="):
+            named.append(flag.partition("=")[2])
+    return known_models().get(named[-1] if named else EMBEDDED_MODEL)
+
+
+def _named_by(path: Path) -> str | None:
+    """The model that a user's own file names; a file that cannot be read is refused by what parses it."""
+    try:
+        model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model")
+        return str(model["name"])
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _in_reading_order(names: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
-from sphere_pl.commands.configs import config_folder, resolve_group_files
+from sphere_pl.commands.configs import resolve_group_files
 from sphere_pl.commands.parsers import AllHelp, Explained
 from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
 from sphere_pl.commands.short_help import argument, short_help
@@ -35,10 +35,11 @@ from sphere_pl.errors import UserError
 from sphere_pl.history.fingerprints import settings_that_count
 from sphere_pl.history.log import Kept
 from sphere_pl.model.files import label_of
+from sphere_pl.model.known import config_folder
 from sphere_pl.process.closing import after_results
 from sphere_pl.process.devices import accelerator_is_idle, default_device
 from sphere_pl.process.failures import doing, explained
-from sphere_pl.progress import EditProgress
+from sphere_pl.progress import EditProgress, tracking
 from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.drift import Drift
 from sphere_pl.run.edit_log import EditLog
@@ -215,6 +216,7 @@ class EditingCLI(LightningCLI):
             self._held.enter_context(RunLock(run_dir))
             if not resumed:
                 prepare_run_folder(Path(run_dir), self._overwrite)
+        self.find_settings()
         self._dump_config()
         self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
         trial = bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
@@ -260,6 +262,23 @@ class EditingCLI(LightningCLI):
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
         self.model.source.open()
+
+    def find_settings(self) -> None:
+        """Find what is open of the model's settings and put it into the configuration, for all processes alike."""
+        if self.model.source.layers is not None:
+            return
+        config = self.config[self.subcommand]
+        quiet = config.quiet or config.trainer.get("enable_progress_bar") is False
+        device = torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
+        with tracking(quiet) as bars:
+            found = self.model.settle(bars, device)
+        log.warning("%s", found.lines())
+        targets = self.model.target_settings
+        config.model.layers = found.layers
+        config.model.targets.learning_rate, config.model.targets.units = targets.learning_rate, targets.units
+        sys.argv.append(f"--model.layers={found.layers}")
+        if found.learning_rate is not None and targets.learning_rate == found.learning_rate:
+            sys.argv += [f"--model.targets.learning_rate={found.learning_rate}", "--model.targets.units=state"]
 
     def placement(self) -> dict[str, Any]:
         """Arguments of the trainer that put it on a device, where the configuration leaves that open and must not."""
@@ -341,7 +360,7 @@ def run(args: Sequence[str], kind: Callable[..., Cli] = EditingCLI) -> Cli:  # t
         save_config_callback=RunConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=literal_names(resolve_resume(resolve_group_files(args))),
+        args=literal_names(resolve_group_files(resolve_resume(args))),
     )
 
 

@@ -178,6 +178,11 @@ class EditDataModule(L.LightningDataModule):
         return loader
 
 
+def built_in_facts() -> list[EditRequest]:
+    """All built-in facts."""
+    return EditDataModule().everything()
+
+
 class FactList(EditDataModule):
     """Edit requests that a program holds, in the fields of format `jsonl` or as `EditRequest`s.
 

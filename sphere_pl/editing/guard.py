@@ -35,6 +35,9 @@ class GuardSettings:
         strengthen: s of the first retry; the next ones take s², s³ and so on.
         retries: How many retries.
         max_skipped: Batches skipped one after another before the run stops: the model has collapsed then.
+        first_batch: What is done if the model is wrecked after the first batch: `stop` the run, `warn` and go on, or do
+            not look (`off`). Edits that do not hold but do no harm are said, and the run goes on.
+        max_perplexity_ratio: Perplexity after the first batch, over that of the unedited model, that counts as wrecked.
     """
 
     action: Literal["retry", "skip", "stop"] = "retry"
@@ -42,11 +45,17 @@ class GuardSettings:
     strengthen: float = 10.0
     retries: int = 3
     max_skipped: int = 3
+    first_batch: Literal["stop", "warn", "off"] = "stop"
+    max_perplexity_ratio: float = 2.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.action not in ("retry", "skip", "stop"):
             raise UserError(f"`guard.action={self.action!r}` must be retry, skip or stop.")
+        if self.first_batch not in ("stop", "warn", "off"):
+            raise UserError(f"`guard.first_batch={self.first_batch!r}` must be stop, warn or off.")
+        if self.max_perplexity_ratio <= 1:
+            raise UserError(f"`guard.max_perplexity_ratio={self.max_perplexity_ratio}` must be above 1.")
         if self.max_norm_ratio <= 0 or self.strengthen <= 1 or self.retries < 0 or self.max_skipped < 1:
             raise UserError(
                 f"`guard.max_norm_ratio={self.max_norm_ratio}` must be above 0, `strengthen={self.strengthen}` above "
@@ -157,6 +166,28 @@ class Guard:
             ) from refused
         # As text: the exception holds the frames that it came through, and they hold matrices.
         log.warning("Batch from edit %d is skipped: %s.", self._start, str(refused))
+
+    def judge(self, seen: str, fails: bool, wrecks: bool) -> None:
+        """Say what the first batch did, if that is not well.
+
+        Args:
+            seen: What happened, in one line.
+            fails: Whether most edits do not hold.
+            wrecks: Whether going on would wreck the model.
+
+        Raises:
+            UserError: If it would, and the run is to stop.
+        """
+        advice = (
+            "Try settings that are found for this model (leave --model.layers and --model.targets out, or "
+            "`python -m sphere_pl tune`), a lower --model.targets.learning_rate, or other layers"
+        )
+        if wrecks and self.settings.first_batch == "stop":
+            raise UserError(
+                f"{seen}\nThe run stops before it wrecks the model. {advice}; --model.guard.first_batch=warn goes on."
+            )
+        if wrecks or fails:
+            log.warning("%s\n%s.", seen, advice)
 
     def scalars(self) -> dict[str, float]:
         """How often it acted; nothing as long as it never did."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -37,31 +37,37 @@ from sphere_pl.model.tokens import (
     tokenize,
 )
 
+Units = Literal["state", "absolute"]
+LEARNING_RATE = 0.07  # of a state's root mean square: what three models of 135 to 500 million parameters share
+
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """How targets are optimised. Defaults are the paper's for LLaMA3-8B.
+    """How targets are optimised. The defaults do in any model what they do in one whose states are ten times as large.
 
     Args:
         steps: Evaluations of the loss; the last one is not followed by a step, so 25 evaluations are 24 steps.
-        learning_rate: Adam's.
+        learning_rate: Adam's, in `units`; if None, that found for the model, or 0.07 of the state's root mean square.
         clamp: The shift's norm is at most this many times the norm of the state it is added to.
-        weight_decay: Weight of `||shift|| / ||state||²`.
+        weight_decay: Weight of `||shift|| / ||state||`, or in absolute units of MEMIT's `||shift|| / ||state||²`.
         kl_weight: Weight of the divergence on "{subject} is a".
         stop_loss: A request whose loss is below this has converged.
         max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
+        units: What a step is measured in: `state`, the root mean square of the state that it is added to, or
+            `absolute`, as the papers' learning rates are. If None, a `learning_rate` that is given is absolute.
     """
 
     steps: int = 25
-    learning_rate: float = 0.1
-    clamp: float = 0.75
-    weight_decay: float = 0.5
-    kl_weight: float = 0.0625
-    stop_loss: float = 0.05
+    learning_rate: float | None = None
+    clamp: float = 1.0
+    weight_decay: float = 0.0
+    kl_weight: float = 0.3
+    stop_loss: float = 0.4
     max_tokens: int | None = None
     anchor: bool = False
+    units: Units | None = None
 
     @property
     def tokens_at_once(self) -> int:
@@ -71,11 +77,33 @@ class TargetSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("steps", "learning_rate", "clamp", "max_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise UserError(f"`targets.{name}={getattr(self, name)}` must be above 0.")
+            given = getattr(self, name)
+            if given is not None and given <= 0:
+                raise UserError(f"`targets.{name}={given}` must be above 0.")
         for name in ("weight_decay", "kl_weight", "stop_loss"):
             if getattr(self, name) < 0:
                 raise UserError(f"`targets.{name}={getattr(self, name)}` must be at least 0.")
+        if self.units not in (None, *get_args(Units)):
+            raise UserError(f"`targets.units={self.units!r}` must be state or absolute.")
+        if self.units == "absolute" and self.learning_rate is None:
+            raise UserError("`targets.units=absolute` needs the `targets.learning_rate` that it counts in.")
+
+    @property
+    def absolute(self) -> bool:
+        """Whether steps are measured in absolute units."""
+        return (self.units or ("state" if self.learning_rate is None else "absolute")) == "absolute"
+
+    def step_size(self, base: Tensor) -> tuple[float, Tensor | None]:
+        """Adam's learning rate for shifts of the states `[n, d]`, and the unit `[n, 1]` of each; None is 1."""
+        rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
+        return rate, None if self.absolute else base.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+
+    def decay(self, shift: Tensor, base_norm: Tensor) -> Tensor:
+        """The penalty `[n]` of shifts `[n, d]` of states of the norms `[n]`."""
+        # The norm is not squared in MEMIT's code; its gradient at zero is taken as zero, as torch does.
+        scale: Tensor = base_norm**2 if self.absolute else base_norm
+        decay: Tensor = self.weight_decay * shift.norm(dim=1) / scale
+        return decay
 
 
 class Targets(NamedTuple):
@@ -215,29 +243,56 @@ def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> 
     """Run Adam on all shifts; each request stops on its own."""
     n = len(base)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
-    shift = torch.zeros_like(base, requires_grad=True)
-    optimizer = torch.optim.Adam([shift], lr=settings.learning_rate)
+    rate, unit = settings.step_size(base)
+    walk = Walk(base, rate, unit)
     found = torch.zeros_like(base)
     loss, likelihood, steps = (base.new_zeros(n) for _ in range(3))
     active = torch.ones(n, dtype=torch.bool, device=base.device)
     for step in range(settings.steps):
         last = step == settings.steps - 1
         with torch.set_grad_enabled(not last):  # nothing is done with the last gradient
-            total, nll, gradient = objective(shift)
+            total, nll, gradient = objective(walk.shift)
         done = active & ((total < settings.stop_loss) | last)
-        found[done], loss[done], likelihood[done] = shift.detach()[done], total[done], nll[done]
+        found[done], loss[done], likelihood[done] = walk.shift.detach()[done], total[done], nll[done]
         steps[done] = step
         active &= ~done
         if not active.any():
             break
         if done.any():
             objective.keep(active)
-        shift.grad = gradient
-        optimizer.step()
-        with torch.no_grad():
-            shift.mul_((bound / shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+        walk.step(gradient, bound)
     clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
     return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped, base.new_empty(n, 0, base.shape[1]))
+
+
+class Walk:
+    """Adam's way of the shifts of all requests, each in a unit of its own.
+
+    Args:
+        base: The states, `[n, d]`.
+        rate: Adam's learning rate.
+        unit: What it counts in, `[n, 1]`; None is 1.
+
+    Attributes:
+        shift: Where the walk is, `[n, d]`.
+    """
+
+    def __init__(self, base: Tensor, rate: float, unit: Tensor | None) -> None:
+        self.shift = torch.zeros_like(base, requires_grad=True)
+        self._unit = unit
+        self._place = self.shift if unit is None else torch.zeros_like(base)  # in units
+        self._optimizer = torch.optim.Adam([self._place], lr=rate)
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, bound: Tensor) -> None:
+        """Take a step against the gradient `[n, d]`; no shift becomes longer than its bound `[n, 1]`."""
+        self._place.grad = gradient if self._unit is None else gradient * self._unit
+        self._optimizer.step()
+        if self._unit is not None:
+            self.shift.copy_(self._place * self._unit)
+        self.shift.mul_((bound / self.shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+        if self._unit is not None:
+            self._place.copy_(self.shift / self._unit)
 
 
 class Objective:
@@ -271,8 +326,7 @@ class Objective:
             Loss `[n]`, its likelihood part `[n]`, and the gradient of their sum `[n, d]`. Entries of requests that
             have left are meaningless (losses) or zero (gradient of the likelihood).
         """
-        # The norm is not squared in MEMIT's code; its gradient at zero is taken as zero, as torch does.
-        decay = self.settings.weight_decay * shift.norm(dim=1) / self.base_norm**2
+        decay = self.settings.decay(shift, self.base_norm)
         recorded = decay.requires_grad
         gradient = torch.autograd.grad(decay.sum(), shift)[0] if recorded else torch.zeros_like(shift)
         nll, divergence = shift.new_zeros(len(shift)), shift.new_zeros(len(shift))

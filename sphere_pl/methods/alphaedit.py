@@ -4,7 +4,7 @@ from torch import Tensor
 
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method, State
-from sphere_pl.methods.functional import alphaedit_update, null_space_basis
+from sphere_pl.methods.functional import alphaedit_update, energy_within, null_space_basis, share_threshold
 from sphere_pl.methods.memory import KeyMemory
 from sphere_pl.methods.problem import LayerProblem
 
@@ -12,9 +12,17 @@ from sphere_pl.methods.problem import LayerProblem
 class AlphaEdit(Method):
     """Null-space constrained editing with memory of all earlier keys.
 
+    By default both constants are relative to what the keys of the matrix at hand are like, so that they mean the same
+    in every model; the paper's are absolute: `AlphaEdit(ridge=10.0, null_space_threshold=0.02)`.
+
     Args:
-        ridge: Weight of the update's norm, λ (the paper's L2; 10 for LLaMA3-8B and Qwen2.5-7B).
-        null_space_threshold: Eigenvalues of the second moment below it span the null space (0.02 in the paper).
+        ridge: Weight of the update's norm, λ, as an absolute number (the paper's L2; 10 for LLaMA3-8B and Qwen2.5-7B).
+        null_space_threshold: Eigenvalues of the second moment below it span the null space, as an absolute number (0.02
+            in the paper).
+        relative_ridge: λ if `ridge` is None, in units of the mean squared norm that ordinary keys have in the null
+            space.
+        null_space_share: Which share of key space is the null space if `null_space_threshold` is None: that in which
+            ordinary keys are smallest.
 
     Raises:
         UserError: If an argument is out of range, or a matrix has no null space at this threshold.
@@ -22,26 +30,41 @@ class AlphaEdit(Method):
 
     saved: frozenset[str] = frozenset(KeyMemory._fields)
 
-    def __init__(self, ridge: float = 10.0, null_space_threshold: float = 0.02) -> None:
-        if ridge <= 0:
-            raise UserError(f"`AlphaEdit(ridge={ridge})` must be above 0: the system has no unique solution otherwise.")
-        if null_space_threshold <= 0:
+    def __init__(
+        self,
+        ridge: float | None = None,
+        null_space_threshold: float | None = None,
+        relative_ridge: float = 1.0,
+        null_space_share: float = 0.8,
+    ) -> None:
+        if min(relative_ridge, ridge or relative_ridge) <= 0 or ridge == 0:
+            raise UserError(
+                f"`AlphaEdit(ridge={ridge}, relative_ridge={relative_ridge})` must be above 0: the system has no "
+                "unique solution otherwise."
+            )
+        if null_space_threshold is not None and null_space_threshold <= 0:
             raise UserError(f"`AlphaEdit(null_space_threshold={null_space_threshold})` must be above 0.")
-        self.ridge = ridge
-        self.null_space_threshold: float = null_space_threshold
+        if not 0 < null_space_share < 1:
+            raise UserError(f"`AlphaEdit(null_space_share={null_space_share})` must lie between 0 and 1.")
+        self.ridge, self.relative_ridge = ridge, relative_ridge
+        self.null_space_threshold: float | None = null_space_threshold
+        self.null_space_share = null_space_share
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """The null-space basis, and no past keys."""
         if second_moment is None:
             raise ValueError("AlphaEdit needs the second moment of the keys.")
-        basis = null_space_basis(second_moment.to(weight), self.null_space_threshold)
+        moment = second_moment.to(weight)
+        threshold = self.null_space_threshold or share_threshold(moment, self.null_space_share)
+        basis = null_space_basis(moment, threshold)
         if basis.shape[1] == 0:
             raise UserError(
-                f"`AlphaEdit(null_space_threshold={self.null_space_threshold})` leaves no direction to edit in. "
+                f"`AlphaEdit(null_space_threshold={threshold})` leaves no direction to edit in. "
                 f"The keys' mean square is {float(second_moment.diagonal().mean()):.2e}: raise the threshold "
                 "towards it."
             )
-        memory = KeyMemory.empty(basis.new_tensor(1 / self.ridge), basis.shape[1])
+        ridge = self.ridge or self.relative_ridge * energy_within(moment, basis)
+        memory = KeyMemory.empty(basis.new_tensor(1 / ridge), basis.shape[1])
         return {"basis": basis, **memory._asdict()}
 
     def state_bytes(self, d_out: int, d_in: int) -> int:

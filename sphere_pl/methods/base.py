@@ -24,6 +24,8 @@ class Method(ABC):
         null_space_threshold: Eigenvalues of the second moment below it span the null space that the method edits in;
             None if it knows none.
         saved: Names of the state's tensors that change while editing and belong in a checkpoint.
+        depth: Where a method that edits one matrix does so if no layer is given, as a share of the model's depth; None
+            leaves it to what is found for the model.
         max_layers: How many matrices it can edit; any number if None. More are refused before the run starts.
         max_batch_size: How many edits it can make at once; any number if None. More are refused as well.
         plain_share: Weight of the plain prompt in a key, the sampled contexts sharing the rest; None weighs all alike.
@@ -34,6 +36,7 @@ class Method(ABC):
     needs_second_moment: bool = True
     null_space_threshold: float | None = None
     saved: frozenset[str] = frozenset()
+    depth: ClassVar[float | None] = None
     max_layers: ClassVar[int | None] = None
     max_batch_size: ClassVar[int | None] = None
     plain_share: ClassVar[float | None] = 0.5

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sphere_pl.methods.base import Method, State
-from sphere_pl.methods.descent import Descent, descend
+from sphere_pl.methods.descent import RELATIVE_RATE, Descent, descend
 from sphere_pl.methods.problem import LayerProblem
 
 
@@ -17,12 +17,14 @@ class FT(Method):
     one.
 
     Args:
-        learning_rate: Adam's (5e-4 in the papers' settings).
+        learning_rate: Adam's, as an absolute number (5e-4 in the papers' settings).
         epochs: Passes over the batch, 25 there.
         batch_size: Requests of one step, 64 there.
         stop_loss: A mini-batch below it takes no step, an epoch below it is the last.
         norm_constraint: FT-L: no entry moves further than this from where it was before the batch (the ROME authors
             take 5e-4 for GPT2-XL and 5e-5 for GPT-J); FT if None.
+        relative_rate: Adam's learning rate if `learning_rate` is None, in units of the root mean square of the matrix's
+            entries.
 
     Raises:
         UserError: If an argument is out of range.
@@ -30,17 +32,20 @@ class FT(Method):
 
     needs_targets = False
     needs_second_moment = False
+    depth = 2 / 3  # 21 of 32 in LLaMA3-8B
     max_layers = 1
 
     def __init__(
         self,
-        learning_rate: float = 5e-4,
+        learning_rate: float | None = None,
         epochs: int = 25,
         batch_size: int = 64,
         stop_loss: float = 1e-2,
         norm_constraint: float | None = None,
+        relative_rate: float = RELATIVE_RATE,
     ) -> None:
-        self.plan = Descent(learning_rate, epochs, batch_size, stop_loss, norm_constraint).check("FT")
+        plan = Descent(learning_rate, epochs, batch_size, stop_loss, norm_constraint, relative_rate)
+        self.plan = plan.check("FT")
 
     @property
     def name(self) -> str:

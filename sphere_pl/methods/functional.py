@@ -51,6 +51,29 @@ def null_space_basis(second_moment: Tensor, threshold: float) -> Tensor:
     return basis
 
 
+def share_threshold(second_moment: Tensor, share: float) -> float:
+    """The threshold below which a share of the eigenvalues of a second moment `[d_in, d_in]` lie, one at least.
+
+    Example:
+        >>> share_threshold(torch.diag(torch.tensor([4.0, 1.0, 2.0, 3.0])), 0.5)
+        3.0
+    """
+    eigenvalues = torch.linalg.eigvalsh(second_moment)
+    place = min(max(1, round(share * len(eigenvalues))), len(eigenvalues) - 1)
+    # Fewer tokens than dimensions leave many eigenvalues at zero, or below it by rounding.
+    least = torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
+    return float(eigenvalues[place].clamp_min(least))
+
+
+def energy_within(second_moment: Tensor, basis: Tensor) -> float:
+    """Mean squared norm of ordinary keys in the span of the columns of `basis`: `tr(Qᵀ E[k kᵀ] Q)`.
+
+    It is at least a millionth of their whole mean squared norm: what few tokens leave in their null space is rounding.
+    """
+    within = (second_moment @ basis).mul_(basis).sum()
+    return float(torch.maximum(within, 1e-6 * second_moment.diagonal().sum()))
+
+
 def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMemory) -> Tensor:
     """AlphaEdit's update in the coordinates of the null space (Fang et al. 2025, arXiv 2410.02355, Eq. 14).
 

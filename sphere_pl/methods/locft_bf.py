@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.methods.base import Method, State
-from sphere_pl.methods.descent import Descent, descend
+from sphere_pl.methods.descent import RELATIVE_RATE, Descent, descend
 from sphere_pl.methods.problem import LayerProblem
 
 
@@ -21,11 +21,13 @@ class LocFTBF(Method):
     how it chose the layer of other models is not known here.
 
     Args:
-        learning_rate: Adam's.
+        learning_rate: Adam's, as an absolute number (5e-4 in the authors' settings).
         epochs: Passes over the edit batch.
         batch_size: Requests of one step.
         stop_loss: A mini-batch below it takes no step, an epoch below it is the last.
         end_of_text: Whether the end-of-text token is part of each target.
+        relative_rate: Adam's learning rate if `learning_rate` is None, in units of the root mean square of the matrix's
+            entries.
 
     Raises:
         UserError: If an argument is out of range.
@@ -33,18 +35,21 @@ class LocFTBF(Method):
 
     needs_targets = False
     needs_second_moment = False
+    depth = 2 / 3  # 22 of 32 in LLaMA3-8B
     max_layers = 1
     saved: frozenset[str] = frozenset({"batches"})
 
     def __init__(
         self,
-        learning_rate: float = 5e-4,
+        learning_rate: float | None = None,
         epochs: int = 25,
         batch_size: int = 100,
         stop_loss: float = 1e-2,
         end_of_text: bool = True,
+        relative_rate: float = RELATIVE_RATE,
     ) -> None:
-        self.plan = Descent(learning_rate, epochs, batch_size, stop_loss).check("LocFTBF")
+        plan = Descent(learning_rate, epochs, batch_size, stop_loss, relative_rate=relative_rate)
+        self.plan = plan.check("LocFTBF")
         self.end_of_text = end_of_text
 
     @property

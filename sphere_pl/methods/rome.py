@@ -27,6 +27,7 @@ class ROME(Method):
             SPHERE authors set it to false for LLaMA3-8B and Qwen2.5-7B.
     """
 
+    depth: ClassVar[float | None] = 1 / 6  # 5 of 32 in LLaMA3-8B
     max_layers: ClassVar[int | None] = 1
     max_batch_size: ClassVar[int | None] = 1
     plain_share: ClassVar[float | None] = None

@@ -26,20 +26,23 @@ class UltraEdit(Method):
     - Statistics and the solve are float64.
 
     Args:
-        learning_rate: η (1e-6 in the authors' settings for 7- and 8-billion-parameter models).
+        learning_rate: η, as an absolute number (1e-6 in the authors' settings for 7- and 8-billion-parameter models).
+        relative_rate: What an output's entries gain by `η ‖ĥ‖² ĝ` on the average if `learning_rate` is None, in units
+            of their root mean square: η is this times the root mean square over d_in.
 
     Raises:
-        UserError: If `learning_rate` is not above 0.
+        UserError: If a rate is not above 0.
     """
 
     needs_targets = False
     needs_second_moment = False
     saved: frozenset[str] = frozenset({"seen", "mean", "squares"})
 
-    def __init__(self, learning_rate: float = 1e-6) -> None:
-        if learning_rate <= 0:
-            raise UserError(f"`UltraEdit(learning_rate={learning_rate})` must be above 0.")
-        self.learning_rate = learning_rate
+    def __init__(self, learning_rate: float | None = None, relative_rate: float = 0.02) -> None:
+        for name, rate in (("learning_rate", learning_rate), ("relative_rate", relative_rate)):
+            if rate is not None and rate <= 0:
+                raise UserError(f"`UltraEdit({name}={rate})` must be above 0.")
+        self.learning_rate, self.relative_rate = learning_rate, relative_rate
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Statistics of no token at all."""
@@ -50,7 +53,14 @@ class UltraEdit(Method):
         """See `ultraedit_update`."""
         keys, gradients = (each.double() for each in problem.features())
         moments = Moments(**state).merge(torch.cat([keys, gradients], dim=1))
-        return ultraedit_update(keys, gradients, moments, self.learning_rate).to(problem.weight.dtype)
+        return ultraedit_update(keys, gradients, moments, self._rate(keys, problem.weight)).to(problem.weight.dtype)
+
+    def _rate(self, keys: Tensor, weight: Tensor) -> float:
+        """η for tokens with these keys `[t, d_in]`."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        outputs = keys @ weight.double().T
+        return self.relative_rate * float(outputs.square().mean().sqrt()) / keys.shape[1]
 
     def remember(self, problem: LayerProblem, state: State) -> State:
         """Take the batch's tokens into the statistics."""

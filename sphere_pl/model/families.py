@@ -4,7 +4,7 @@ All knowledge about architectures is the one table `ARCHITECTURES`, keyed by `co
 is a dictionary with the same names (`architecture_of`). Nothing in this package looks at a model's name or path.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -302,9 +302,14 @@ def output_path(architecture: Architecture, config: object, block: nn.Module) ->
     return OutputPath(norm, read_factor(architecture.output_scale, block, config))
 
 
+def editable_layers(architecture: Architecture, blocks: Sequence[nn.Module]) -> list[int]:
+    """Numbers of the blocks that have a matrix to edit."""
+    return [layer for layer, block in enumerate(blocks) if architecture.projection_in(block)]
+
+
 def _check_editable(architecture: Architecture, blocks: list[nn.Module], layers: list[int]) -> None:
     """Refuse layers without a matrix to edit, naming those that have one."""
-    editable = [layer for layer, block in enumerate(blocks) if architecture.projection_in(block)]
+    editable = editable_layers(architecture, blocks)
     for layer in layers:
         if layer in editable:
             continue

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.families import EditSite, architecture_of, edit_sites, has_module, read_factor
+from sphere_pl.model.families import EditSite, architecture_of, edit_sites, editable_layers, has_module, read_factor
 
 _SHOWN = 8  # modules that an error names
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
@@ -171,6 +171,15 @@ class LanguageModel(nn.Module):
     def sites(self, layers: Sequence[int]) -> list[EditSite]:
         """The matrices to edit in `layers`; see `edit_sites`."""
         return edit_sites(self.model, self.architecture, self.config, list(layers), self.n_layers)
+
+    def editable_layers(self) -> list[int]:
+        """Numbers of the blocks that have a matrix to edit.
+
+        Raises:
+            UserError: If none has, as in a model that consists of routed experts.
+        """
+        found = editable_layers(self.architecture, self._blocks)
+        return found or [site.layer for site in self.sites([0])]
 
     @torch.no_grad()
     def block_calls(

@@ -15,12 +15,12 @@ class ModelSource:
     """A model by its name; the arguments are those of `load_language_model`.
 
     Attributes:
-        layers: Blocks that shall be edited.
+        layers: Blocks that shall be edited; None if they are still to be found.
         opened: All of the model but its weights, once it has been opened.
     """
 
     name: str
-    layers: Sequence[int]
+    layers: Sequence[int] | None
     dtype: Dtype = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
@@ -46,7 +46,8 @@ class ModelSource:
         Raises:
             UserError: If it has not the layers to edit.
         """
-        check_layers(list(self.layers), opened.n_layers)
+        if self.layers is not None:
+            check_layers(list(self.layers), opened.n_layers)
         self.opened = opened
 
     @doing("loading the language model")

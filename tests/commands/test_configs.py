@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sphere_pl.commands.configs import config_folder, group_files, resolve_group_files
+from sphere_pl.commands.configs import group_files, resolve_group_files
+from sphere_pl.model.known import config_folder
 
 
 def read(*words):
@@ -18,7 +19,7 @@ def read(*words):
 @pytest.mark.parametrize("given", [*permutations(["model/llama3_8b", "method/memit", "callbacks/sphere"])])
 def test_models_methods_and_callbacks_are_read_in_that_order(given):
     words = [f"--config={name}" for name in given]
-    assert read(*words) == ["model/llama3_8b", "method/memit", "callbacks/sphere"]
+    assert read(*words) == ["model/llama3_8b", "method/memit", "method/memit/llama3_8b", "callbacks/sphere"]
 
 
 def test_everything_else_stays_where_it_is():
@@ -55,7 +56,31 @@ def test_a_users_own_file_stays_and_brings_no_other(tmp_path, monkeypatch):
 
 
 def test_a_flag_without_a_name_is_left_for_the_parser():
-    assert resolve_group_files(["fit", "--config"]) == ["fit", "--config"]
+    assert resolve_group_files(["validate", "--config"]) == ["validate", "--config"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data.limit=3"], ["model/embedded"]),
+        (["--config=method/memit"], ["model/embedded", "method/memit", "method/memit/embedded"]),
+        (["--model.name", "meta-llama/Meta-Llama-3-8B-Instruct"], ["model/llama3_8b"]),
+        (["--model.name=some/other"], []),
+        (["--model.name=some/other", "--config=model/gpt2_xl"], ["model/gpt2_xl"]),
+    ],
+)
+def test_a_model_with_a_file_of_its_own_keeps_its_settings_without_being_asked(words, expected):
+    folder = config_folder()
+    paths = [word.removeprefix("--config=") for word in resolve_group_files(["fit", *words]) if "--config=" in word]
+    assert [Path(path).relative_to(folder).with_suffix("").as_posix() for path in paths] == expected
+
+
+def test_a_model_that_a_users_own_file_names_is_the_runs_model(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {name: EleutherAI/gpt-j-6b}")
+    first, second = resolve_group_files(["fit", f"--config={tmp_path / 'mine.yaml'}"])[1:]
+    assert first.endswith("model/gptj_6b.yaml")
+    assert second.endswith("mine.yaml")  # after it, so that what the user wrote wins
+    assert len(resolve_group_files(["fit", f"--config={tmp_path / 'mine.yaml'}", "--model.name=some/other"])) == 3
 
 
 def test_every_file_named_after_two_groups_can_be_reached():

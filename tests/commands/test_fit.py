@@ -11,9 +11,10 @@ import yaml
 from safetensors.torch import load_file
 
 from sphere_callbacks.functional import restrain_spectrum, spectral_norm
-from sphere_pl.commands.configs import config_folder, find_config, group_files, resolve_group_files
+from sphere_pl.commands.configs import find_config, group_files, resolve_group_files
 from sphere_pl.errors import UserError
 from sphere_pl.history.saved import SavedRun
+from sphere_pl.model.known import config_folder
 from sphere_pl.run.results import OWN
 
 CONFIGS = sorted(path.relative_to(config_folder()) for path in config_folder().rglob("*.yaml"))
@@ -218,7 +219,12 @@ def test_what_is_saved_under_prune_is_what_was_scored(cli, model_folder, facts, 
     saved = []
     original = results.save_edited
     monkeypatch.setattr(results, "save_edited", lambda editor, path: (saved.append(editor), original(editor, path)))
-    strong = ["--model.targets.clamp=40", "--model.targets.learning_rate=20", "--model.method.init_args.ridge=1e-6"]
+    strong = [
+        "--model.guard.first_batch=warn",
+        "--model.targets.clamp=40",
+        "--model.targets.learning_rate=20",
+        "--model.method.init_args.ridge=1e-6",
+    ]
     status, _, err = cli(*tiny_run(model_folder, facts, tmp_path), "--config", "callbacks/prune", *strong)
     assert status == 0, err
     tensors = load_file(tmp_path / "run" / "edited.safetensors")
@@ -315,7 +321,7 @@ def test_a_users_own_file_comes_before_a_group_of_that_name(tmp_path, monkeypatc
     assert find_config("mine.yaml") == "mine.yaml"
     assert find_config("method/memit.yaml").endswith("conf/method/memit.yaml")
     assert "method/memit" in group_files()
-    assert resolve_group_files(["fit", "--data.limit", "3"]) == ["fit", "--data.limit", "3"]
+    assert resolve_group_files(["predict", "--data.limit", "3"]) == ["predict", "--data.limit", "3"]
     with pytest.raises(UserError, match="no such group"):
         resolve_group_files(["-c", "method/none"])
 

@@ -148,7 +148,7 @@ def test_kept_second_moments(amount, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_configurations(amount, monkeypatch, capsys, tmp_path):
     from sphere_pl.commands import main
-    from sphere_pl.commands.configs import config_folder
+    from sphere_pl.model.known import config_folder
 
     tree = yaml.safe_load((config_folder() / "default.yaml").read_text())
     whole = yaml.safe_dump(tree).encode()

@@ -1,0 +1,89 @@
+"""A look at the model after a run's first batch: settings that do not suit it show there, before it is wrecked."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.targets import Targets, TargetSettings
+from sphere_pl.evaluation.answers import answer_requests
+from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.scored import Scores
+from sphere_pl.model.language_model import LanguageModel
+
+_HOLD = 0.5  # of the batch: fewer edits that hold are worth a word
+_GROWTH = 1.5  # of a matrix's norm in one batch: more is worth a word
+
+
+class FirstBatch(NamedTuple):
+    """What the first batch did.
+
+    Attributes:
+        edits: How many edits it had.
+        held: How many of them the edited model answers as wanted.
+        unconverged: How many targets ran out of steps; None for methods that have none.
+        growth: Largest norm of an edited matrix over what it was.
+        perplexity: On held-out prose before and after; None if it is turned off.
+    """
+
+    edits: int
+    held: int
+    unconverged: int | None
+    growth: float
+    perplexity: tuple[float, float] | None
+
+    def wrecks(self, perplexity: float, growth: float) -> bool:
+        """Whether going on would wreck the model: perplexity or a matrix is more than so many times what it was."""
+        damaged = self.perplexity is not None and not self.perplexity[1] <= perplexity * self.perplexity[0]
+        return damaged or not self.growth <= growth
+
+    @property
+    def fails(self) -> bool:
+        """Whether most edits do not hold."""
+        return self.held < _HOLD * self.edits
+
+    def line(self) -> str:
+        """What happened, in one line."""
+        parts = [f"{self.held} of {self.edits} edits hold"]
+        if self.unconverged:
+            parts.append(f"{self.unconverged} target values did not converge")
+        if self.perplexity is not None:
+            before, after = self.perplexity
+            parts.append(f"perplexity {before:.4g} -> {after:.4g}")
+        if not self.growth <= _GROWTH:
+            parts.append(f"a matrix's norm grew {self.growth:.3g} times")
+        return f"After the first batch {', '.join(parts)}."
+
+
+def look(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    targets: tuple[Targets | None, TargetSettings],
+    norms: tuple[Sequence[Tensor], Sequence[Tensor]],
+    evaluator: Evaluator,
+    before: Scores,
+) -> FirstBatch:
+    """Look at the model after its first batch.
+
+    Args:
+        lm: The edited model.
+        requests: The batch.
+        targets: Its target values, None for a method without, and how they were optimised.
+        norms: Of the edited matrices before and after, each `[]`.
+        evaluator: Measures the perplexity.
+        before: Scores of the unedited model.
+    """
+    bare = [
+        each._replace(paraphrases=(), neighbors=(), neighbor_answers=(), portability=(), portability_answers=())
+        for each in requests
+    ]
+    held = sum(all(a.predicted == a.target for a in each.rewrite) for each in answer_requests(lm, bare))
+    values, settings = targets
+    unconverged = None if values is None else int(values.unconverged(settings).sum())
+    growth = max(float(new / old.clamp_min(1e-30)) for old, new in zip(*norms, strict=True))
+    known = before.get("perplexity")
+    now = evaluator.perplexity(lm).get("perplexity") if known is not None else None
+    perplexity = None if known is None or now is None else (known.value, now.value)
+    return FirstBatch(len(requests), held, unconverged, growth if math.isfinite(growth) else math.inf, perplexity)

@@ -1,0 +1,212 @@
+"""Settings for a model that has none: found once, checked on a few built-in facts, and kept."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sphere_pl.data.datamodule import built_in_facts
+from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.moments import StatisticsSettings, fingerprint
+from sphere_pl.editing.targets import LEARNING_RATE, TargetSettings
+from sphere_pl.errors import UserError
+from sphere_pl.methods.base import Method
+from sphere_pl.model.embedded import cache_folder
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.process.failures import doing
+from sphere_pl.progress import Track
+from sphere_pl.storage.files import write_text
+from sphere_pl.tuning.rules import layer_at, layers_by_depth, moved
+from sphere_pl.tuning.trial import Bench, Outcome
+
+log = logging.getLogger(__name__)
+_FORMAT = 1  # of what is kept; another format is found again
+
+
+@dataclass(frozen=True)
+class AutoSettings:
+    """How settings are found for a model that has none; see docs/models.md.
+
+    Args:
+        seconds: How long candidates are tried out. The first is tried whatever it takes, and no further one is begun
+            that would end too late.
+        facts: How many built-in facts are edited for it.
+        cache_dir: Where what was found is kept; the user's cache folder if None.
+    """
+
+    seconds: float = 60.0
+    facts: int = 10
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not self.seconds > 0:
+            raise UserError(
+                f"`auto.seconds={self.seconds}` must be above 0. To have nothing tried out, choose the layers "
+                "yourself: --model.layers=[4,5,6]."
+            )
+        if self.facts < 1:
+            raise UserError(f"`auto.facts={self.facts}` must be at least 1.")
+
+
+class Found(NamedTuple):
+    """Settings found for a model.
+
+    Attributes:
+        layers: Blocks to edit.
+        learning_rate: That of the targets, in units of the state.
+        outcome: What they reached on the built-in facts; None where nothing was tried out.
+        tried: How many candidates were.
+        seconds: What that took.
+    """
+
+    layers: list[int]
+    learning_rate: float | None = None
+    outcome: Outcome | None = None
+    tried: int = 0
+    seconds: float = 0.0
+
+    def targets(self, given: TargetSettings) -> TargetSettings:
+        """The settings of the targets, where the user has left the learning rate open."""
+        if self.learning_rate is None or given.learning_rate is not None:
+            return given
+        return replace(given, learning_rate=self.learning_rate, units="state")
+
+    def lines(self) -> str:
+        """What was found and how it did, in two lines."""
+        layers = ",".join(map(str, self.layers))
+        if self.outcome is None:
+            return f"Layers for this model: [{layers}], by its depth. Choose others with --model.layers."
+        rate = f"learning rate {self.learning_rate:g} of the state" if self.learning_rate else "your learning rate"
+        tried = f"{self.tried} tried in {self.seconds:.0f} s" if self.seconds else "kept from an earlier run"
+        return (
+            f"Settings found for this model: layers [{layers}], {rate} ({tried}).\n"
+            f"On built-in facts: {self.outcome.line()}. Choose others with --model.layers; search longer with "
+            "`python -m sphere_pl tune`."
+        )
+
+
+@doing("finding settings for the model")
+def find_settings(
+    lm: LanguageModel,
+    method: Method,
+    targets: TargetSettings,
+    statistics: StatisticsSettings,
+    contexts: tuple[int, int],
+    settings: AutoSettings,
+    track: Track,
+) -> Found:
+    """Find layers and the targets' learning rate for a model.
+
+    Methods that edit one layer, or that optimise no targets, take a layer by its depth.
+
+    Args:
+        lm: The unedited language model; it is unedited afterwards.
+        method: The method that shall edit.
+        targets: How targets are optimised; a learning rate that is set there stays.
+        statistics: Where second moments come from.
+        contexts: How many context templates, and tokens of each.
+        settings: How long to try.
+        track: Shows progress.
+    """
+    editable = lm.editable_layers()
+    if method.depth is not None:
+        return Found(layer_at(editable, lm.n_layers, method.depth))
+    if not method.needs_targets:
+        return Found(layers_by_depth(editable, lm.n_layers))
+    asked = {"targets": repr(targets), "contexts": list(contexts), "facts": settings.facts, "method": method.name}
+    path = _kept_at(lm, settings, asked)
+    kept = _read(path, editable)
+    if kept is not None:
+        return kept
+    bench = Bench.set_up(lm, method, statistics, contexts, trial_facts(settings.facts), track)
+    found = _search(bench, targets, editable, settings.seconds)
+    _keep(found, path)
+    return found
+
+
+def trial_facts(count: int) -> list[EditRequest]:
+    """Built-in facts, from the end of the set and spread over its relations."""
+    everything = built_in_facts()
+    rest = everything[len(everything) // 2 :]
+    step = max(1, len(rest) // count)
+    return rest[::-step][:count]
+
+
+def _search(bench: Bench, targets: TargetSettings, editable: Sequence[int], seconds: float) -> Found:
+    """Try candidates until one is good or the time is over; the best of them."""
+    begun, latest = time.monotonic(), 0.0
+    tried: list[Tried] = []
+    for layers, rate in _candidates(bench.lm.n_layers, editable, targets.learning_rate is not None):
+        start = time.monotonic()
+        if tried and start - begun + latest > seconds:
+            break
+        outcome = bench.try_out(layers, Found(layers, rate).targets(targets))
+        tried.append(Tried(layers, rate, outcome))
+        latest = time.monotonic() - start
+        if outcome.good:
+            break
+    best = max(tried, key=lambda each: each.outcome.score)  # the first of equals
+    return Found(*best, len(tried), time.monotonic() - begun)
+
+
+class Tried(NamedTuple):
+    """A candidate and what it reached."""
+
+    layers: list[int]
+    learning_rate: float | None
+    outcome: Outcome
+
+
+def _candidates(n_layers: int, editable: Sequence[int], fixed_rate: bool) -> Iterator[tuple[list[int], float | None]]:
+    """Layers and learning rates, those that do in most models first."""
+    usual = layers_by_depth(editable, n_layers)
+    further = max(1, round(0.07 * n_layers))
+    inside = [layer for layer in editable if layer < n_layers - 1] or list(editable)
+    bands = [usual, moved(inside, usual[0] + further, len(usual)), moved(inside, usual[0] + 2 * further, len(usual))]
+    rates = (None,) if fixed_rate else (LEARNING_RATE, LEARNING_RATE / 2, 2 * LEARNING_RATE)
+    first: list[tuple[list[int], float | None]] = [(usual, rate) for rate in rates]
+    others = [(band, rates[0]) for band in bands[1:] if band != usual]
+    seen: list[tuple[list[int], float | None]] = []
+    for candidate in [first[0], *first[1:2], *others[:1], *first[2:], *others[1:]]:
+        if candidate not in seen:
+            seen.append(candidate)
+            yield candidate
+
+
+def _kept_at(lm: LanguageModel, settings: AutoSettings, asked: dict[str, Any]) -> Path:
+    """The file for a model and what is asked of it; another model of the same name has another."""
+    identity = json.dumps({"format": _FORMAT, "model": fingerprint(lm), **asked}, sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return cache_folder(settings.cache_dir) / "settings" / f"{name}.json"
+
+
+def _read(path: Path, editable: Sequence[int]) -> Found | None:
+    """What is kept in a file; a file that holds something else is found again, and said."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = Found([int(layer) for layer in kept["layers"]], kept["learning_rate"], Outcome(**kept["outcome"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("The kept settings %s cannot be used (%s); they are found again.", path, error)
+        return None
+    if not found.layers or not set(found.layers) <= set(editable):
+        log.warning("The kept settings %s name layers that this model does not have; they are found again.", path)
+        return None
+    return found
+
+
+def _keep(found: Found, path: Path) -> None:
+    """Keep what was found; a cache that cannot be written is said and changes nothing."""
+    outcome = None if found.outcome is None else found.outcome.plain()
+    kept = {"layers": found.layers, "learning_rate": found.learning_rate, "outcome": outcome}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(kept, indent=1) + "\n")
+    except OSError as error:
+        log.warning("What was found could not be kept in %s (%s): it is found again next time.", path, error)

@@ -1,0 +1,158 @@
+"""One candidate tried out: some built-in facts edited, scored and taken back."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sphere_callbacks import LayerwiseEdit
+from sphere_pl.data.request import EditBatch, EditRequest
+from sphere_pl.editing.algorithm import edit_batch
+from sphere_pl.editing.distributed import Shares
+from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.preparation import Preparation, prepare_states
+from sphere_pl.editing.problem import ModelBatch, Posing
+from sphere_pl.editing.states import Offload
+from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.evaluation.evaluator import Evaluator, Unedited
+from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.methods.base import Method
+from sphere_pl.model.generation import sample_contexts
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.progress import Track, untracked
+
+_SCORED = EvaluationSettings(
+    protocols=["teacher_forced"], sample=0, texts=0, cases=0, perplexity_tokens=400, batch_size=10
+)
+_FAIR, _GOOD = 1.05, 0.9  # a perplexity's ratio that is no damage, and an efficacy that needs no second look
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a candidate reached.
+
+    Attributes:
+        efficacy: Share of the facts that the edited model answers as wanted.
+        generalization: The same of their paraphrases.
+        agreement: Share of neighbouring questions that it answers as before.
+        perplexity_ratio: Perplexity on held-out prose over that of the unedited model.
+    """
+
+    efficacy: float
+    generalization: float
+    agreement: float
+    perplexity_ratio: float
+
+    @property
+    def harmless(self) -> bool:
+        """Whether the model is otherwise as it was."""
+        return self.agreement >= 0.75 and self.perplexity_ratio <= _FAIR
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing better need be looked for."""
+        return self.harmless and self.efficacy >= _GOOD and self.generalization >= 0.4
+
+    @property
+    def score(self) -> float:
+        """Harmonic mean of efficacy, generalization and agreement, less what the perplexity has grown."""
+        parts = (self.efficacy, self.generalization, self.agreement)
+        mean = 0.0 if min(parts) <= 0 else 3 / sum(1 / part for part in parts)
+        return mean / max(1.0, self.perplexity_ratio / _FAIR)
+
+    def line(self) -> str:
+        """The figures in words."""
+        return (
+            f"efficacy {self.efficacy:.2f}, generalization {self.generalization:.2f}, neighborhood agreement "
+            f"{self.agreement:.2f}, perplexity x{self.perplexity_ratio:.3g}"
+        )
+
+    def plain(self) -> dict[str, float]:
+        """The figures, rounded."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+class Bench(NamedTuple):
+    """Everything of a trial but the candidate.
+
+    Attributes:
+        lm: The unedited language model; it is unedited after each trial.
+        facts: What is edited, in one batch.
+        contexts: Context templates, the empty one first.
+        context_length: Tokens of each.
+        method: The method.
+        statistics: Where its second moments come from.
+        unedited: What was measured of the unedited model.
+        evaluator: Measures.
+        track: Shows progress.
+    """
+
+    lm: LanguageModel
+    facts: Sequence[EditRequest]
+    contexts: Sequence[str]
+    context_length: int
+    method: Method
+    statistics: StatisticsSettings
+    unedited: Unedited
+    evaluator: Evaluator
+    track: Track
+
+    @classmethod
+    def set_up(
+        cls,
+        lm: LanguageModel,
+        method: Method,
+        statistics: StatisticsSettings,
+        contexts: tuple[int, int],
+        facts: Sequence[EditRequest],
+        track: Track,
+    ) -> "Bench":
+        """Sample contexts, so many of a length, and measure the unedited model."""
+        count, length = contexts
+        templates = sample_contexts(lm, count=count, length=length, seed=0)
+        evaluator = Evaluator(_SCORED).to(lm.device)
+        unedited = evaluator.measure_unedited(lm, facts, untracked)
+        return cls(lm, facts, templates, length, method, statistics, unedited, evaluator, track)
+
+    def try_out(self, layers: Sequence[int], targets: TargetSettings) -> Outcome:
+        """Edit the facts with a candidate's settings, score the model and take the edit back."""
+        sites = self.lm.sites(list(layers))
+        before = [site.stored.detach().clone() for site in sites]
+        try:
+            self._edit(layers, targets)
+            return self._outcome()
+        finally:
+            with torch.no_grad():
+                for site, kept in zip(sites, before, strict=True):
+                    site.stored.copy_(kept)
+
+    def _edit(self, layers: Sequence[int], targets: TargetSettings) -> None:
+        lm, sites = self.lm, self.lm.sites(list(layers))
+        weights: list[Tensor] = [torch.nn.Parameter(site.read()) for site in sites]
+        states, _ = prepare_states(lm, sites, weights, self.method, self.statistics, Offload(None), self.track)
+        preparation = Preparation(
+            lm, sites, self.method, len(self.contexts) - 1, self.context_length, targets.max_tokens, None
+        )
+        most = preparation.tokens_at_once(self.facts)
+        posing = Posing(self.method, sites, self.contexts, most, Shares(0, 1))
+        batch = EditBatch(tuple(self.facts), 0)
+        problem = ModelBatch(lm, weights, batch, posing, lambda each: each.optimize_targets(targets))
+        groups = [
+            {"params": [weight], "name": site.name, "fan_in_fan_out": False}
+            for site, weight in zip(sites, weights, strict=True)
+        ]
+        walk = LayerwiseEdit(groups, after_update=lambda layer: sites[layer].write(weights[layer]))
+        edit_batch(problem, self.method, states, walk, Guard(GuardSettings()))
+
+    def _outcome(self) -> Outcome:
+        scores = self.evaluator.score_end(self.lm, len(self.facts), 0, self.unedited.neighbors)
+        before = self.unedited.scores["perplexity"].value
+        return Outcome(
+            scores["efficacy"].value,
+            scores["generalization"].value,
+            scores["neighborhood_agreement"].value,
+            scores["perplexity"].value / before,
+        )
