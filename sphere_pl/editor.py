@@ -286,7 +286,7 @@ class SequentialEditor(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
         """Follow a callback that moved the weights after the step, and look at what the first batch did."""
         self.refresh_model()
-        if batch.start == 0 and self.guard.settings.first_batch != "off":
+        if batch.start == 0 and self.guard.settings.first_batch != "off" and not self.guard.skipped:
             self._look_at_first(batch)
 
     @doing("looking at the first batch")

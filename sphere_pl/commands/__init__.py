@@ -28,6 +28,7 @@ COMMANDS = {
     "diff": ("sphere_pl.commands.diff", "show which matrices changed and how much"),
     "compare": ("sphere_pl.commands.compare", "put several runs on one page"),
     "locate": ("sphere_pl.commands.locate", "find the layers that hold facts, by causal tracing"),
+    "tune": ("sphere_pl.commands.tune", "search for the settings that suit a model"),
     "dashboard": ("sphere_pl.commands.dashboard", "arrange the panels of a wandb project"),
 }
 _DISK_TROUBLE = {

@@ -37,7 +37,7 @@ class FirstBatch(NamedTuple):
     def wrecks(self, perplexity: float, growth: float) -> bool:
         """Whether going on would wreck the model: perplexity or a matrix is more than so many times what it was."""
         damaged = self.perplexity is not None and not self.perplexity[1] <= perplexity * self.perplexity[0]
-        return damaged or not self.growth <= growth
+        return damaged or not self.growth <= max(growth, _GROWTH)
 
     @property
     def fails(self) -> bool:

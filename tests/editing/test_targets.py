@@ -134,7 +134,7 @@ def test_one_step_leaves_the_state_as_it_is(tiny_lm, requests):
 
 def test_targets_raise_the_probability_of_the_new_object(tiny_lm, family, requests):
     lm = tiny_lm(family)
-    settings = TargetSettings(steps=15, learning_rate=0.5, clamp=4.0, weight_decay=0.0)
+    settings = TargetSettings(steps=15, learning_rate=0.5, clamp=4.0, kl_weight=0.0625, stop_loss=0.05)
     before = optimize_targets(lm, requests, CONTEXTS, 1, TargetSettings(steps=1)).probability
     after = optimize_targets(lm, requests, CONTEXTS, 1, settings).probability
     assert (after > 1.1 * before).all()
