@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import algebra, energy, evaluation, moments, representations, startup, targets, whole_run
+from benchmarks.language_models import DEFAULT, SHAPES, fitting_model
 from benchmarks.measure import Measurement
-from benchmarks.models import DEFAULT, SHAPES, fitting_model
 
 BENCHMARKS: dict[str, Callable[..., Measurement]] = {
     "alphaedit": algebra.alphaedit,

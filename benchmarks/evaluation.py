@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.language_models import DEFAULT, model_of, titled
 from benchmarks.measure import Measurement, alternate, device_name, matmul_rate
-from benchmarks.models import DEFAULT, model_of, titled
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.answers import all_prompts, answer_requests

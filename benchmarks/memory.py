@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.models import SHAPES
+from benchmarks.language_models import SHAPES
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editing.memory_estimate import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.editing.moments import StatisticsSettings, second_moments

@@ -1,64 +1,110 @@
-"""The models that costs are measured on: the default one, or random weights in the shapes of large ones."""
+"""Real models with nothing set but their names: `python -m benchmarks.models --data <counterfact.json> NAME=PATH ...`.
 
+For each model `python -m sphere_pl fit` edits 100 CounterFact facts in batches of 10, in a fresh process and with an
+empty cache for statistics and settings: what a user's first run takes and reaches. `default` is the model that comes
+with the package; tools/build_models.py builds two more where no hub can be reached. Results are written beside this
+file, a model at a time.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from rich.console import Console
+from rich.table import Table
 
-from sphere_pl.data.builtin import heldout_text
-from sphere_pl.model.generation import sample_contexts
-from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.loading import Dtype, load_language_model
-from sphere_pl.process.devices import default_device
+from benchmarks.measure import device_name
 
-DEFAULT = "default"
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama3-8b": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-    },
-    "qwen2.5-7b": {
-        "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False,
-    },
-}  # fmt: skip
-BLOCKS = 10  # of a large model in float32, where results are checked: enough for the layers that are edited
-WORDS = 8  # of a context, for a model that cannot write
+RESULTS = Path(__file__).with_name("models.json")
+# What a model shall reach: least efficacy, generalization and agreement, most perplexity (times the unedited model's),
+# seconds of the first run, and of them seconds an edit.
+ASKED = {
+    "SmolLM2-135M-Instruct": (0.96, 0.53, 0.77, 1.03, 150, 0.6),
+    "Gemma-3-270M": (0.95, 0.40, 0.70, 1.10, 400, 2.0),
+    "Qwen2.5-Coder-0.5B-Instruct": (0.97, 0.50, 0.70, 1.05, 400, 2.0),
+}
 
 
-def fitting_model() -> str:
-    """The default model on a CPU, LLaMA3-8B's shapes on an accelerator."""
-    return DEFAULT if default_device().type == "cpu" else "llama3-8b"
+def first_run(model: str, data: str, limit: int, more: list[str]) -> dict[str, Any]:
+    """Edit with one model as a user does for the first time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        arguments = [
+            "--data.name=counterfact", f"--data.path={data}", f"--data.limit={limit}", "--data.batch_size=10",
+            f"--model.statistics.cache_dir={scratch}/cache", f"--model.auto.cache_dir={scratch}/cache",
+            f"--run_dir={folder}", *([] if model == "default" else [f"--model.name={model}"]), *more,
+        ]  # fmt: skip
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "sphere_pl", "fit", *arguments], check=True)
+        seconds = time.monotonic() - began
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        settings = (folder / "config.yaml").read_text(encoding="utf-8")
+    return {
+        "seconds": seconds,
+        "seconds_per_edit": results["seconds_per_edit"],
+        "before": results["before"],
+        "after": results["after"],
+        "settings": settings,
+    }
 
 
-def model_of(name: str, dtype: Dtype) -> LanguageModel:
-    """The default model, or one with random weights and the default one's tokenizer, on the device.
+def reached(run: dict[str, Any]) -> tuple[float, ...]:
+    """The figures of a run, in the order of `ASKED`."""
+    after, before = run["after"], run["before"]
+    scores = [value_of(after[name]) for name in ("efficacy", "generalization", "neighborhood_agreement")]
+    growth = value_of(after["perplexity"]) / value_of(before["perplexity"])
+    return (*scores, growth, run["seconds"], run["seconds_per_edit"])
 
-    Args:
-        name: `DEFAULT` or a key of `SHAPES`.
-        dtype: Type of the weights; in float32 a large model has its first `BLOCKS` blocks only.
+
+def value_of(score: Any) -> float:
+    """A score's value, with or without a standard error beside it."""
+    return float(score["value"] if isinstance(score, dict) else score)
+
+
+def holds(figures: tuple[float, ...], asked: tuple[float, ...]) -> list[bool]:
+    """Which of them are reached: the first three are least values, the others most.
+
+    Example:
+        >>> holds((1.0, 0.5, 0.7, 1.0, 100, 0.5), (0.96, 0.53, 0.7, 1.03, 150, 0.6))
+        [True, False, True, True, True, True]
     """
-    default = load_language_model(dtype=dtype)
-    if name == DEFAULT:
-        return default.to(default_device())
-    sizes = dict(SHAPES[name])
-    if dtype == "float32":
-        sizes["num_hidden_layers"] = min(BLOCKS, sizes["num_hidden_layers"])
-    config = AutoConfig.for_model(sizes.pop("model_type"), **sizes)
-    torch.manual_seed(0)
-    with default_device():
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    return LanguageModel(model, default.tokenizer)
+    return [f >= a if place < 3 else f <= a for place, (f, a) in enumerate(zip(figures, asked, strict=True))]
 
 
-def contexts_of(name: str, lm: LanguageModel, count: int) -> list[str]:
-    """The empty context and `count` short ones: the default model's own, pieces of text for one that cannot write."""
-    if name == DEFAULT:
-        return sample_contexts(lm, count=count, length=10, seed=0)
-    words = heldout_text().split()
-    return ["", *(" ".join(words[WORDS * i : WORDS * (i + 1)]).rstrip(".") + ". " for i in range(count))]
+def main() -> None:
+    """Run the models named, keep what they reached, show all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="name=path; `default` alone is the embedded model")
+    parser.add_argument("--data", help="CounterFact, a JSON file")
+    parser.add_argument("--limit", type=int, default=100)
+    given, more = parser.parse_known_args()
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for entry in given.models:
+        name, _, path = entry.partition("=")
+        name = "SmolLM2-135M-Instruct" if name == "default" else name
+        run = first_run(path or "default", given.data, given.limit, more)
+        found[name] = {"device": device_name(), "limit": given.limit, **run}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    show(found)
 
 
-def titled(cost: str, name: str) -> str:
-    """A cost's name, with the model's where it is not the default one."""
-    return cost if name == DEFAULT else f"{cost}, {name} shapes"
+def show(found: dict[str, Any]) -> None:
+    """Print what was reached, and in brackets what was asked for."""
+    table = Table("model", "efficacy", "generalization", "agreement", "perplexity", "first run, s", "s/edit")
+    for name, run in found.items():
+        figures, asked = reached(run), ASKED.get(name)
+        cells = [f"{figure:.3g}" for figure in figures]
+        if asked is not None:
+            marks = zip(cells, asked, holds(figures, asked), strict=True)
+            cells = [f"{cell} ({bound:g}{'' if held else ', not reached'})" for cell, bound, held in marks]
+        table.add_row(name, *cells)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.language_models import DEFAULT, model_of, titled
 from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
-from benchmarks.models import DEFAULT, model_of, titled
 from sphere_pl.data.builtin import heldout_text
 from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments
 from sphere_pl.editing.representations import capture_input

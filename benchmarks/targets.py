@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.language_models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
-from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.targets import TargetSettings, optimize_targets

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.profiler import profile
 
 from benchmarks.algebra import made_moment
+from benchmarks.language_models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.measure import Measurement, alternate, device_name, relative_error, seconds
-from benchmarks.models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.representations import literal_key, literal_value
 from benchmarks.targets import literal_target
 from sphere_callbacks import LayerwiseEdit

@@ -1,56 +1,29 @@
-"""Costs on random weights in the shapes of a large model, made small."""
+"""The benchmark of real models: what it asks for, and how it reads a run."""
 
-from dataclasses import replace
+import json
 
-import pytest
-import torch
-
-from benchmarks import evaluation, models, moments, representations, targets, whole_run
-
-SMALL = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 14,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 2000,
-}  # fmt: skip
-NAME = "llama3-8b"
+from benchmarks import models
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch, tiny_lm):
-    monkeypatch.setitem(models.SHAPES, NAME, SMALL)
-    monkeypatch.setattr(whole_run, "SETTINGS", replace(whole_run.SETTINGS, steps=3))
-    monkeypatch.setattr(models, "load_language_model", lambda dtype: tiny_lm("llama"))
+def run_of(**after):
+    scores = {"efficacy": 0.97, "generalization": 0.6, "neighborhood_agreement": 0.8, "perplexity": 51.0, **after}
+    return {"before": {"perplexity": 50.0}, "after": scores, "seconds": 100.0, "seconds_per_edit": 0.5}
 
 
-def test_a_large_model_is_short_where_results_are_checked():
-    whole, checked = (models.model_of(NAME, dtype) for dtype in ("bfloat16", "float32"))
-    assert (whole.n_layers, checked.n_layers) == (14, models.BLOCKS)
-    assert (whole.dtype, checked.dtype) == (torch.bfloat16, torch.float32)
+def test_a_run_is_held_against_what_is_asked_of_its_model():
+    asked = models.ASKED["SmolLM2-135M-Instruct"]
+    assert all(models.holds(models.reached(run_of()), asked))
+    assert models.holds(models.reached(run_of(perplexity=60.0)), asked) == [True, True, True, False, True, True]
 
 
-def test_contexts_of_random_weights_are_pieces_of_text():
-    first, *others = models.contexts_of(NAME, None, 5)
-    assert first == ""
-    assert len(set(others)) == 5
-    assert all(context.endswith(". ") and "{" not in context for context in others)
+def test_scores_with_a_standard_error_are_read_too():
+    assert models.value_of({"value": 0.5, "standard_error": 0.1}) == models.value_of(0.5) == 0.5
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [
-        lambda: targets.targets(batch=2, repeats=1, model=NAME),
-        lambda: representations.keys_and_values(batch=5, repeats=1, model=NAME),
-        lambda: moments.moments(tokens=64, repeats=1, model=NAME),
-        lambda: evaluation.evaluation(records=3, repeats=1, model=NAME),
-        lambda: whole_run.step(batch=2, repeats=1, model=NAME),
-    ],
-    ids=["z", "keys", "moments", "evaluation", "step"],
-)
-def test_a_cost_is_checked_and_measured_on_the_shapes_of_a_large_model(measure):
-    found = measure()
-    assert found.name.endswith(", llama3-8b shapes")
-    assert found.seconds > 0
-
-
-def test_editing_as_a_whole_equals_the_literal_pipeline_and_its_profile_names_operators():
-    whole_run.whole_run(edits=2, batch=2, model=NAME)
-    assert "aten::mm" in whole_run.profile_step(batch=2, model=NAME)
+def test_the_models_that_were_measured_are_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models, "RESULTS", tmp_path / "models.json")
+    monkeypatch.setattr(models, "first_run", lambda *_: run_of())
+    monkeypatch.setattr("sys.argv", ["models", "default", "mine=/some/path", "--data=x.json"])
+    models.main()
+    assert set(json.loads((tmp_path / "models.json").read_text())) == {"SmolLM2-135M-Instruct", "mine"}
+    assert "0.97 (0.96)" in capsys.readouterr().out
