@@ -44,25 +44,38 @@ def words(text: str) -> list[str]:
         (['the', 'united', 'kingdom'], ['柏', '林', 'berlin', '1999', '年'], ['दिल्ली', 'में'])
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    if folded.isascii():
-        return re.findall(r"\w+", folded)
-    return list(_split(_OPTIONAL.sub("", folded)))
+    if not folded.isascii():
+        folded = "".join(
+            each for each in _OPTIONAL.sub("", folded) if each in _JOINERS or unicodedata.category(each) != "Cf"
+        )
+    return [each for each in split_words(folded) if each[0].isalnum() or each[0] == "_"]
+
+
+def split_words(text: str) -> list[str]:
+    """The words and punctuation marks of a text; in scripts without spaces, its characters with what is on them.
+
+    Example:
+        >>> split_words("So it is."), split_words("在柏林。")
+        (['So', 'it', 'is', '.'], ['在', '柏', '林', '。'])
+    """
+    return re.findall(r"\w+|[^\w\s]", text) if text.isascii() else list(_split(text))
 
 
 def _split(text: str) -> Iterator[str]:
     word = ""
     for character in text:
-        kind = unicodedata.category(character)
-        if kind[0] == "M" or character in _JOINERS:
-            word += character if word else ""
-        elif character.isalnum() or character == "_":
-            if word and (is_spaceless(character) or is_spaceless(word[0])):
-                yield word
-                word = ""
+        attached = word and (unicodedata.category(character)[0] == "M" or character in _JOINERS)
+        if attached or (
+            _is_letter(character) and _is_letter(word[:1]) and not (is_spaceless(character) or is_spaceless(word[0]))
+        ):
             word += character
-        elif kind != "Cf":  # marks of direction are no border
-            if word:
-                yield word
-            word = ""
+            continue
+        if word:
+            yield word
+        word = "" if character.isspace() else character
     if word:
         yield word
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
