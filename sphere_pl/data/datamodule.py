@@ -128,7 +128,7 @@ class EditDataModule(L.LightningDataModule):
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
-        self.available = 0
+        self.available, self.format = 0, name
 
     @property
     def extent(self) -> str:
@@ -158,15 +158,22 @@ class EditDataModule(L.LightningDataModule):
 
     def everything(self) -> list[EditRequest]:
         """Read and check every edit that there is, those that `offset` and `limit` leave out among them."""
-        name, records = self.name, self._records()
-        if self.path is not None and name in (BUILT_IN, HUB):
-            name, records = self._recognised(records)
-            self.name = HUB if self.name == HUB else name
-        form = FORMATS.get(name or BUILT_IN, FORMATS["counterfact"])  # the built-in facts are in that schema
-        requests = form.complete(_edits(records, form, self.invalid))
+        requests, refused = self.readable(stop=self.invalid == "refuse")
+        if refused:
+            log.warning("%d records cannot be edited and are left out. The first: %s", len(refused), refused[0])
         if not requests:
             raise UserError(f"There is no record to edit in {self.path}. Give a file with at least one.")
         return requests
+
+    def readable(self, stop: bool = False) -> tuple[list[EditRequest], list[UserError]]:
+        """All edits that can be made, and why the records of the others cannot; or, with `stop`, raise the first."""
+        self.format, records = self.name or BUILT_IN, self._records()
+        if self.path is not None and self.format in (BUILT_IN, HUB):
+            self.format, records = self._recognised(records)
+            self.name = HUB if self.name == HUB else self.format
+        form = FORMATS.get(self.format, FORMATS["counterfact"])  # the built-in facts are in that schema
+        requests, refused = _edits(records, form, stop)
+        return form.complete(requests), refused
 
     def _read(self) -> list[EditRequest]:
         requests = self.everything()
@@ -242,10 +249,10 @@ class FactList(EditDataModule):
         super().__init__(**settings)
         self.facts = fact_list(facts)
 
-    def everything(self) -> list[EditRequest]:
+    def readable(self, stop: bool = False) -> tuple[list[EditRequest], list[UserError]]:
         """Read and check the facts."""
         places = (Record(f"facts[{number}]", number, {}) for number in range(len(self.facts)))
-        return _edits(places, Format(lambda place: [_read_fact(self.facts[place.number], place)]), self.invalid)
+        return _edits(places, Format(lambda place: [_read_fact(self.facts[place.number], place)]), stop)
 
 
 def fact_list(facts: Iterable[Fact]) -> list[Fact]:
@@ -292,17 +299,15 @@ def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"--data.{option}={value!r} is unknown. Known: {', '.join(choices)}.")
 
 
-def _edits(records: Iterator[Record], form: Format, invalid: Invalid) -> list[EditRequest]:
-    """Read and check every record; leave out those that cannot be edited, if so wished."""
+def _edits(records: Iterator[Record], form: Format, stop: bool) -> tuple[list[EditRequest], list[UserError]]:
+    """Read and check every record: the edits, and what is wrong with the records that cannot be edited."""
     requests: list[EditRequest] = []
-    skipped: list[UserError] = []
+    refused: list[UserError] = []
     for record in records:
         try:
             requests += [check_request(request) for request in form.read(record)]
         except UserError as error:
-            if invalid == "refuse":
+            if stop:
                 raise
-            skipped.append(error)
-    if skipped:
-        log.warning("%d records cannot be edited and are left out. The first: %s", len(skipped), skipped[0])
-    return requests
+            refused.append(error)
+    return requests, refused

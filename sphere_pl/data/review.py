@@ -28,7 +28,7 @@ def settle_conflicts(requests: Sequence[EditRequest], conflicts: Conflicts = "re
     Raises:
         UserError: If there are conflicts and they are refused.
     """
-    overridden = _overridden(requests)
+    overridden = contradicted(requests)
     if not overridden:
         return list(requests)
     first, later = next((requests[index], requests[by]) for index, by in overridden.items())
@@ -53,7 +53,7 @@ def refuse_contradictions(batches: Iterable[EditBatch]) -> None:
         UserError: Naming both records.
     """
     for batch in batches:
-        for index, by in _overridden(batch.requests).items():
+        for index, by in contradicted(batch.requests).items():
             first, later = batch.requests[index], batch.requests[by]
             raise UserError(
                 f"Two edits of one batch contradict each other: {_place(first)} says {shorten(first.question)} -> "
@@ -63,7 +63,7 @@ def refuse_contradictions(batches: Iterable[EditBatch]) -> None:
             )
 
 
-def _overridden(requests: Sequence[EditRequest]) -> dict[int, int]:
+def contradicted(requests: Sequence[EditRequest]) -> dict[int, int]:
     """Places of the edits that a later one contradicts, each with the place of the last edit that does so."""
     last: dict[Hashable, int] = {key: index for index, request in enumerate(requests) for key in _keys(request)}
     overridden = {}
