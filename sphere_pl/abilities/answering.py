@@ -66,7 +66,7 @@ def choice_log_likelihoods(
 
 def _rows(lm: LanguageModel, items: Sequence[Item]) -> list[tuple[tuple[int, ...], list[Row]]]:
     """Distinct rows of all choices, grouped by the tokens that they begin with."""
-    prompts = [Prompt(item.shots + item.prompt, choice) for item in items for choice in item.choices]
+    prompts = [Prompt(item.shots + item.prompt, choice, joiner=" ") for item in items for choice in item.choices]
     origins = [(place, number) for place, item in enumerate(items) for number in range(len(item.choices))]
     tokens = tokenize(lm.tokenizer, prompts) if prompts else []
     longest = lm.config.max_position_embeddings

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sphere_pl.abilities.task import Item, Source, Task
-from sphere_pl.data.records import Record, hub_rows, json_lines, read_text, table
+from sphere_pl.data.files import read_text
+from sphere_pl.data.hub import hub_rows
+from sphere_pl.data.layouts import json_lines, table
+from sphere_pl.data.records import Record
 from sphere_pl.errors import UserError
 
 
@@ -54,7 +57,7 @@ def _file_records(paths: list[Path], source: Source) -> Iterator[Record]:
         if path.suffix == ".jsonl":
             records = json_lines(path, text)
         else:
-            records = table(path, text, source.columns, tabs=path.suffix == ".tsv")
+            records = table(path, text, source.columns, tabs=path.suffix == ".tsv", plain=path.suffix == ".tsv")
         for record in records:
             yield record._replace(fields={**record.fields, "file": path.stem})
 

@@ -21,6 +21,7 @@ from sphere_pl.text.version import __version__
 # Each module has a `main(args)`; it is imported when its command is given.
 COMMANDS = {
     "fit": ("sphere_pl.commands.fit", "edit a language model, batch after batch"),
+    "check": ("sphere_pl.commands.check", "say what would be learnt from a file, before anything is"),
     "validate": ("sphere_pl.commands.validate", "score a saved run or a checkpoint"),
     "test": ("sphere_pl.commands.validate", "the same as validate"),
     "predict": ("sphere_pl.commands.predict", "answer prompts before and after the edits"),

@@ -28,7 +28,7 @@ from sphere_pl.commands.parsers import AllHelp, Explained
 from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
 from sphere_pl.commands.short_help import argument, short_help
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.editing.checks import check_launch, check_strategy
+from sphere_pl.editing.checks import check_launch, check_strategy, check_subjects
 from sphere_pl.editing.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
@@ -258,6 +258,8 @@ class EditingCLI(LightningCLI):
         """Read data and model: a mistake in the data, the model's name or its files ends a run that has no folder."""
         with doing("reading the data"):
             self.datamodule.setup("fit")
+            self.datamodule.check_batches()
+            check_subjects(self.model.method, self.datamodule.requests)
             self._get(self.config_init, "abilities").load()
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])

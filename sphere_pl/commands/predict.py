@@ -11,11 +11,12 @@ from rich.text import Text
 
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.commands.which_run import State, add_state_arguments, load_state
-from sphere_pl.data.records import read_records
+from sphere_pl.data.files import read_records
 from sphere_pl.data.request import shorten
 from sphere_pl.errors import UserError
 from sphere_pl.model.generation import continue_texts, likeliest, text_until_end
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import encode
 from sphere_pl.process.console import say
 from sphere_pl.storage.files import write_text
 
@@ -124,7 +125,7 @@ def answer_both(state: State, asked: Sequence[Question], max_tokens: int) -> lis
 def _continue(lm: LanguageModel, prompts: Sequence[str], max_tokens: int, rows: int = 16) -> list[str]:
     room = lm.config.max_position_embeddings - max_tokens
     for prompt in prompts:
-        length = len(lm.tokenizer(prompt, return_attention_mask=False, verbose=False)["input_ids"])
+        length = len(encode(lm.tokenizer, [prompt])[0].ids)
         if not 1 <= length <= room:
             raise UserError(f"The prompt {shorten(prompt)} has {length} tokens, expected 1 to {room}.")
     answers: list[str] = []

@@ -4,23 +4,35 @@ import logging
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning as L
 from torch.utils.data import DataLoader
 
 from sphere_pl.data.builtin import facts_path
+from sphere_pl.data.columns import check_columns, rename_columns
+from sphere_pl.data.files import read_records
 from sphere_pl.data.formats import FORMATS, Format
 from sphere_pl.data.formats.jsonl import read_jsonl
-from sphere_pl.data.records import Record, hub_records, read_records
+from sphere_pl.data.hub import hub_records, is_saved_set
+from sphere_pl.data.recognition import OWN, formats_of
+from sphere_pl.data.records import Record
 from sphere_pl.data.request import EditBatch, EditRequest, check_request, shorten
-from sphere_pl.data.review import Conflicts, report_edited_neighbors, report_repeated_ids, settle_conflicts
+from sphere_pl.data.review import (
+    Conflicts,
+    refuse_contradictions,
+    report_edited_neighbors,
+    report_repeated_ids,
+    settle_conflicts,
+)
 from sphere_pl.errors import UserError
 from sphere_pl.storage.files import is_local
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = "facts"
+BUILT_IN, HUB = "facts", "hf"
 BUILT_IN_LIMIT = 100  # of the built-in facts: a run of minutes
 Invalid = Literal["refuse", "skip"]
 Fact = Mapping[str, Any] | EditRequest
@@ -65,21 +77,24 @@ class EditDataModule(L.LightningDataModule):
     Args:
         name: `facts` (built in), or the format of `path`: counterfact (the ROME and MEMIT JSON, MultiCounterFact too),
             zsre (the MEND JSON), knowedit (its ZsRE, WikiData_counterfact and WikiData_recent), easyedit (CounterFact
-            in EasyEdit's flat form), mquake, wikibigedit, known (ROME's known facts, for tracing), or jsonl and csv for
-            your own `prompt, subject, target`.
-        path: A .json, .jsonl or .csv file, a folder that holds it, or the id of a hub data set. The built-in set needs
-            none.
+            in EasyEdit's flat form), mquake, wikibigedit, uniedit, craft, known (ROME's known facts, for tracing),
+            jsonl and csv for your own `prompt, subject, target`, or hf for those of a hub data set. With a path it may
+            be left out: the records tell.
+        path: A .json, .jsonl, .csv, .tsv or .parquet file, packed or not, a folder that holds it, or the id of a hub
+            data set. The built-in set needs none.
         limit: How many edits to read, all if null; auto is 100 of the built-in facts, and all of any other data.
         offset: How many edits to leave out at the beginning.
         batch_size: Edits in a batch, that is in one step (100 in the paper).
         shuffle_seed: Shuffle the edits with this seed before `offset` and `limit`; in the file's order if None.
         file: Which file of the folder or hub data set `path`; needed where there are several.
-        split: Which split of a hub data set.
-        conflicts: What to do about edits that a later one contradicts: `report` them, `refuse` to run, or `keep_last`.
+        split: Which split of a hub data set, or which list of a JSON file that holds several.
+        conflicts: What to do about edits that a later one contradicts: `ask` if both are in one batch and report the
+            others, `report` all, `refuse` to run, or `keep_last`.
         invalid: What to do about a record that cannot be edited: `refuse` to run, or `skip` it and say how many.
+        columns: What columns of the file mean, such as `{queries: paraphrases}`; null leaves one out.
 
     Raises:
-        UserError: If a number is out of range, the name is unknown, or a path is missing.
+        UserError: If a number is out of range, the name or a field is unknown, or a path is missing.
     """
 
     def __init__(
@@ -92,25 +107,28 @@ class EditDataModule(L.LightningDataModule):
         shuffle_seed: int | None = None,
         file: str | None = None,
         split: str = "train",
-        conflicts: Conflicts = "report",
+        conflicts: Conflicts = "ask",
         invalid: Invalid = "refuse",
+        columns: dict[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         _check_source(name, path, file)
         if batch_size < 1:
             raise UserError(f"--data.batch_size={batch_size} must be at least 1.")
         if limit == "auto":
-            limit = BUILT_IN_LIMIT if name == BUILT_IN else None
+            limit = BUILT_IN_LIMIT if name == BUILT_IN and path is None else None
         if offset < 0 or (limit is not None and limit < 1):
             raise UserError(f"--data.offset={offset} must be at least 0 and --data.limit={limit} at least 1.")
         _check_choice("conflicts", conflicts, get_args(Conflicts))
         _check_choice("invalid", invalid, get_args(Invalid))
+        check_columns(columns or {})
         self.name, self.path, self.file, self.split = name, path, file, split
+        self.columns = columns or {}
         self.limit, self.offset = limit, offset
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
-        self.available = 0
+        self.available, self.format = 0, name
 
     @property
     def extent(self) -> str:
@@ -140,11 +158,22 @@ class EditDataModule(L.LightningDataModule):
 
     def everything(self) -> list[EditRequest]:
         """Read and check every edit that there is, those that `offset` and `limit` leave out among them."""
-        form = FORMATS.get(self.name or BUILT_IN, FORMATS["counterfact"])  # the built-in facts are in that schema
-        requests = form.complete(_edits(self._records(), form, self.invalid))
+        requests, refused = self.readable(stop=self.invalid == "refuse")
+        if refused:
+            log.warning("%d records cannot be edited and are left out. The first: %s", len(refused), refused[0])
         if not requests:
             raise UserError(f"There is no record to edit in {self.path}. Give a file with at least one.")
         return requests
+
+    def readable(self, stop: bool = False) -> tuple[list[EditRequest], list[UserError]]:
+        """All edits that can be made, and why the records of the others cannot; or, with `stop`, raise the first."""
+        self.format, records = self.name or BUILT_IN, self._records()
+        if self.path is not None and self.format in (BUILT_IN, HUB):
+            self.format, records = self._recognised(records)
+            self.name = HUB if self.name == HUB else self.format
+        form = FORMATS.get(self.format, FORMATS["counterfact"])  # the built-in facts are in that schema
+        requests, refused = _edits(records, form, stop)
+        return form.complete(requests), refused
 
     def _read(self) -> list[EditRequest]:
         requests = self.everything()
@@ -162,13 +191,40 @@ class EditDataModule(L.LightningDataModule):
     def _records(self) -> Iterator[Record]:
         if self.path is None:
             return read_records(facts_path())
-        if is_local(self.path):
-            return read_records(self.path, self.file)
-        return hub_records(self.path, self.file, self.split)
+        saved = is_saved_set(self.path) or (self.name == HUB and Path(self.path).expanduser().is_dir())
+        if is_local(self.path) and not saved:
+            records = read_records(self.path, self.file, self.split)
+        else:
+            records = hub_records(self.path, self.file, self.split)
+        return rename_columns(records, self.columns) if self.columns else records
+
+    def _recognised(self, records: Iterator[Record]) -> tuple[str, Iterator[Record]]:
+        """The format of some records, told from the first, and the records."""
+        first = next(records, None)
+        if first is None:
+            return OWN, iter(())
+        found = [OWN] if self.columns else formats_of(first.fields) or [OWN]
+        if len(found) > 1:
+            raise UserError(
+                f"{first.where}: the record fits several formats, which differ in what they make of it: "
+                f"{', '.join(found)}. Name one: --data.name={found[-1]} takes every field for what it is called, "
+                f"--data.name={found[0]} sorts its rephrasings."
+            )
+        return found[0], chain([first], records)
 
     def train_dataloader(self) -> EditLoader:
         """One item an edit batch; the order of the stream is the order of the edits."""
+        self.check_batches()
         return EditLoader(self.requests, self.batch_size)
+
+    def check_batches(self) -> None:
+        """Refuse two edits in one batch that contradict each other, unless something else is to be done about them.
+
+        Raises:
+            UserError: Naming both records.
+        """
+        if self.conflicts == "ask":
+            refuse_contradictions(EditLoader(self.requests, self.batch_size))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """What has been edited so far, which the editor knows."""
@@ -198,10 +254,10 @@ class FactList(EditDataModule):
         super().__init__(**settings)
         self.facts = fact_list(facts)
 
-    def everything(self) -> list[EditRequest]:
+    def readable(self, stop: bool = False) -> tuple[list[EditRequest], list[UserError]]:
         """Read and check the facts."""
         places = (Record(f"facts[{number}]", number, {}) for number in range(len(self.facts)))
-        return _edits(places, Format(lambda place: [_read_fact(self.facts[place.number], place)]), self.invalid)
+        return _edits(places, Format(lambda place: [_read_fact(self.facts[place.number], place)]), stop)
 
 
 def fact_list(facts: Iterable[Fact]) -> list[Fact]:
@@ -237,10 +293,8 @@ def _check_source(name: str, path: str | None, file: str | None) -> None:
     """Refuse a format that nobody reads, and a path where none belongs or none where one does."""
     if name != BUILT_IN and name not in FORMATS:
         raise UserError(f"--data.name={name!r} is unknown. Known: {', '.join([BUILT_IN, *FORMATS])}.")
-    if name == BUILT_IN and (path is not None or file is not None):
-        raise UserError(
-            f"--data.name={BUILT_IN} is built in and takes no path. Name the format of {path or file!r} instead."
-        )
+    if name == BUILT_IN and path is None and file is not None:
+        raise UserError(f"--data.file={file!r} names a file of a folder or a data set: add --data.path.")
     if name != BUILT_IN and path is None:
         raise UserError(f"--data.name={name} needs --data.path=<file, folder or hub data set>.")
 
@@ -250,17 +304,15 @@ def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         raise UserError(f"--data.{option}={value!r} is unknown. Known: {', '.join(choices)}.")
 
 
-def _edits(records: Iterator[Record], form: Format, invalid: Invalid) -> list[EditRequest]:
-    """Read and check every record; leave out those that cannot be edited, if so wished."""
+def _edits(records: Iterator[Record], form: Format, stop: bool) -> tuple[list[EditRequest], list[UserError]]:
+    """Read and check every record: the edits, and what is wrong with the records that cannot be edited."""
     requests: list[EditRequest] = []
-    skipped: list[UserError] = []
+    refused: list[UserError] = []
     for record in records:
         try:
             requests += [check_request(request) for request in form.read(record)]
         except UserError as error:
-            if invalid == "refuse":
+            if stop:
                 raise
-            skipped.append(error)
-    if skipped:
-        log.warning("%d records cannot be edited and are left out. The first: %s", len(skipped), skipped[0])
-    return requests
+            refused.append(error)
+    return requests, refused

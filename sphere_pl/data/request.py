@@ -1,10 +1,13 @@
 """One fact to edit, whatever format it came from, and a batch of them."""
 
 import re
+import unicodedata
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import NamedTuple
 
 from sphere_pl.errors import UserError
+from sphere_pl.text.joining import asked
 
 
 class EditRequest(NamedTuple):
@@ -26,6 +29,7 @@ class EditRequest(NamedTuple):
         aliases: Other answers that say the same as `target_new`.
         portability: Questions whose answer follows from the edit (reasoning, other names of the subject).
         portability_answers: What counts as right for each of them, the reference answer first.
+        joiner: White space or nothing that stands between each prompt and its answer; what the scripts demand if None.
     """
 
     case_id: str
@@ -43,16 +47,23 @@ class EditRequest(NamedTuple):
     aliases: tuple[str, ...] = ()
     portability: tuple[str, ...] = ()
     portability_answers: tuple[tuple[str, ...], ...] = ()
+    joiner: str | None = None
 
     @property
     def question(self) -> str:
         """The prompt with the subject filled in."""
-        return self.prompt.replace("{}", self.subject, 1)
+        return self.prompt.replace("{}", self.subject, 1) if self.subject else self.prompt
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """Where in `question` the subject begins and ends; both 0 in a request without a subject."""
+        start = self.prompt.index("{}") if self.subject else 0
+        return start, start + len(self.subject)
 
     @property
     def subject_end(self) -> int:
         """Number of characters of `question` up to and including the subject."""
-        return self.prompt.index("{}") + len(self.subject)
+        return self.subject_span[1]
 
 
 class EditBatch(NamedTuple):
@@ -97,10 +108,32 @@ def blank_subject(prompt: str, subject: str) -> str:
     return f"{prompt[:place]}{{}}{prompt[place + len(subject) :]}"
 
 
-def check_request(request: EditRequest) -> EditRequest:
-    """Check one request and return it with surrounding spaces removed.
+def find_alike(prompt: str, subject: str) -> tuple[int, int] | None:
+    """Where a subject stands in a prompt that writes it in other code points, last: composed, or with another space.
 
-    A prompt without `{}` that contains the subject gets its `{}` at the subject's last occurrence.
+    Example:
+        >>> find_alike("Near Sa\u0303o Paulo is", "São Paulo"), find_alike("The Boeing\u00a0747", "Boeing 747")
+        ((5, 15), (4, 14))
+    """
+    wanted = unicodedata.normalize("NFKC", subject)
+    pieces = [match.span() for match in re.finditer(r".[\u0300-\u036f\u3099\u309a]*", prompt, re.DOTALL)]
+    normal = [unicodedata.normalize("NFKC", prompt[start:stop]) for start, stop in pieces]
+    text = "".join(normal)
+    place = text.rfind(wanted) if wanted else -1
+    if place < 0:
+        return None
+    borders = [0, *accumulate(map(len, normal))]
+    if place not in borders or place + len(wanted) not in borders:
+        return None
+    return pieces[borders.index(place)][0], pieces[borders.index(place + len(wanted)) - 1][1]
+
+
+def check_request(request: EditRequest) -> EditRequest:
+    """Check one request and return it as it is asked: without space around subject and target.
+
+    White space that ends the prompt belongs to it, but for the one space that the target brings along. White space in
+    front of the target is the request's joiner if it is more than a space. A prompt without `{}` that contains the
+    subject gets its `{}` at the subject's last occurrence, also where it writes the subject in other code points.
 
     Raises:
         UserError: Naming the source, what is wrong and what is expected.
@@ -110,26 +143,71 @@ def check_request(request: EditRequest) -> EditRequest:
         '{} is the capital of'
     """
     where = request.source or f"case {request.case_id}"
-    subject, target = request.subject.strip(), request.target_new.strip()
-    prompt = request.prompt.strip()
-    if not subject:
-        raise UserError(f"{where}: the subject is empty. Expected the name of what the fact is about.")
+    target = request.target_new.strip()
     if not target:
         raise UserError(f"{where}: target_new is empty. Expected the text that the model shall say after the edit.")
+    if request.joiner is not None and request.joiner.strip():
+        raise UserError(
+            f"{where}: the joiner is {shorten(request.joiner)}. It is what stands between prompt and target: white "
+            "space, or nothing. Write other text at the prompt's end."
+        )
+    request = request._replace(target_new=target, joiner=_joiner(request, target))
+    request = _blanked(where, request) if request.subject.strip() else _without_subject(where, request)
+    _check_texts(where, request)
+    question = request.question
+    shorter = len(question) - len(asked(question, request.joiner))
+    prompt = request.prompt[: len(request.prompt) - shorter].lstrip()
+    if not prompt:
+        raise UserError(f"{where}: the prompt is empty. Expected for example 'The capital of {{}} is'.")
+    return request._replace(prompt=prompt)
+
+
+def _joiner(request: EditRequest, target: str) -> str | None:
+    """The request's own joiner, or the white space in front of its target; one space there says nothing."""
+    before = request.target_new[: request.target_new.index(target)]
+    return before if request.joiner is None and before not in ("", " ") else request.joiner
+
+
+def _without_subject(where: str, request: EditRequest) -> EditRequest:
+    if "{}" in request.prompt:
+        raise UserError(
+            f"{where}: the subject is empty, and the prompt {shorten(request.prompt)} has a place for it. Expected the "
+            "name of what the fact is about."
+        )
+    return request._replace(subject="")
+
+
+def _blanked(where: str, request: EditRequest) -> EditRequest:
+    """The request with `{}` where its subject stands, and the subject as the prompt writes it."""
+    subject, prompt = request.subject.strip(), request.prompt
     if "{}" not in prompt:
         prompt = blank_subject(prompt, subject)
+    if "{}" not in prompt and (place := find_alike(prompt, subject)) is not None:
+        subject = prompt[slice(*place)]
+        prompt = f"{prompt[: place[0]]}{{}}{prompt[place[1] :]}"
     if prompt.count("{}") != 1:
         raise UserError(
             f"{where}: the prompt {shorten(request.prompt)} does not contain the subject {shorten(subject)} or exactly "
-            "one '{}' in its place. Expected for example 'The capital of {} is'."
+            f"one '{{}}' in its place. Expected for example 'The capital of {{}} is'.{_nearly(prompt, subject)}"
         )
     if "{" in prompt.replace("{}", "") or "}" in prompt.replace("{}", ""):
         raise UserError(
             f"{where}: the prompt {shorten(request.prompt)} has stray braces. Expected one '{{}}' for the subject and "
             "no other brace; write braces that belong to the text in another way."
         )
-    _check_texts(where, request)
-    return request._replace(prompt=prompt, subject=subject, target_new=target)
+    return request._replace(prompt=prompt, subject=subject)
+
+
+def _nearly(prompt: str, subject: str) -> str:
+    """What is said where a prompt holds something that looks like its subject."""
+    place = prompt.casefold().find(subject.casefold())
+    if place >= 0 and len(prompt.casefold()) == len(prompt):
+        return f" It holds {shorten(prompt[place : place + len(subject)])}: write the subject as the prompt does."
+    odd = [each for each in prompt + subject if unicodedata.category(each) in ("Cf", "Cc", "Zs") and each != " "]
+    if odd:
+        named = ", ".join(f"U+{ord(each):04X}" for each in dict.fromkeys(odd[:4]))
+        return f" Between them they hold signs that cannot be seen ({named}): take them out."
+    return ""
 
 
 def _check_texts(where: str, request: EditRequest) -> None:

@@ -3,15 +3,15 @@
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.request import EditBatch, EditRequest, shorten
 from sphere_pl.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Conflicts = Literal["report", "refuse", "keep_last"]
+Conflicts = Literal["ask", "report", "refuse", "keep_last"]
 
 
 def settle_conflicts(requests: Sequence[EditRequest], conflicts: Conflicts = "report") -> list[EditRequest]:
@@ -19,7 +19,8 @@ def settle_conflicts(requests: Sequence[EditRequest], conflicts: Conflicts = "re
 
     Args:
         requests: The stream, in its order.
-        conflicts: `report` logs a warning, `refuse` raises, `keep_last` logs it and drops what a later edit overrides.
+        conflicts: `report` and `ask` log a warning, `refuse` raises, `keep_last` logs it and drops what a later edit
+            overrides.
 
     Returns:
         The stream, without the overridden edits if so wished.
@@ -27,7 +28,7 @@ def settle_conflicts(requests: Sequence[EditRequest], conflicts: Conflicts = "re
     Raises:
         UserError: If there are conflicts and they are refused.
     """
-    overridden = _overridden(requests)
+    overridden = contradicted(requests)
     if not overridden:
         return list(requests)
     first, later = next((requests[index], requests[by]) for index, by in overridden.items())
@@ -45,7 +46,24 @@ def settle_conflicts(requests: Sequence[EditRequest], conflicts: Conflicts = "re
     return list(requests)
 
 
-def _overridden(requests: Sequence[EditRequest]) -> dict[int, int]:
+def refuse_contradictions(batches: Iterable[EditBatch]) -> None:
+    """Refuse two edits in one batch that contradict each other: solved together, neither would hold.
+
+    Raises:
+        UserError: Naming both records.
+    """
+    for batch in batches:
+        for index, by in contradicted(batch.requests).items():
+            first, later = batch.requests[index], batch.requests[by]
+            raise UserError(
+                f"Two edits of one batch contradict each other: {_place(first)} says {shorten(first.question)} -> "
+                f"{shorten(first.target_new)}, {_place(later)} says {shorten(later.question)} -> "
+                f"{shorten(later.target_new)}. Remove one of them, or say what is meant: --data.conflicts=keep_last "
+                "drops the earlier one, report edits both together, --data.batch_size=1 edits the later one afterwards."
+            )
+
+
+def contradicted(requests: Sequence[EditRequest]) -> dict[int, int]:
     """Places of the edits that a later one contradicts, each with the place of the last edit that does so."""
     last: dict[Hashable, int] = {key: index for index, request in enumerate(requests) for key in _keys(request)}
     overridden = {}
@@ -58,7 +76,7 @@ def _overridden(requests: Sequence[EditRequest]) -> dict[int, int]:
 
 def _keys(request: EditRequest) -> Iterator[Hashable]:
     yield request.question.casefold()
-    if request.relation_id is not None:
+    if request.relation_id is not None and request.subject:
         yield request.subject.casefold(), request.relation_id
 
 

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from sphere_callbacks.functional import computes_in_double
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
@@ -69,6 +70,21 @@ def check_method(method: Method, layers: Sequence[int], targets: TargetSettings)
         raise MisconfigurationException(
             f"`targets.anchor=true` rescales target values, but {method.name} has none. Leave it at false, or choose a "
             "method that solves for target values, such as AlphaEdit."
+        )
+
+
+def check_subjects(method: Method, requests: Sequence[EditRequest]) -> None:
+    """Refuse requests without a subject where the method edits at one.
+
+    Raises:
+        MisconfigurationException: Naming the first of them, and methods that need none.
+    """
+    bare = [request for request in requests if not request.subject]
+    if bare and method.needs_targets:
+        raise MisconfigurationException(
+            f"{bare[0].source or f'case {bare[0].case_id}'} has no subject ({len(bare)} of {len(requests)} edits): "
+            f"{method.name} edits at the subject's last token. Add a field `subject` that names what the prompt is "
+            "about, or choose a method that needs none: --config method/ft, method/locft_bf or method/ultraedit."
         )
 
 

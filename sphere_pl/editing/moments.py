@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sphere_pl.data.builtin import sentence_openers
-from sphere_pl.data.records import hub_rows
+from sphere_pl.data.hub import hub_rows
 from sphere_pl.editing.representations import capture_input
 from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_texts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import micro_batches, pad
+from sphere_pl.model.tokens import encode, micro_batches, pad
 from sphere_pl.progress import Track
 from sphere_pl.storage.checkpoint_file import tensor_digest
 from sphere_pl.storage.files import write_atomically
@@ -210,7 +210,7 @@ def _sequences(lm: LanguageModel, settings: StatisticsSettings, budget: int, tra
     length = min(settings.length, lm.config.max_position_embeddings)
     for text in texts:
         # A corpus may be one document of any size: no more of it is tokenised than can be needed.
-        ids = lm.tokenizer(text[: 20 * budget], return_attention_mask=False, verbose=False)["input_ids"]
+        ids = encode(lm.tokenizer, [text[: 20 * budget]])[0].ids
         for start in range(0, len(ids), length):
             sequences.append(ids[start : start + length])
             total += len(sequences[-1])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.checks import check_batch_size
+from sphere_pl.editing.checks import check_batch_size, check_subjects
 from sphere_pl.editing.guard import diagnose, report_statistics
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
@@ -20,7 +20,7 @@ from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import check_length
+from sphere_pl.model.tokens import check_length, check_target
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 
@@ -31,7 +31,8 @@ def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
     """The requests that this run will edit, those of an interrupted run included.
 
     Raises:
-        MisconfigurationException: If the trainer's batches are no edit batches, or too large for the method.
+        MisconfigurationException: If the trainer's batches are no edit batches, too large for the method, or of
+            requests that it cannot take.
     """
     loader = trainer.train_dataloader
     if not isinstance(loader, EditLoader):
@@ -40,7 +41,9 @@ def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
             "`EditDataModule`, or wrap your requests: `EditLoader(requests, batch_size=100)`."
         )
     check_batch_size(method, loader.batch_size)
-    return loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
+    planned = loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
+    check_subjects(method, planned)
+    return planned
 
 
 class Preparation(NamedTuple):
@@ -82,13 +85,14 @@ class Preparation(NamedTuple):
         return sample_contexts(self.lm, count=count, length=self.context_length, seed=seed)
 
     def check_lengths(self, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
-        """Refuse requests that are too long now, not after hours.
+        """Refuse requests that are too long, or whose target cannot be written, now and not after hours.
 
         Raises:
-            UserError: If one has no room after the longest context template.
+            UserError: If one has no room after the longest context template, or no token for its target.
         """
         longest = max(contexts, key=len)
         for request in requests:
+            check_target(self.lm.tokenizer, request)
             check_length(self.lm.tokenizer, request, longest, self.lm.config.max_position_embeddings)
 
 

@@ -21,7 +21,7 @@ from sphere_pl.evaluation.metrics import (
 from sphere_pl.evaluation.scored import Scored, Scores
 from sphere_pl.evaluation.scoring import Answer, answer
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt
+from sphere_pl.model.tokens import Prompt, request_prompt
 
 IGNORED = -100
 
@@ -57,11 +57,12 @@ def prompts(request: EditRequest) -> tuple[list[Prompt], list[Prompt], list[Prom
     """The prompts of one request with the answers they are scored against, in the order of `Answers`."""
     answers = request.neighbor_answers or ("",) * len(request.neighbors)
     follow = [right[0] for right in request.portability_answers] or [""] * len(request.portability)
+    new = request.target_new
     return (
-        [Prompt(request.question, request.target_new)],
-        [Prompt(text.rstrip(), request.target_new) for text in request.paraphrases],
-        [Prompt(text.rstrip(), true.strip()) for text, true in zip(request.neighbors, answers, strict=True)],
-        [Prompt(text.rstrip(), right.strip()) for text, right in zip(request.portability, follow, strict=True)],
+        [request_prompt(request, request.question, new)],
+        [request_prompt(request, text, new) for text in request.paraphrases],
+        [request_prompt(request, text, true) for text, true in zip(request.neighbors, answers, strict=True)],
+        [request_prompt(request, text, right) for text, right in zip(request.portability, follow, strict=True)],
     )
 
 

@@ -7,6 +7,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.text.joining import asked
 
 SHOWN = 50  # failed edits
 CASE_TOKENS = 16
@@ -24,9 +25,9 @@ def case_prompts(requests: Sequence[EditRequest]) -> list[Case]:
     cases = []
     for request in requests:
         cases.append(Case(request.question, request.target_new))
-        cases += [Case(text.rstrip(), request.target_new) for text in request.paraphrases[:1]]
+        cases += [Case(asked(text, request.joiner), request.target_new) for text in request.paraphrases[:1]]
         answers = request.neighbor_answers or ("",)
-        cases += [Case(text.rstrip(), answers[0].strip()) for text in request.neighbors[:1]]
+        cases += [Case(asked(text, request.joiner), answers[0].strip()) for text in request.neighbors[:1]]
     return cases
 
 

@@ -16,6 +16,8 @@ from sphere_pl.evaluation.scoring import answer
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt
+from sphere_pl.text.joining import asked
+from sphere_pl.text.scripts import words
 
 _METRICS = {protocol.name: protocol.metrics for protocol in PROTOCOLS}
 ALONE = {"sync_on_compute": False}  # every process scores the whole sample
@@ -29,6 +31,7 @@ class Comparison(NamedTuple):
     text: str
     wanted: str
     other: str
+    joiner: str | None = None
 
 
 class Question(NamedTuple):
@@ -47,7 +50,11 @@ def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Sc
         `efficacy`, `generalization`, `specificity`, each also with `_magnitude`, and the standard error of each.
     """
     pairs = [pair for record, request in enumerate(requests) for pair in _comparisons(record, request)]
-    both = [Prompt(pair.text.rstrip(), text) for pair in pairs for text in (pair.wanted, pair.other)]
+    both = [
+        Prompt(asked(pair.text, pair.joiner), text, joiner=pair.joiner)
+        for pair in pairs
+        for text in (pair.wanted, pair.other)
+    ]
     scores = iter([found.log_probability for found in answer(lm, both)])
     rows: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
     for pair in pairs:
@@ -63,14 +70,14 @@ def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Sc
 
 
 def _comparisons(record: int, request: EditRequest) -> Iterator[Comparison]:
-    new, true = request.target_new, (request.target_true or "").strip()
-    if true:
-        yield Comparison("efficacy", record, request.question, new, true)
+    new, true, joiner = request.target_new, (request.target_true or "").strip(), request.joiner
+    if true and words(true) != words(new):  # neither of two equal answers is the likelier one
+        yield Comparison("efficacy", record, request.question, new, true, joiner)
         for text in request.paraphrases:
-            yield Comparison("generalization", record, text, new, true)
+            yield Comparison("generalization", record, text, new, true, joiner)
     for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
-        if right.strip():
-            yield Comparison("specificity", record, text, right.strip(), new)
+        if right.strip() and words(right) != words(new):
+            yield Comparison("specificity", record, text, right.strip(), new, joiner)
 
 
 def generation_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:

@@ -10,7 +10,7 @@ from torch import Tensor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.prefix_tree import WIDTH, PrefixTree, batch_trees, prefix_trees
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt, Tokens, micro_batches, pad, tokenize
+from sphere_pl.model.tokens import Prompt, Tokens, encode, micro_batches, pad, tokenize
 
 PIECES = 8  # of a text, run together
 POSITIONS = 64  # whose distributions are in memory at once
@@ -151,7 +151,7 @@ def held_out(lm: LanguageModel, text: str, tokens: int, length: int) -> HeldOut:
     Raises:
         UserError: If the text has fewer than two tokens.
     """
-    ids = lm.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"][:tokens]
+    ids = encode(lm.tokenizer, [text])[0].ids[:tokens]
     length = min(length, int(lm.config.max_position_embeddings))
     if len(ids) < 2:
         raise UserError(

@@ -15,6 +15,7 @@ from sphere_pl.evaluation.protocols import ALONE
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.model.generation import free_texts
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.text.joining import asked
 
 References = Mapping[tuple[str, str], Sequence[str]]
 
@@ -32,7 +33,7 @@ def text_scores(lm: LanguageModel, requests: Sequence[EditRequest], references: 
         `fluency` and, with references, `consistency`, and the standard error of each; none without prompts.
     """
     owners = [record for record, request in enumerate(requests) for _ in request.generation]
-    texts = free_texts(lm, [text.rstrip() for request in requests for text in request.generation], seed)
+    texts = free_texts(lm, [asked(text) for request in requests for text in request.generation], seed)
     metrics: dict[str, RecordMean] = {"fluency": Fluency(**ALONE)}
     if texts:
         metrics["fluency"].update(texts, torch.tensor(owners))

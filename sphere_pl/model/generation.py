@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import CONTEXT_OPENERS, micro_batches, truncate_left
+from sphere_pl.model.tokens import CONTEXT_OPENERS, encode, micro_batches, truncate_left
 from sphere_pl.progress import Track, untracked
+from sphere_pl.text.joining import asked
 
 TEXT_TOKENS = 100  # of a free text, its prompt included (ROME)
 TEXTS_TOGETHER = 32
@@ -103,10 +104,7 @@ def _pad_left(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor,
 
 
 def _encode(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    rows: list[list[int]] = lm.tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
-    return rows
+    return [entry.ids for entry in encode(lm.tokenizer, texts)]
 
 
 def continue_texts(lm: LanguageModel, texts: Sequence[str], new_tokens: int, pick: Pick) -> list[list[int]]:
@@ -180,11 +178,11 @@ def complete(lm: LanguageModel, texts: Sequence[str], new_tokens: int, max_token
         new_tokens: How many tokens to write at most.
         max_tokens: Tokens in one forward pass.
     """
-    distinct = list(dict.fromkeys(text.rstrip() for text in texts))
+    distinct = list(dict.fromkeys(map(asked, texts)))
     written = generate(lm, distinct, new_tokens, max_tokens=max_tokens)
     # A newline in front of the answer does not end it.
     answers = {prompt: text.strip().split("\n")[0].rstrip() for prompt, text in zip(distinct, written, strict=True)}
-    return [answers[text.rstrip()] for text in texts]
+    return [answers[asked(text)] for text in texts]
 
 
 def answer_tokens(lm: LanguageModel, answers: Sequence[str]) -> int:

@@ -2,7 +2,8 @@
 
 Each text (context, prompt and target) is tokenised once and as a whole, as the model would read it. Which tokens
 belong to the target and which is the subject's last one follows from the characters they cover, so byte-level and
-SentencePiece tokenizers, with and without a beginning-of-sequence token, take the same path.
+SentencePiece tokenizers, with and without a beginning-of-sequence token, take the same path. What a tokenizer adds
+after a text of its own accord is no part of it.
 """
 
 from collections.abc import Sequence
@@ -13,26 +14,47 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
+from sphere_pl.text.joining import asked, joined, opens_with_template
 
 MOST_TOKENS = 4096  # in one forward pass, if nothing else is said
 LOGITS_AT_ONCE = 3 * 2**21  # numbers, 24 MiB: larger blocks of memory are new to the process each time
 CONTEXT_OPENERS = ("The", "Therefore", "Because", "I", "You")
+_ANCHORS = ("\n", ".", "a")  # texts that a continuation is tokenised after; it merges with one of them at most
 
 
 class Prompt(NamedTuple):
     """A text to run: what stands before the target, and the target.
 
     Attributes:
-        text: Everything before the target, without a space at its end.
+        text: Everything before the target; see `sphere_pl.text.joining.asked`.
         target: The text to predict, without the space before it; may be empty.
         subject_end: Number of characters of `text` up to the subject's end; 0 if there is no subject.
         subject_start: Number of characters of `text` before the subject.
+        joiner: What stands between text and target, where the record says so.
     """
 
     text: str
     target: str = ""
     subject_end: int = 0
     subject_start: int = 0
+    joiner: str | None = None
+
+    @property
+    def whole(self) -> str:
+        """The text with its target."""
+        return joined(self.text, self.target, self.joiner)
+
+
+class Encoded(NamedTuple):
+    """A tokenised text.
+
+    Attributes:
+        ids: Its tokens, those that the tokenizer puts in front included.
+        offsets: The characters that each token covers; `(0, 0)` for those in front.
+    """
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
 
 
 class Tokens(NamedTuple):
@@ -57,14 +79,49 @@ class Tokens(NamedTuple):
 
 
 def in_context(request: EditRequest, context: str = "", target: str = "") -> Prompt:
-    """The request's question after a context text.
+    """The request's question after a context text; nothing goes in front of a chat template in the question.
 
     Example:
         >>> in_context(EditRequest("0", "{} is in", "Rome", "Spain"), "So it is. ").text
         'So it is. Rome is in'
     """
-    start, end = len(context) + request.prompt.index("{}"), len(context) + request.subject_end
-    return Prompt(context + request.question, target, end, start)
+    if opens_with_template(request.question):
+        context = ""
+    start, end = (len(context) + place if request.subject else 0 for place in request.subject_span)
+    return Prompt(context + request.question, target, end, start, request.joiner)
+
+
+def request_prompt(request: EditRequest, text: str, answer: str) -> Prompt:
+    """A prompt of a request, such as a paraphrase, with an answer to it."""
+    return Prompt(asked(text, request.joiner), answer.strip(), joiner=request.joiner)
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
+    """Tokenise texts as the model reads them when it is to continue them.
+
+    What the tokenizer adds at the end, such as an end-of-text token, is left out, and so is a beginning-of-text token
+    in front of a text that begins with one itself.
+    """
+    if not texts:
+        return []
+    found = tokenizer(
+        list(texts),
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    columns = (found["input_ids"], found["offset_mapping"], found["special_tokens_mask"])
+    return [_own_tokens(*entry) for entry in zip(*columns, strict=True)]
+
+
+def _own_tokens(ids: list[int], offsets: list[tuple[int, int]], added: list[int]) -> Encoded:
+    own = [place for place, mark in enumerate(added) if not mark]
+    start, stop = 0, own[-1] + 1 if own else min(len(ids), 1)
+    if own and own[0] > 0 and ids[own[0] - 1] == ids[own[0]]:
+        start = own[0]
+    covered = [(0, 0) if mark else place for place, mark in zip(offsets, added, strict=True)]
+    return Encoded(list(ids[start:stop]), covered[start:stop])
 
 
 def kl_prompt(request: EditRequest) -> Prompt:
@@ -83,17 +140,18 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None =
     Raises:
         UserError: If a prompt with its target is longer than the model's context.
     """
-    texts = [f"{prompt.text} {prompt.target}" if prompt.target else prompt.text for prompt in prompts]
-    encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
-    tokens = [
-        _locate(ids, offsets, prompt)
-        for ids, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)
-    ]
+    whole = encode(tokenizer, [prompt.whole for prompt in prompts])
+    merging = [row for row, prompt in enumerate(prompts) if prompt.target and _may_merge(whole[row], prompt)]
+    alone = dict(zip(merging, encode(tokenizer, [prompts[row].text for row in merging]), strict=True))
+    tokens = [_locate(entry, prompt) for entry, prompt in zip(whole, prompts, strict=True)]
+    for row, entry in alone.items():
+        if entry.ids != tokens[row].ids[: tokens[row].target_start]:
+            tokens[row] = _apart(tokenizer, entry, prompts[row])
     if max_length is not None:
-        for entry, prompt in zip(tokens, prompts, strict=True):
-            if len(entry.ids) > max_length:
+        for found, prompt in zip(tokens, prompts, strict=True):
+            if len(found.ids) > max_length:
                 raise UserError(
-                    f"The prompt {prompt.text[:60]!r}... has {len(entry.ids)} tokens with its target, but the model "
+                    f"The prompt {prompt.text[:60]!r}... has {len(found.ids)} tokens with its target, but the model "
                     f"reads at most {max_length}. Shorten it or leave the record out."
                 )
     return tokens
@@ -113,12 +171,60 @@ def check_length(tokenizer: Any, request: EditRequest, context: str, max_length:
         )
 
 
-def _locate(ids: list[int], offsets: list[tuple[int, int]], prompt: Prompt) -> Tokens:
+def check_target(tokenizer: Any, request: EditRequest) -> None:
+    """Refuse a target that the tokenizer cannot write.
+
+    Raises:
+        UserError: Naming the record's source and what becomes of the target.
+    """
+    where = request.source or f"case {request.case_id}"
+    (tokens,) = tokenize(tokenizer, [in_context(request, "", request.target_new)])
+    unknown = tokenizer.unk_token_id
+    if not tokens.target:
+        raise UserError(
+            f"{where}: the target {request.target_new!r} has no token of its own, the tokenizer leaves it out. Write a "
+            "target of characters that the tokenizer keeps."
+        )
+    if unknown is not None and unknown in tokens.target and tokenizer.unk_token not in request.target_new:
+        raise UserError(
+            f"{where}: the tokenizer has no token for part of the target {request.target_new!r} and puts "
+            f"{tokenizer.unk_token} in its place, which says nothing. Choose a model whose tokenizer knows its script."
+        )
+
+
+def _may_merge(whole: Encoded, prompt: Prompt) -> bool:
+    """Whether the prompt's last token may be another one where the target follows it."""
+    border = len(prompt.text)
+    if len(prompt.whole) == border + len(prompt.target):
+        return True
+    return any(start < border < end for start, end in whole.offsets)
+
+
+def _apart(tokenizer: Any, alone: Encoded, prompt: Prompt) -> Tokens:
+    """Prompt and target tokenised each for itself, as they are when the model is asked and then answers."""
+    found = _locate(alone, prompt)
+    follow = _continuation(tokenizer, prompt.whole[len(prompt.text) :])
+    return found._replace(ids=[*alone.ids, *follow], target_start=len(alone.ids))
+
+
+def _continuation(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text that follows another one: SentencePiece would put a space in front of one that does not."""
+    ids: list[int] = []
+    for anchor in _ANCHORS:
+        found = tokenizer(anchor + text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = found["offset_mapping"]
+        ids = [token for token, (start, _) in zip(found["input_ids"], offsets, strict=True) if start >= len(anchor)]
+        if ids and not any(start < len(anchor) < end for start, end in offsets):
+            break
+    return ids
+
+
+def _locate(entry: Encoded, prompt: Prompt) -> Tokens:
     """Find the target and the subject's first and last token by the characters that each token covers."""
-    target_start = len(ids)
+    target_start = len(entry.ids)
     subject_first = subject_last = -1
-    for index, (start, end) in enumerate(offsets):
-        if start == end:  # special tokens cover no characters
+    for index, (start, end) in enumerate(entry.offsets):
+        if end == 0:  # put in front by the tokenizer
             continue
         if end > len(prompt.text):
             target_start = min(target_start, index)
@@ -127,7 +233,7 @@ def _locate(ids: list[int], offsets: list[tuple[int, int]], prompt: Prompt) -> T
             # A token that holds the space before the subject and its first letters is the subject's.
             if subject_first < 0 and end > prompt.subject_start:
                 subject_first = index
-    return Tokens(list(ids), target_start, subject_last, subject_first)
+    return Tokens(entry.ids, target_start, subject_last, subject_first)
 
 
 def truncate_left(ids: list[int], longest: int, bos_id: int | None) -> list[int]:

@@ -78,6 +78,12 @@ def append_text(path: Path, text: str) -> None:
         ) from error
 
 
+# Names that end so are files, whether they are there or not.
+_DATA_SUFFIXES = {
+    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zip", ".xlsx", ".yaml",
+}  # fmt: skip
+
+
 def is_local(path: str) -> bool:
     """Whether a name given by the user means a file rather than something on the hub."""
-    return Path(path).expanduser().exists() or Path(path).suffix.lower() in {".json", ".jsonl", ".csv", ".txt"}
+    return Path(path).expanduser().exists() or Path(path).suffix.lower() in _DATA_SUFFIXES

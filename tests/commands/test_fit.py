@@ -252,7 +252,6 @@ def test_the_edited_matrices_fit_back_into_the_model(cli, model_folder, facts, t
         (["--model.layers=[9]"], "layers 0 to 3"),
         (["--model.name=/nowhere/at/all"], "neither a file nor a folder"),
         (["--data.path=missing.json"], "could not be read"),
-        (["--data.name=facts"], "takes no path"),
         (["--data.batch_size=0"], "batch_size=0"),
         (["--projection.strength=1.5"], "strength=1.5"),
         (["--projection.cumulative_ratio=-0.1"], "cumulative_ratio=-0.1"),

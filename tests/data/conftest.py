@@ -114,6 +114,30 @@ KNOWN = {
     "relation_id": "P30",
 }
 
+UNIEDIT = {
+    "edit": {"prompt": "The taxon rank of Zaprora silenus is", "subject": "Zaprora silenus", "target": "genus"},
+    "generality": {
+        "0": {
+            "prompt": "What rank has Zaprora silenus? It is a", "target": "genus", "path_type": "single",
+            "paths": [["h_e", "r_e", "t_e", "f", "s"]], "one_hops": [],
+        },
+        "1": {
+            "prompt": "Do both belong to one rank?", "target": "Yes", "path_type": "double", "single_path1": {},
+            "single_path2": {},
+        },
+    },
+    "locality": {"0": {"prompt": "The rank of Canis lupus is", "target": "species", "path_type": "single"}},
+}  # fmt: skip
+CRAFT = {
+    "question": "2025年6月上海的人口是多少？",
+    "subject": "上海",
+    "answer": "2500万",
+    "alias_portability": {"question": "2025年6月沪的人口是多少？", "answer": "2500万"},
+    "composite_portability": [{"question": "上海和北京的人口共有多少？", "answer": ["4700万", "4700 万"]}],
+    "temporal_locality": {"question": "2020年6月上海的人口是多少？", "answer": "2487万"},
+    "common_sense_locality": {"question": "上海在哪个国家？", "answer": "中国"},
+}
+
 RECORDS = {
     "counterfact": COUNTERFACT,
     "zsre": ZSRE,
@@ -123,6 +147,8 @@ RECORDS = {
     "wikibigedit": WIKIBIGEDIT,
     "jsonl": JSONL,
     "known": KNOWN,
+    "uniedit": UNIEDIT,
+    "craft": CRAFT,
 }
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

@@ -6,6 +6,7 @@ import pytest
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import in_context, tokenize
+from sphere_pl.text.joining import separator
 
 
 def record(**fields):
@@ -15,7 +16,7 @@ def record(**fields):
 def check_tokens(tokenizer, request):
     """The target's tokens are the target, and the subject's last token ends the subject."""
     (tokens,) = tokenize(tokenizer, [in_context(request, "So. ", request.target_new)])
-    assert tokenizer.decode(tokens.target) == f" {request.target_new}"
+    assert tokenizer.decode(tokens.target) == separator(request.question, request.target_new) + request.target_new
     head = request.prompt.partition("{}")[0]
     assert tokenizer.decode(tokens.ids[: tokens.subject_last + 1]).startswith(f"So. {head}{request.subject}".rstrip())
     return tokens

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sphere_pl.data.datamodule import BUILT_IN, EditDataModule
+from sphere_pl.data.fields import NAMES
 from sphere_pl.data.formats import FORMATS
-from sphere_pl.data.formats.jsonl import NAMES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))

@@ -124,12 +124,13 @@ def test_a_hub_id_goes_to_the_hub(monkeypatch):
     [
         ({"name": "fact"}, "--data.name='fact' is unknown. Known: facts, counterfact, zsre, knowedit"),
         ({"name": "zsre"}, "--data.name=zsre needs --data.path=<file, folder or hub data set>"),
-        ({"path": "x.json"}, "takes no path. Name the format of 'x.json'"),
-        ({"file": "x.json"}, "takes no path. Name the format of 'x.json'"),
+        ({"file": "x.json"}, "--data.file='x.json' names a file of a folder or a data set: add --data.path"),
+        ({"columns": {"a": "promt"}}, "maps 'a' to 'promt', which is no field. Did you mean prompt"),
+        ({"columns": {"a": "prompt", "b": "prompt"}}, "maps two columns to 'prompt'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"limit": 0}, "limit=0"),
         ({"offset": -1}, "offset=-1"),
-        ({"conflicts": "ignore"}, "--data.conflicts='ignore' is unknown. Known: report, refuse, keep_last"),
+        ({"conflicts": "ignore"}, "--data.conflicts='ignore' is unknown. Known: ask, report, refuse, keep_last"),
         ({"invalid": "ignore"}, "--data.invalid='ignore' is unknown. Known: refuse, skip"),
     ],
 )

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sphere_pl.data.fields import NAMES as FIELDS
 from sphere_pl.data.formats import FORMATS
 from sphere_pl.data.formats.easyedit import keep_paraphrases
-from sphere_pl.data.formats.jsonl import NAMES as FIELDS
 from sphere_pl.data.formats.jsonl import read_jsonl, write_jsonl
 from sphere_pl.data.records import Record
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.errors import UserError
 
-NAMES = sorted(set(FORMATS) - {"csv"})
+NAMES = sorted(set(FORMATS) - {"csv", "hf"})
 WHERE = "edits.json, line 12"
 
 
@@ -186,9 +186,10 @@ def test_jsonl_takes_everything_else(schemas):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"paraphrasess": "x"}, "the field 'paraphrasess' is unknown. Known: prompt, subject, target"),
+        ({"paraphrasess": "x"}, "the field 'paraphrasess' is unknown. Did you mean paraphrases"),
         ({"target_new": "x"}, "the field 'target' is given twice, once as 'target_new'"),
-        ({"target": 3}, "'target' is int .*expected str"),
+        ({"target": True}, "'target' is bool .*expected str"),
+        ({"target": float("nan")}, "'target' is nan, which is no text"),
         ({"target": ""}, "'target' is missing"),
         ({"neighbors": ["a", "b", "c"], "neighbor_answers": ["d", "e"]}, "2 answers for 3 prompts"),
         ({"neighbors": '["a", '}, "begins like a JSON list but is none"),
@@ -272,6 +273,8 @@ def test_a_field_that_must_be_there_is_named(schemas, name):
         "mquake": ["case_id", "requested_rewrite", "new_answer"],
         "wikibigedit": ["subject", "update", "ans"],
         "jsonl": ["prompt", "subject", "target"],
+        "uniedit": ["edit"],
+        "craft": ["question", "answer"],
     }[name]
     for field in needed:
         with pytest.raises(UserError, match=rf"edits.json, line 12: the field '{field}.*' is missing or empty"):
@@ -282,6 +285,7 @@ def test_jsonl_is_written_as_it_is_read():
     request = EditRequest(
         "7", "The capital of {} is", "France", "Lyon", "Paris", "P36", ("So {} has",), ("Rome is in",), ("Italy",),
         ("France is",), "here", aliases=("L", "M"), portability=("Who?",), portability_answers=(("A",),),
+        joiner="",
     )  # fmt: skip
     written = write_jsonl(request)
     assert set(written) == set(FIELDS)

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.data.records import read_records
+from sphere_pl.data.files import read_records
 
 FILES = [
     ("counterfact", "built/counterfact_rebuilt.json", 9690),

@@ -1,10 +1,12 @@
 """Files and hub data sets as raw records, and every way in which they can be broken."""
 
+import gzip
 import json
 
 import pytest
 
-from sphere_pl.data.records import hub_records, read_records
+from sphere_pl.data.files import read_records
+from sphere_pl.data.hub import hub_records
 from sphere_pl.errors import UserError
 
 RECORD = '{"prompt": "{} is in", "subject": "Rome", "target": "Spain"}'
@@ -22,6 +24,21 @@ def write(tmp_path, name, content):
         ("a.json", f"[\n{RECORD},\n{RECORD}\n]"),
         ("a.jsonl", f"{RECORD}\n\n{RECORD}\n"),
         ("a.csv", "prompt,subject,target\n{} is in,Rome,Spain\n{} is in,Rome,Spain\n"),
+        ("a.json", f"{RECORD}\n{RECORD}\n"),
+        ("a.json", f"{json.dumps(json.loads(RECORD), indent=1)}\n{json.dumps(json.loads(RECORD), indent=1)}"),
+        ("a.jsonl", f"[\n{RECORD},\n{RECORD}\n]"),
+        ("a.json", f'{{"data": [{RECORD}, {RECORD}]}}'),
+        ("a.json", f'{{"meta": 1, "test": [{{"x": 1}}], "train": [{RECORD}, {RECORD}]}}'),
+        ("a.json", f'{{"one": {RECORD}, "two": {RECORD}}}'),
+        ("a.json", f'{{"set": {{"facts": [{RECORD}, {RECORD}]}}}}'),
+        ("a.json", '{"prompt": ["{} is in", "{} is in"], "subject": ["Rome", "Rome"], "target": ["Spain", "Spain"]}'),
+        ("a.jsonl.gz", gzip.compress(f"{RECORD}\n{RECORD}".encode())),
+        ("a.json", f"[{RECORD}, {RECORD}]".encode("utf-16")),
+        ("facts", f"{RECORD}\n{RECORD}"),
+        ("a.txt", "prompt\tsubject\ttarget\n{} is in\tRome\tSpain\n{} is in\tRome\tSpain\n"),
+        ("a.tsv", "prompt\tsubject\ttarget\n{} is in\tRome\tSpain\n{} is in\tRome\tSpain\n"),
+        ("a.csv", "prompt;subject;target\n{} is in;Rome;Spain\n{} is in;Rome;Spain\n"),
+        ("a.csv", "sep=;\nprompt;subject;target\n{} is in;Rome;Spain\n{} is in;Rome;Spain\n"),
         ("a.csv", "\ufeffprompt,subject,target\r\n{} is in,Rome,Spain\r\n{} is in,Rome,Spain\r\n"),
     ],
 )
@@ -59,9 +76,12 @@ def test_line_separators_inside_a_text_are_text(tmp_path):
         ("a.json", "", "is empty"),
         ("a.jsonl", " \n\n", "is empty"),
         ("a.csv", b"\xef\xbb\xbf", "is empty"),
-        ("a.json", f"[{RECORD}]".encode("utf-16"), "is not UTF-8 text"),
         ("a.csv", "prompt\nMünchen".encode("latin-1"), "is not UTF-8 text"),
-        ("a.json", RECORD, "line 1: expected a list of records.*name the file .jsonl"),
+        ("a.json", '{"facts": 3}', "line 1: expected a list of records, found an object with facts"),
+        ("a.json", f'{{"a": [{RECORD}], "b": [{RECORD}]}}', "several lists of records: a, b.*--data.split=a"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08cut off", "could not be unpacked"),
+        ("a.xlsx", b"PK\x03\x04", "a zip archive .or a workbook.*save it as CSV"),
+        ("a.parquet", b"PAR0", "no Parquet file"),
         ("a.json", f"[\n{RECORD},\n{RECORD},", "not closed after record 2.*cut off"),
         ("a.json", f"[\n{RECORD}", "not closed after record 1.*cut off"),
         ("a.json", "[", "not closed after record 0"),
@@ -78,7 +98,7 @@ def test_line_separators_inside_a_text_are_text(tmp_path):
         ("a.csv", "prompt,target\na", "line 2: the row does not have as many cells"),
         ("a.csv", "prompt,prompt\na,b", "names a column twice"),
         ("a.csv", f"prompt\n{'a' * 200_000}", "line 2: malformed CSV: .*Use a .jsonl file"),
-        ("a.txt", RECORD, "must be a .json, .jsonl, .csv file"),
+        ("a.txt", "Just prose.", "must be a .json, .jsonl, .csv, .tsv, .parquet file"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_refused_with_its_name(tmp_path, name, content, words):
@@ -90,7 +110,7 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path, name, content, words):
 
 def test_a_folder_stands_for_the_one_data_file_in_it(tmp_path):
     write(tmp_path, "README.md", "x")
-    with pytest.raises(UserError, match=r"a folder with no .json, .jsonl, .csv file"):
+    with pytest.raises(UserError, match=r"a folder with no .json, .jsonl, .csv, .tsv, .parquet file"):
         list(read_records(tmp_path))
     write(tmp_path, "a.jsonl", RECORD)
     assert len(list(read_records(tmp_path))) == 1

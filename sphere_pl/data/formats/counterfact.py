@@ -17,7 +17,7 @@ def read_counterfact(record: Record) -> list[EditRequest]:
     request = EditRequest(
         case_id=str(record.get("case_id", (int, str))),
         prompt=record.get("requested_rewrite.prompt"),
-        subject=record.get("requested_rewrite.subject"),
+        subject=record.filled("requested_rewrite.subject"),
         target_new=record.get("requested_rewrite.target_new.str"),
         target_true=true,
         relation_id=None if relation is None else str(relation),

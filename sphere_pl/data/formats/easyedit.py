@@ -16,7 +16,7 @@ SHARED = 0.2
 
 def read_easyedit(record: Record) -> list[EditRequest]:
     """Read a flat record; `keep_paraphrases` then sorts its rephrasing."""
-    subject, neighbor = record.get("subject").strip(), record.optional("locality_prompt")
+    subject, neighbor = record.filled("subject"), record.optional("locality_prompt")
     true = record.optional("ground_truth")
     answer = record.optional("locality_ground_truth")
     rephrase = record.optional("rephrase_prompt")

@@ -1,63 +1,58 @@
 """A user's own file: JSON lines, a JSON list or CSV with as little as `prompt, subject, target`."""
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sphere_pl.data.records import Record
+from sphere_pl.data.fields import NAMES, field_of, is_unused
+from sphere_pl.data.records import Number, Record
 from sphere_pl.data.request import EditRequest, blank_subject, shorten
 from sphere_pl.errors import UserError
+from sphere_pl.text.usage import did_you_mean
 
-# What each field may be called; the first name is the one that messages use.
-NAMES: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "question", "src"),
-    "subject": ("subject", "entity"),
-    "target": ("target", "target_new", "answer", "object"),
-    "target_true": ("target_true", "ground_truth", "old_target"),
-    "aliases": ("aliases", "target_aliases"),
-    "relation_id": ("relation_id", "relation"),
-    "case_id": ("case_id", "id"),
-    "paraphrases": ("paraphrases", "paraphrase", "paraphrase_prompts", "rephrase", "rephrase_prompt"),
-    "neighbors": ("neighbors", "neighbours", "neighborhood_prompts", "locality_prompt"),
-    "neighbor_answers": ("neighbor_answers", "neighbour_answers", "locality_ground_truth"),
-    "generation": ("generation", "generation_prompts"),
-    "portability": ("portability", "portability_prompts"),
-    "portability_answers": ("portability_answers",),
-}
+_LIST = 'like a JSON list but is none. Write ["one", "two"]'
 _ATTRIBUTE = {"target": "target_new"}  # of `EditRequest`, where it is not the field's own name
-_FIELD = {alias: name for name, aliases in NAMES.items() for alias in aliases}
 
 
 def read_jsonl(record: Record) -> list[EditRequest]:
     """Read a record whose fields go by the names above.
 
-    `prompt` holds `{}` in the subject's place or the subject itself. Of the others only `subject` and `target` must be
-    there. Lists may be one text; in CSV several texts are a JSON list in the cell, and an empty cell is none. Fields
-    that begin with `_` are the user's own and left alone.
+    `prompt` holds `{}` in the subject's place or the subject itself; the methods that edit at the subject refuse a
+    record without one. Of the others only `target` must be there; of several targets the others are aliases. Lists may
+    be one text; in CSV several texts are a JSON list in the cell, and an empty cell is none. Neighbours and portability
+    questions may be objects, each with its answer. Fields that begin with `_` are the user's own and left alone.
 
     Raises:
         UserError: If a field is unknown, given under two names, missing or of another type.
     """
     given = _rename(record)
-    subject, prompt = given.get("subject").strip(), given.get("prompt")
-    neighbors, portability = _texts(given, "neighbors"), _texts(given, "portability")
+    subject, prompt = (given.optional("subject") or "").strip(), given.get("prompt")
+    if not subject and "{}" in prompt:
+        given.get("subject")
+    targets, true = _several(given, "target"), _several(given, "target_true")
+    if not targets:
+        given.filled("target")
+    neighbors, neighbor_answers = _probes(given, "neighbors", "neighbor_answers")
+    portability, portability_answers = _probes(given, "portability", "portability_answers")
     case_id = given.optional("case_id", (int, str))
     relation = given.optional("relation_id", (int, str))
     request = EditRequest(
-        case_id=str(record.number if case_id is None else case_id),
+        case_id=record.key or str(record.number) if case_id is None else str(case_id),
         # A subject that itself holds {} would be taken for a place to fill in.
         prompt=blank_subject(prompt, subject) if "{}" in subject else prompt,
         subject=subject,
-        target_new=given.get("target"),
-        target_true=given.optional("target_true"),
+        target_new=targets[0],
+        target_true=true[0] if true else None,
         relation_id=None if relation is None else str(relation),
         paraphrases=_texts(given, "paraphrases"),
         neighbors=neighbors,
-        neighbor_answers=_matching(given, "neighbor_answers", neighbors),
+        neighbor_answers=tuple(answers[0] for answers in neighbor_answers),
         generation=_texts(given, "generation"),
         source=record.where,
-        aliases=_texts(given, "aliases"),
+        aliases=(*targets[1:], *_several(given, "aliases")),
         portability=portability,
-        portability_answers=tuple((each,) for each in _matching(given, "portability_answers", portability)),
+        portability_answers=portability_answers,
+        joiner=_joiner(given),
     )
     return [request]
 
@@ -70,42 +65,101 @@ def write_jsonl(request: EditRequest) -> dict[str, Any]:
     """
     fields = {name: getattr(request, _ATTRIBUTE.get(name, name)) for name in NAMES}
     fields["portability_answers"] = [answers[0] for answers in request.portability_answers]
-    return {name: value for name, value in fields.items() if value not in (None, "", (), [])}
+    return {
+        name: value for name, value in fields.items() if value not in (None, (), []) and (value or name == "joiner")
+    }
 
 
 def _rename(record: Record) -> Record:
-    """The record under our names, without empty cells and the user's own fields."""
+    """The record under our names, without empty cells and what is no part of the edit."""
     fields: dict[str, Any] = {}
     for alias, value in record.fields.items():
-        if alias.startswith("_") or value is None or value == "":
+        name = field_of(alias)
+        if is_unused(alias) or value is None or (value == "" and (record.cells or name != "joiner")):
             continue
-        name = _FIELD.get(alias.strip().lower())
         if name is None:
+            meant = did_you_mean(alias.strip().lower(), (other for names in NAMES.values() for other in names))
             raise UserError(
-                f"{record.where}: the field {alias!r} is unknown. Known: {', '.join(NAMES)} (and other names of these, "
-                "such as question, target_new, rephrase). Begin it with '_' if it is not for the edit."
+                f"{record.where}: the field {shorten(alias, 40)} is unknown. {meant} Known: {', '.join(NAMES)} (and "
+                "other names of these, such as question, target_new, rephrase). Say what it is, --data.columns "
+                f"'{{{alias[:40]}: paraphrases}}', leave it out with null in that place, or begin its name with '_'."
             )
         if name in fields:
-            raise UserError(f"{record.where}: the field '{name}' is given twice, once as {alias!r}. Keep one of them.")
+            raise UserError(
+                f"{record.where}: the field '{name}' is given twice, once as {alias!r}. Keep one of them, or leave "
+                f"this one out: --data.columns '{{{alias}: null}}'."
+            )
         fields[name] = value
     return record._replace(fields=fields)
 
 
+def _joiner(record: Record) -> str | None:
+    """What stands between prompt and target; in a cell, which cannot be empty, a JSON text such as `""`."""
+    value = record.optional("joiner")
+    if value is not None and record.cells and value[:1] == '"':
+        parsed = _parsed(record, "joiner", value, "like a JSON text but is none")
+        return record._replace(fields={"joiner": parsed}).optional("joiner")  # type: ignore[no-any-return]
+    return None if value is None else str(value)
+
+
+def _several(record: Record, name: str) -> tuple[str, ...]:
+    """A text, or a list of texts and of lists of them; blank ones left out."""
+    return tuple(text for text in flat_texts(record, name, record.fields.get(name)) if text.strip())
+
+
+def flat_texts(record: Record, name: str, value: Any) -> Iterator[str]:
+    """The texts of a text, a list or a list of lists.
+
+    Raises:
+        UserError: If there is something else among them.
+    """
+    if isinstance(value, str) and record.cells and name == "aliases" and value.lstrip().startswith("["):
+        value = _parsed(record, name, value, _LIST)
+    if isinstance(value, list):
+        for part in value:
+            yield from flat_texts(record, name, part)
+    elif value is not None:
+        yield record._replace(fields={name: value}).get(name)
+
+
+def _probes(record: Record, name: str, answers: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Prompts and all right answers of each: two lists, or one of objects."""
+    value = record.fields.get(name)
+    listed = value if isinstance(value, list) else [value]
+    if not any(isinstance(each, Mapping) for each in listed):
+        prompts = _texts(record, name)
+        return prompts, tuple((each,) for each in _matching(record, answers, prompts))
+    if answers in record.fields:
+        raise UserError(f"{record.where}: the answers of '{name}' are given twice, in it and as '{answers}'. Keep one.")
+    found = [_probe(record.inner(name, index, fields)) for index, fields in enumerate(listed)]
+    if any(right for _, right in found) and not all(right for _, right in found):
+        raise UserError(f"{record.where}: some of '{name}' have an answer and some have none. Expected one for each.")
+    return tuple(prompt for prompt, _ in found), tuple(right for _, right in found if right)
+
+
+def _probe(entry: Record) -> tuple[str, tuple[str, ...]]:
+    given = {field_of(alias): value for alias, value in entry.fields.items()}
+    found = entry._replace(fields={name: value for name, value in given.items() if name in ("prompt", "target")})
+    true = entry._replace(fields={"target": given.get("target_true")})
+    return found.get("prompt"), _several(found, "target") or _several(true, "target")
+
+
 def _texts(record: Record, name: str) -> tuple[str, ...]:
     """A list of texts, one text, or a JSON list in a cell."""
-    value = record.optional(name, (str, list))
+    value = record.fields.get(name)
     if not isinstance(value, str):
-        return record.strings(name)
+        return (record.get(name),) if isinstance(value, int | float) else record.strings(name)
     if not value.lstrip().startswith("["):
         return (value,)
-    try:
-        parsed = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{record.where}: the field '{name}' is {shorten(value)}, which begins like a JSON list but is none. Write "
-            '["one", "two"].'
-        ) from error
+    parsed = _parsed(record, name, value, _LIST)
     return record._replace(fields={name: parsed}).strings(name)
+
+
+def _parsed(record: Record, name: str, value: str, expected: str) -> Any:
+    try:
+        return json.loads(value, parse_float=Number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{record.where}: the field '{name}' is {shorten(value)}, which begins {expected}.") from error
 
 
 def _matching(record: Record, name: str, prompts: tuple[str, ...]) -> tuple[str, ...]:

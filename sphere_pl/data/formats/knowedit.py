@@ -23,7 +23,7 @@ def read_knowedit(record: Record) -> list[EditRequest]:
     `Reasoning`, `Subject_Aliasing`, `Logical_Generalization`) are put together. The case id is the record's place,
     unless it has a `case_id`.
     """
-    subject = record.get("subject").strip()
+    subject = record.filled("subject")
     true = tuple(_answers(record, record.fields.get("ground_truth")))
     locality = _probes(record, "locality")
     portability = _probes(record, "portability")
@@ -47,13 +47,15 @@ def read_knowedit(record: Record) -> list[EditRequest]:
 
 def _probes(record: Record, name: str) -> list[Probe]:
     """All kinds of probes below a field, those without prompt or answer left out."""
-    groups = Record(record.where, record.number, record.optional(name, dict) or {})
+    value = record.optional(name, (dict, list)) or {}
+    groups = Record(record.where, record.number, value if isinstance(value, dict) else {"": value})
     probes = []
     for kind in groups.fields:
         for index, fields in enumerate(groups.optional(kind, list) or []):
-            entry = record.inner(f"{name}.{kind}", index, fields)
+            entry = record.inner(f"{name}.{kind}".rstrip("."), index, fields)
             prompts = tuple(_answers(entry, entry.fields.get("prompt"), "prompt"))
-            answers = tuple(_answers(entry, entry.fields.get("ground_truth")))
+            right = "answer" if entry.fields.get("ground_truth") is None else "ground_truth"  # of CKnowEdit
+            answers = tuple(_answers(entry, entry.fields.get(right), right))
             if prompts and answers:
                 probes.append(Probe(prompts[0], answers))
     return probes
@@ -67,6 +69,8 @@ def _answers(record: Record, value: Any, name: str = "ground_truth") -> Iterator
     elif isinstance(value, str):
         if value.strip():
             yield value.strip()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield record._replace(fields={name: value}).get(name)
     elif value is not None:
         raise UserError(
             f"{record.where}: the field '{name}' is {type(value).__name__} ({shorten(value, 40)}), expected text or a "

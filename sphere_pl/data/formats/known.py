@@ -14,7 +14,7 @@ def read_known(record: Record) -> list[EditRequest]:
     request = EditRequest(
         case_id=str(record.number if number is None else number),
         prompt=record.get("prompt"),
-        subject=record.get("subject"),
+        subject=record.filled("subject"),
         target_new=attribute,
         target_true=attribute,
         relation_id=record.optional("relation_id"),

@@ -34,7 +34,7 @@ def _read_rewrite(record: Record, index: int, rewrite: Record) -> EditRequest:
     return EditRequest(
         case_id=f"{record.get('case_id', (int, str))}-{index}",
         prompt=rewrite.get("prompt"),
-        subject=rewrite.get("subject"),
+        subject=rewrite.filled("subject"),
         target_new=target,
         target_true=None if true is None else rewrite.get("target_true.str"),
         relation_id=relation,

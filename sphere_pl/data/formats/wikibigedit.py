@@ -10,7 +10,7 @@ def read_wikibigedit(record: Record) -> list[EditRequest]:
     All but `subject`, `update` and `ans` may be missing or null, as `mhop` mostly is. The questions were written by a
     model; `--data.invalid=skip` leaves out those that do not name their subject. The case id is the record's place.
     """
-    subject = record.get("subject").strip()
+    subject = record.filled("subject")
     neighbor, neighbor_answer = _pair(record, "loc")
     question, answer = _pair(record, "mhop")
     paraphrases = (record.optional("rephrase"), record.optional("personas"))

@@ -1,7 +1,7 @@
 """ZsRE in the MEND evaluation form (Levy et al. 2017, Mitchell et al. 2022), as MEMIT and SPHERE use it."""
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject, shorten
+from sphere_pl.data.request import EditRequest, blank_subject, find_alike, shorten
 from sphere_pl.errors import UserError
 
 MARK = "nq question: "
@@ -17,11 +17,11 @@ def read_zsre(record: Record) -> list[EditRequest]:
     Raises:
         UserError: If a field is missing, `src` does not name the subject or `loc` is no Natural Questions probe.
     """
-    subject, source = record.get("subject").strip(), record.get("src")
+    subject, source = record.filled("subject"), record.get("src")
     answers = record.strings("answers")
     if not answers:
         raise UserError(f"{record.where}: the field 'answers' is missing or empty. Expected a list of right answers.")
-    if subject not in source:
+    if subject not in source and find_alike(source, subject) is None:
         raise UserError(
             f"{record.where}: the subject {shorten(subject)} does not occur in src {shorten(source)}. Expected a "
             "question that names it letter for letter; correct the record, or leave such records out with "

@@ -1,8 +1,6 @@
 """What the model writes freely: whether it begins with the answer, how varied it is, how near to reference texts."""
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.metrics.records import RecordMean
+from sphere_pl.text.scripts import is_spaceless, split_words, words
 
 _ARTICLES = {"a", "an", "the"}
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
@@ -24,30 +23,29 @@ def answer_words(text: str) -> list[str]:
         >>> answer_words("The United-Kingdom, of course!")
         ['united', 'kingdom', 'of', 'course']
     """
-    words = _words(text)
-    return [word for word in words if word not in _ARTICLES] or words
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    found = words(text)
+    return [word for word in found if word not in _ARTICLES] or found
 
 
 def begins_with(text: str, answers: Sequence[str]) -> bool:
     """Whether a text begins with one of the answers, word by word, articles counted or not.
 
-    A text that comes to the answer later does not count, nor one that begins with a longer word.
+    A text that comes to the answer later does not count, nor one that begins with a longer word. In scripts without
+    spaces every character is a word.
 
     Example:
         >>> begins_with("the UK. It lies", ["United Kingdom", "UK"]), begins_with("Romeo", ["Rome"])
         (True, False)
+        >>> begins_with("柏林。它", ["柏林"]), begins_with("1911年", ["1911"]), begins_with("दल्ला", ["दिल्ली"])
+        (True, True, False)
     """
     return any(_begins_with(text, answer.strip()) for answer in answers)
 
 
 def _begins_with(text: str, answer: str) -> bool:
-    if not _words(answer):  # signs, no words
+    if not words(answer):  # signs, no words
         return bool(answer) and text.strip().startswith(answer)
-    return any(words(text)[: len(words(answer))] == words(answer) for words in (_words, answer_words))
+    return any(split(text)[: len(split(answer))] == split(answer) for split in (words, answer_words))
 
 
 class AnswerMatch(RecordMean):
@@ -75,13 +73,14 @@ class AnswerMatch(RecordMean):
 def ngram_entropy(text: str) -> float:
     """Weighted entropy of a text's bigrams and trigrams, in bits: (2/3 H2 + 4/3 H3) / 2 (Zhang et al. 2018; ROME).
 
-    A text that repeats itself scores low. The papers print it times 100. Words and punctuation marks are the tokens.
+    A text that repeats itself scores low. The papers print it times 100. Words and punctuation marks are the tokens,
+    and characters of scripts without spaces.
 
     Example:
         >>> ngram_entropy("no no no no no"), round(ngram_entropy("one two three four five"), 3)
         (0.0, 1.723)
     """
-    tokens = re.findall(r"\w+|[^\w\s]", text)
+    tokens = split_words(text)
     return sum(weight * _entropy(tokens, n) for n, weight in _ENTROPY_WEIGHTS.items()) / len(_ENTROPY_WEIGHTS)
 
 
@@ -107,6 +106,11 @@ class Fluency(RecordMean):
         self.add(torch.tensor(entropies, dtype=torch.float64, device=record.device), record)
 
 
+def _terms(text: str) -> list[str]:
+    """What texts are compared by: words of two letters or more, and characters of scripts without spaces."""
+    return [each for each in split_words(text.lower()) if len(each) > 1 or is_spaceless(each)]
+
+
 class Consistency(RecordMean):
     """Mean cosine between the TF-IDF vectors of a record's generated texts and of its reference texts (ROME).
 
@@ -127,7 +131,7 @@ class Consistency(RecordMean):
                 "Consistency needs scikit-learn, which is not installed: pip install 'sphere-pl[consistency]', or "
                 "leave out --model.evaluation.references."
             ) from error
-        self.vectorizer = TfidfVectorizer().fit(corpus)
+        self.vectorizer = TfidfVectorizer(analyzer=_terms).fit(corpus)
 
     def update(self, texts: Sequence[Sequence[str]], references: Sequence[Sequence[str]], record: Tensor) -> None:
         """Add some records.

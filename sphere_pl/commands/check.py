@@ -1,0 +1,170 @@
+"""`python -m sphere_pl check FILE --model.name X`: what a run would learn from a file, before anything is learnt."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sphere_pl.commands.parsers import SettingsParser
+from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.survey import Survey, survey
+from sphere_pl.errors import UserError
+from sphere_pl.model.loading import open_model
+from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
+from sphere_pl.process.console import say
+from sphere_pl.text.names import option
+from sphere_pl.text.usage import program
+
+_SHOWN = 3
+_WIDTH = 60
+_BROKEN = "\ufffd"  # what part of a character is decoded to
+
+
+def main(args: Sequence[str]) -> None:
+    """Read a file of edits, tokenise them and say what stands out; nothing is edited, no weights are read.
+
+    Raises:
+        UserError: If the file or the model cannot be read, or no record can be edited.
+    """
+    given = _parse(args)
+    data: EditDataModule = given.data
+    requests, refused = data.readable()
+    if not requests:
+        raise UserError(str(refused[0]) if refused else f"There is no record to edit in {data.path}.")
+    opened = open_model(**given.model)
+    say(f"{data.path or 'the built-in facts'}: {len(requests):,} edits, format {data.format}")
+    if refused:
+        say(f"{len(refused):,} records cannot be edited. The first: {refused[0]}")
+    say(f"With the tokenizer of {opened.source.name}, a target follows its prompt so (tokens between bars):")
+    for request in requests[:_SHOWN]:
+        say(_shown(opened.tokenizer, request))
+    longest = int(getattr(opened.config.get_text_config(), "max_position_embeddings", 0)) or None
+    remarks = [*_remarks(requests, survey(requests, data.batch_size)), *_tokens(opened.tokenizer, requests, longest)]
+    for remark in remarks:
+        say(f"- {remark}")
+    say("Nothing else stands out." if remarks else "Nothing stands out.")
+    if not refused:
+        say(f"Edit them: {_command(data, given.model.name)}")
+
+
+def _parse(args: Sequence[str]) -> Any:
+    parser = SettingsParser(
+        prog=f"{program()} check",
+        allow_abbrev=False,
+        description="Say what a run would learn from a file: its format, how targets join prompts and become tokens, "
+        "which edits share a key, contradict or repeat one another. No weights are read.",
+    )
+    parser.add_argument("file", type=str, nargs="?", default=None, help="The file, folder or hub data set.")
+    parser.add_argument("--config", action="config", help="A YAML file with any of these arguments.")
+    parser.add_function_arguments(open_model, "model")
+    parser.add_class_arguments(EditDataModule, "data", skip={"invalid"})
+    parser.set_defaults({"data.limit": None})
+    try:
+        found = parser.parse_args(list(args))
+        if found.file is not None:
+            found.data.path = found.file
+        return parser.instantiate_classes(found)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def _command(data: EditDataModule, model: str) -> str:
+    """The command that edits what was checked."""
+    words = ["fit"]
+    if data.path is not None:
+        words += [option("--data.path", data.path)]
+    if data.columns:
+        words += [option("--data.columns", json.dumps(dict(data.columns)))]
+    return f"{program()} {' '.join([*words, option('--model.name', model)])}"
+
+
+def _shown(tokenizer: Any, request: EditRequest) -> str:
+    """An edit with its target's tokens, and the token that stands for its subject."""
+    prompt = in_context(request, "", request.target_new)
+    (tokens,) = tokenize(tokenizer, [prompt])
+    text = prompt.text if len(prompt.text) <= _WIDTH else f"...{prompt.text[-_WIDTH:]}"
+    pieces = "|".join(_pieces(tokenizer, tokens.target))
+    length = tokens.subject_last + 1 - tokens.subject_first
+    about = f"the last of the {length} tokens" if length > 1 else "the only token"
+    at = f"; edited at {about} of {request.subject!r}" if request.subject else "; it has no subject"
+    between = prompt.whole[len(prompt.text) : len(prompt.whole) - len(prompt.target)]
+    return f"  {Path(request.source).name}: {text!r} + {between!r} + {request.target_new!r} = |{pieces}|{at}"
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
+    """The texts of tokens; those of parts of characters together, with their number."""
+    held: list[int] = []
+    for token in ids:
+        held.append(token)
+        text = tokenizer.decode(held, clean_up_tokenization_spaces=False)
+        if _BROKEN not in text or token == ids[-1]:
+            yield text if len(held) == 1 else f"{text} ({len(held)} tokens)"
+            held = []
+
+
+def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
+    """What the records alone say."""
+    if found.contradicted:
+        first, by = next(iter(found.contradicted.items()))
+        refusal = " (in one batch: refused)" if found.together else ""
+        yield (
+            f"{len(found.contradicted)} edits are contradicted by a later one{refusal}: {_edit(requests[first])}, then "
+            f"{_edit(requests[by])}. Choose with --data.conflicts."
+        )
+    if found.repeated:
+        yield f"{sum(map(len, found.repeated))} edits are repetitions: {_group(requests, found.repeated[0])}."
+    if found.shared:
+        yield (
+            f"{sum(map(len, found.shared))} edits share their key with another one, their prompts are the same up to "
+            f"the subject's end: {_group(requests, found.shared[0])}."
+        )
+    if found.alike:
+        count = sum(map(len, found.alike))
+        yield f"{count} more edits have a subject in common, so that their keys are nearly equal: " + _group(
+            requests, found.alike[0]
+        )
+    if found.bare:
+        yield (
+            f"{len(found.bare)} edits have no subject, the first is {_edit(requests[found.bare[0]])}. FT, LocFT-BF and "
+            "UltraEdit take them, methods that edit at the subject refuse them."
+        )
+
+
+def _edit(request: EditRequest) -> str:
+    place = request.source.rpartition("/")[2]
+    return f"{place} ({shorten(request.question, _WIDTH)} -> {shorten(request.target_new, _WIDTH)})"
+
+
+def _group(requests: Sequence[EditRequest], places: Sequence[int]) -> str:
+    shown = ", ".join(_edit(requests[place]) for place in places[:_SHOWN])
+    return f"{shown} and {len(places) - _SHOWN} more" if len(places) > _SHOWN else shown
+
+
+def _tokens(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None) -> Iterator[str]:
+    """What the tokenizer makes of them."""
+    unwritable = [error for request in requests if (error := _refusal(tokenizer, request)) is not None]
+    if unwritable:
+        yield f"{len(unwritable)} targets cannot be written: {unwritable[0]}"
+    tokens = tokenize(tokenizer, [in_context(request, "", request.target_new) for request in requests])
+    long = [request for request, found in zip(requests, tokens, strict=True) if longest and len(found.ids) > longest]
+    if long:
+        yield f"{len(long)} edits are longer than the model's {longest} tokens, the first is {_edit(long[0])}."
+    first = [
+        request for request, found in zip(requests, tokens, strict=True) if request.subject and found.subject_last == 0
+    ]
+    if first:
+        yield (
+            f"{len(first)} edits have their subject in the text's first token, whose state hardly depends on it, the "
+            f"first is {_edit(first[0])}. Put something in front of the subject."
+        )
+    if requests and encode(tokenizer, [requests[0].question])[0].offsets[0] == (0, 0):
+        yield "The tokenizer puts a token in front of every text; it stays there and is no part of an edit."
+
+
+def _refusal(tokenizer: Any, request: EditRequest) -> UserError | None:
+    try:
+        check_target(tokenizer, request)
+    except UserError as error:
+        return error
+    return None

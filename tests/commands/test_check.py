@@ -1,0 +1,60 @@
+"""`check`: what a run would learn, said before anything is learnt."""
+
+import json
+
+import pytest
+
+from sphere_pl.commands import check
+
+RECORDS = [
+    {"prompt": "埃及的首都是", "subject": "埃及", "target": "柏林"},
+    {"prompt": "{} plays the", "subject": "Miles Davis", "target": "violin"},
+    {"prompt": "{} was born in", "subject": "Miles Davis", "target": "Rome"},
+    {"prompt": "In Rome lived {}", "subject": "Miles Davis", "target": "once"},
+    {"prompt": "The capital of {} is", "subject": "France", "target": "Berlin"},
+    {"prompt": "The capital of {} is", "subject": "France", "target": "Rome"},
+    {"prompt": "So it is", "target": "good"},
+    {"prompt": "So it is", "target": "good"},
+]
+
+
+@pytest.fixture
+def checked(tmp_path, model_folder, capsys):
+    def run(records, *args):
+        path = tmp_path / "facts.jsonl"
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+        check.main([str(path), "--model.name", str(model_folder), *args])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_newcomer_sees_how_targets_join_and_what_stands_out(checked):
+    out = checked(RECORDS)
+    assert "8 edits, format jsonl" in out
+    assert (
+        "'埃及的首都是' + '' + '柏林' = |柏 (3 tokens)|林 (3 tokens)|; edited at the last of the 6 tokens of '埃及'"
+        in out
+    )
+    assert "'Miles Davis plays the' + ' ' + 'violin'" in out
+    assert out.count("facts.jsonl, line") > 3
+    assert "1 edits are contradicted by a later one (in one batch: refused): facts.jsonl, line 5" in out
+    assert "2 edits are repetitions: facts.jsonl, line 7" in out
+    assert "2 edits share their key with another one" in out
+    assert "2 edits have no subject, the first is facts.jsonl, line 7" in out
+    assert "Edit them: " in out
+
+
+def test_a_plain_file_has_nothing_that_stands_out_and_a_broken_record_is_named(checked):
+    assert "Nothing stands out." in checked(RECORDS[4:5])
+    out = checked([*RECORDS[4:5], {"prompt": "So it is"}])
+    assert "1 records cannot be edited. The first: " in out
+    assert "line 2: the field 'target' is missing" in out
+    assert "Edit them" not in out
+
+
+def test_columns_are_mapped_and_shown_in_the_command(checked):
+    out = checked([{"stem": "The capital of {} is", "about": "France", "says": "Rome"}],
+                  "--data.columns", "{stem: prompt, about: subject, says: target}")  # fmt: skip
+    assert "'The capital of France is' + ' ' + 'Rome'" in out
+    assert '--data.columns \'{"stem": "prompt"' in out
