@@ -10,10 +10,11 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from sphere_pl.data.builtin import facts_path
+from sphere_pl.data.chat import Chat, ChatSettings
 from sphere_pl.data.formats import FORMATS, Format
 from sphere_pl.data.formats.jsonl import read_jsonl
 from sphere_pl.data.records import Record, hub_records, read_records
-from sphere_pl.data.request import EditBatch, EditRequest, check_request, shorten
+from sphere_pl.data.request import EditBatch, EditRequest, check_request, learn_paraphrases, shorten
 from sphere_pl.data.review import Conflicts, report_edited_neighbors, report_repeated_ids, settle_conflicts
 from sphere_pl.errors import UserError
 from sphere_pl.storage.files import is_local
@@ -32,11 +33,12 @@ class EditLoader:
     Args:
         requests: The stream.
         batch_size: Edits in a batch.
+        chat: In which form they are edited and scored; plain if None.
     """
 
-    def __init__(self, requests: Sequence[EditRequest], batch_size: int) -> None:
+    def __init__(self, requests: Sequence[EditRequest], batch_size: int, chat: ChatSettings | None = None) -> None:
         self.requests = list(requests)
-        self.batch_size = batch_size
+        self.batch_size, self.chat = batch_size, chat or ChatSettings()
         self._done = 0
         self._resumed = False
 
@@ -77,6 +79,10 @@ class EditDataModule(L.LightningDataModule):
         split: Which split of a hub data set.
         conflicts: What to do about edits that a later one contradicts: `report` them, `refuse` to run, or `keep_last`.
         invalid: What to do about a record that cannot be edited: `refuse` to run, or `skip` it and say how many.
+        chat: In which form facts are edited: `plain`, as they stand; `chat`, as the user's turn of the tokenizer's chat
+            template; `both`, with one target for the two. All are scored in both forms where there is a template.
+        system: The system prompt of the chat form; the template's own if None.
+        edit_paraphrases: How many paraphrases of each record are edited with it, as its `wordings` are, and not scored.
 
     Raises:
         UserError: If a number is out of range, the name is unknown, or a path is missing.
@@ -94,6 +100,9 @@ class EditDataModule(L.LightningDataModule):
         split: str = "train",
         conflicts: Conflicts = "report",
         invalid: Invalid = "refuse",
+        chat: Chat = "plain",
+        system: str | None = None,
+        edit_paraphrases: int = 0,
     ) -> None:
         super().__init__()
         _check_source(name, path, file)
@@ -105,6 +114,10 @@ class EditDataModule(L.LightningDataModule):
             raise UserError(f"--data.offset={offset} must be at least 0 and --data.limit={limit} at least 1.")
         _check_choice("conflicts", conflicts, get_args(Conflicts))
         _check_choice("invalid", invalid, get_args(Invalid))
+        _check_choice("chat", chat, get_args(Chat))
+        if edit_paraphrases < 0:
+            raise UserError(f"--data.edit_paraphrases={edit_paraphrases} must be at least 0.")
+        self.chat, self.edit_paraphrases = ChatSettings(chat, system), edit_paraphrases
         self.name, self.path, self.file, self.split = name, path, file, split
         self.limit, self.offset = limit, offset
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
@@ -157,7 +170,7 @@ class EditDataModule(L.LightningDataModule):
         chosen = settle_conflicts(requests[self.offset : stop], self.conflicts)
         report_repeated_ids(chosen)
         report_edited_neighbors(chosen)
-        return chosen
+        return [learn_paraphrases(request, self.edit_paraphrases) for request in chosen]
 
     def _records(self) -> Iterator[Record]:
         if self.path is None:
@@ -168,7 +181,7 @@ class EditDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> EditLoader:
         """One item an edit batch; the order of the stream is the order of the edits."""
-        return EditLoader(self.requests, self.batch_size)
+        return EditLoader(self.requests, self.batch_size, self.chat)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """What has been edited so far, which the editor knows."""

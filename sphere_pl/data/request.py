@@ -7,6 +7,18 @@ from typing import NamedTuple
 from sphere_pl.errors import UserError
 
 
+class Form(NamedTuple):
+    """What stands around a question when it is asked: nothing, or what a chat template puts there.
+
+    Attributes:
+        before: In front of the question and of any context.
+        after: After it; the answer follows directly, as the template has brought it about.
+    """
+
+    before: str = ""
+    after: str = ""
+
+
 class EditRequest(NamedTuple):
     """A fact "(subject, relation, new object)" and the prompts that test it.
 
@@ -26,6 +38,8 @@ class EditRequest(NamedTuple):
         aliases: Other answers that say the same as `target_new`.
         portability: Questions whose answer follows from the edit (reasoning, other names of the subject).
         portability_answers: What counts as right for each of them, the reference answer first.
+        wordings: Further prompts, with `{}` where the subject goes, that are edited together with `prompt`.
+        form: What stands around the question; nothing in the stream, a chat template where it is asked in one.
     """
 
     case_id: str
@@ -43,11 +57,18 @@ class EditRequest(NamedTuple):
     aliases: tuple[str, ...] = ()
     portability: tuple[str, ...] = ()
     portability_answers: tuple[tuple[str, ...], ...] = ()
+    wordings: tuple[str, ...] = ()
+    form: Form = Form()
 
     @property
     def question(self) -> str:
         """The prompt with the subject filled in."""
         return self.prompt.replace("{}", self.subject, 1)
+
+    @property
+    def asked(self) -> str:
+        """The question in its form, as the model is asked it."""
+        return self.form.before + self.question + self.form.after
 
     @property
     def subject_end(self) -> int:
@@ -129,7 +150,34 @@ def check_request(request: EditRequest) -> EditRequest:
             "no other brace; write braces that belong to the text in another way."
         )
     _check_texts(where, request)
-    return request._replace(prompt=prompt, subject=subject, target_new=target)
+    wordings = tuple(_blank_wording(where, wording, subject) for wording in request.wordings)
+    return request._replace(prompt=prompt, subject=subject, target_new=target, wordings=wordings)
+
+
+def _blank_wording(where: str, wording: str, subject: str) -> str:
+    """A further wording with `{}` where its subject stands."""
+    blank = wording.strip() if "{}" in wording else blank_subject(wording.strip(), subject)
+    if blank.count("{}") != 1 or set("{}") & set(blank.replace("{}", "")):
+        raise UserError(
+            f"{where}: the wording {shorten(wording)} does not contain the subject {shorten(subject)} or exactly one "
+            "'{}' in its place. A fact is edited where its subject stands: name it, or make the wording a paraphrase."
+        )
+    return blank
+
+
+def learn_paraphrases(request: EditRequest, count: int) -> EditRequest:
+    """Make the first paraphrases that name the subject wordings, which are edited; the others stay for scoring.
+
+    Example:
+        >>> request = EditRequest("0", "{} is in", "Rome", "Spain", paraphrases=("It lies in", "Where is Rome? In"))
+        >>> learned = learn_paraphrases(request, 1)
+        >>> learned.wordings, learned.paraphrases
+        (('Where is {}? In',), ('It lies in',))
+    """
+    able = [text for text in request.paraphrases if not set("{}") & set(text) and request.subject in text][:count]
+    wordings = tuple(blank_subject(text.strip(), request.subject) for text in able)
+    left = tuple(text for text in request.paraphrases if text not in able)
+    return request._replace(wordings=request.wordings + wordings, paraphrases=left)
 
 
 def _check_texts(where: str, request: EditRequest) -> None:
@@ -142,7 +190,8 @@ def _check_texts(where: str, request: EditRequest) -> None:
                 f"{where}: {shorten(text)} holds half a character (a lone surrogate) at place {error.start}. Write the "
                 "file as UTF-8 again from its source."
             ) from error
-    for prompts in (request.paraphrases, request.neighbors, request.generation, request.portability):
+    lists = (request.paraphrases, request.neighbors, request.generation, request.portability, request.wordings)
+    for prompts in lists:
         if not all(prompt.strip() for prompt in prompts):
             raise UserError(f"{where}: a paraphrase, neighbour or other probe is empty. Leave it out of its list.")
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.evaluation.metrics import (
     Efficacy,
     Generalization,
@@ -21,7 +21,7 @@ from sphere_pl.evaluation.metrics import (
 from sphere_pl.evaluation.scored import Scored, Scores
 from sphere_pl.evaluation.scoring import Answer, answer
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt
+from sphere_pl.model.tokens import Prompt, in_form
 
 IGNORED = -100
 
@@ -57,11 +57,18 @@ def prompts(request: EditRequest) -> tuple[list[Prompt], list[Prompt], list[Prom
     """The prompts of one request with the answers they are scored against, in the order of `Answers`."""
     answers = request.neighbor_answers or ("",) * len(request.neighbors)
     follow = [right[0] for right in request.portability_answers] or [""] * len(request.portability)
+    form = request.form if request.form.after else Form()  # a context in front is the edit's own
     return (
-        [Prompt(request.question, request.target_new)],
-        [Prompt(text.rstrip(), request.target_new) for text in request.paraphrases],
-        [Prompt(text.rstrip(), true.strip()) for text, true in zip(request.neighbors, answers, strict=True)],
-        [Prompt(text.rstrip(), right.strip()) for text, right in zip(request.portability, follow, strict=True)],
+        [in_form(Prompt(request.question, request.target_new), request.form)],
+        [in_form(Prompt(text.rstrip(), request.target_new), form) for text in request.paraphrases],
+        [
+            in_form(Prompt(text.rstrip(), true.strip()), form)
+            for text, true in zip(request.neighbors, answers, strict=True)
+        ],
+        [
+            in_form(Prompt(text.rstrip(), right.strip()), form)
+            for text, right in zip(request.portability, follow, strict=True)
+        ],
     )
 
 

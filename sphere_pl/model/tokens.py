@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.errors import UserError
 
 MOST_TOKENS = 4096  # in one forward pass, if nothing else is said
@@ -27,12 +27,14 @@ class Prompt(NamedTuple):
         target: The text to predict, without the space before it; may be empty.
         subject_end: Number of characters of `text` up to the subject's end; 0 if there is no subject.
         subject_start: Number of characters of `text` before the subject.
+        joiner: What stands between text and target; a space if None.
     """
 
     text: str
     target: str = ""
     subject_end: int = 0
     subject_start: int = 0
+    joiner: str | None = None
 
 
 class Tokens(NamedTuple):
@@ -57,14 +59,30 @@ class Tokens(NamedTuple):
 
 
 def in_context(request: EditRequest, context: str = "", target: str = "") -> Prompt:
-    """The request's question after a context text.
+    """The request's question after a context text, in its form.
 
     Example:
         >>> in_context(EditRequest("0", "{} is in", "Rome", "Spain"), "So it is. ").text
         'So it is. Rome is in'
     """
     start, end = len(context) + request.prompt.index("{}"), len(context) + request.subject_end
-    return Prompt(context + request.question, target, end, start)
+    return in_form(Prompt(context + request.question, target, end, start), request.form)
+
+
+def in_form(prompt: Prompt, form: Form) -> Prompt:
+    """A prompt with what its form puts around it; the answer follows a template's last character directly.
+
+    Example:
+        >>> in_form(Prompt("Is it so?", "Yes", 2), Form("<user>", "<answer>"))
+        Prompt(text='<user>Is it so?<answer>', target='Yes', subject_end=8, subject_start=6, joiner='')
+    """
+    if form == Form():
+        return prompt
+    moved = len(form.before) if prompt.subject_end else 0
+    start, end = prompt.subject_start + moved, prompt.subject_end + moved
+    return Prompt(
+        form.before + prompt.text + form.after, prompt.target, end, start, "" if form.after else prompt.joiner
+    )
 
 
 def kl_prompt(request: EditRequest) -> Prompt:
@@ -83,7 +101,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None =
     Raises:
         UserError: If a prompt with its target is longer than the model's context.
     """
-    texts = [f"{prompt.text} {prompt.target}" if prompt.target else prompt.text for prompt in prompts]
+    texts = [_joined(prompt) for prompt in prompts]
     encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
     tokens = [
         _locate(ids, offsets, prompt)
@@ -99,6 +117,12 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt], max_length: int | None =
     return tokens
 
 
+def _joined(prompt: Prompt) -> str:
+    """Text and target as the model reads them."""
+    joiner = " " if prompt.joiner is None else prompt.joiner
+    return prompt.text + joiner + prompt.target if prompt.target else prompt.text
+
+
 def check_length(tokenizer: Any, request: EditRequest, context: str, max_length: int) -> None:
     """Refuse a request that does not fit into the model's context after its longest context template.
 
@@ -107,8 +131,9 @@ def check_length(tokenizer: Any, request: EditRequest, context: str, max_length:
     """
     (tokens,) = tokenize(tokenizer, [in_context(request, context, request.target_new)])
     if len(tokens.ids) > max_length:
+        form = " in chat form" if request.form.after else ""
         raise UserError(
-            f"{request.source or f'case {request.case_id}'}: prompt, target and a context template have "
+            f"{request.source or f'case {request.case_id}'}: prompt, target and a context template have{form} "
             f"{len(tokens.ids)} tokens, but the model reads at most {max_length}. Shorten the record or leave it out."
         )
 
