@@ -16,6 +16,7 @@ from sphere_pl.editing.algorithm import edit_batch
 from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
@@ -113,6 +114,7 @@ class SequentialEditor(L.LightningModule):
         self.lm: LanguageModel | None = None
         self.sites, self.weights, self.states = list[EditSite](), nn.ParameterList(), MethodStates([], [])
         self.requests, self.contexts, self.anchors = list[EditRequest](), list[str](), torch.zeros(0)
+        self.plan = KeyPlan()
         self.batch_start = self.edits_seen = 0
         # Of the batch at hand: its target values, and what the method was asked, for the edit log.
         self.targets, self.solved = cast(Targets | None, None), list[Solved]()
@@ -143,7 +145,7 @@ class SequentialEditor(L.LightningModule):
     def pose(self, batch: EditBatch) -> ModelBatch:
         """Put a batch to the method: what it asks of each matrix."""
         shares = Shares(self.trainer.global_rank, self.trainer.world_size)
-        posing = Posing(self.method, self.sites, self.contexts, self.max_tokens, shares)
+        posing = Posing(self.method, self.sites, self.contexts, self.max_tokens, shares, self.plan.ask)
         return ModelBatch(self.language_model, list(self.weights), batch, posing, self.find_targets)
 
     @doing("optimising target values")
@@ -220,14 +222,19 @@ class SequentialEditor(L.LightningModule):
         self.requests = planned_requests(self.trainer, self.method)
         if self._resumed:
             check_requests(self._resumed["requests"], self.requests)
-        first = self.requests[: cast(EditLoader, self.trainer.train_dataloader).batch_size]
+        loader = cast(EditLoader, self.trainer.train_dataloader)
+        self.evaluator.chat = loader.chat
+        first = self.requests[: loader.batch_size]
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
             lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
         )
         seed = int(torch.initial_seed() % 2**31)
         self.contexts = self._settled("contexts", lambda: self.preparation.sample_contexts(seed))
-        self.preparation.check_lengths(self.requests, self.contexts)
+        same_key = self.target_settings.same_key
+        plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
+        self.plan = self.trainer.strategy.broadcast(plan)
+        self.requests = list(self.plan.requests)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)

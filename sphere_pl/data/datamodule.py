@@ -12,6 +12,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from sphere_pl.data.builtin import facts_path
+from sphere_pl.data.chat import Chat, ChatSettings
 from sphere_pl.data.columns import check_columns, rename_columns
 from sphere_pl.data.files import read_records
 from sphere_pl.data.formats import FORMATS, Format
@@ -19,7 +20,7 @@ from sphere_pl.data.formats.jsonl import read_jsonl
 from sphere_pl.data.hub import hub_records, is_saved_set
 from sphere_pl.data.recognition import OWN, formats_of
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditBatch, EditRequest, check_request, shorten
+from sphere_pl.data.request import EditBatch, EditRequest, check_request, learn_paraphrases, shorten
 from sphere_pl.data.review import (
     Conflicts,
     refuse_contradictions,
@@ -44,11 +45,12 @@ class EditLoader:
     Args:
         requests: The stream.
         batch_size: Edits in a batch.
+        chat: In which form they are edited and scored; plain if None.
     """
 
-    def __init__(self, requests: Sequence[EditRequest], batch_size: int) -> None:
+    def __init__(self, requests: Sequence[EditRequest], batch_size: int, chat: ChatSettings | None = None) -> None:
         self.requests = list(requests)
-        self.batch_size = batch_size
+        self.batch_size, self.chat = batch_size, chat or ChatSettings()
         self._done = 0
         self._resumed = False
 
@@ -92,6 +94,10 @@ class EditDataModule(L.LightningDataModule):
             others, `report` all, `refuse` to run, or `keep_last`.
         invalid: What to do about a record that cannot be edited: `refuse` to run, or `skip` it and say how many.
         columns: What columns of the file mean, such as `{queries: paraphrases}`; null leaves one out.
+        chat: In which form facts are edited: `plain`, as they stand; `chat`, as the user's turn of the tokenizer's chat
+            template; `both`, with one target for the two. All are scored in both forms where there is a template.
+        system: The system prompt of the chat form; the template's own if None.
+        edit_paraphrases: How many paraphrases of each record are edited with it, as its `wordings` are, and not scored.
 
     Raises:
         UserError: If a number is out of range, the name or a field is unknown, or a path is missing.
@@ -110,6 +116,9 @@ class EditDataModule(L.LightningDataModule):
         conflicts: Conflicts = "ask",
         invalid: Invalid = "refuse",
         columns: dict[str, str | None] | None = None,
+        chat: Chat = "plain",
+        system: str | None = None,
+        edit_paraphrases: int = 0,
     ) -> None:
         super().__init__()
         _check_source(name, path, file)
@@ -122,6 +131,10 @@ class EditDataModule(L.LightningDataModule):
         _check_choice("conflicts", conflicts, get_args(Conflicts))
         _check_choice("invalid", invalid, get_args(Invalid))
         check_columns(columns or {})
+        _check_choice("chat", chat, get_args(Chat))
+        if edit_paraphrases < 0:
+            raise UserError(f"--data.edit_paraphrases={edit_paraphrases} must be at least 0.")
+        self.chat, self.edit_paraphrases = ChatSettings(chat, system), edit_paraphrases
         self.name, self.path, self.file, self.split = name, path, file, split
         self.columns = columns or {}
         self.limit, self.offset = limit, offset
@@ -186,7 +199,7 @@ class EditDataModule(L.LightningDataModule):
         chosen = settle_conflicts(requests[self.offset : stop], self.conflicts)
         report_repeated_ids(chosen)
         report_edited_neighbors(chosen)
-        return chosen
+        return [learn_paraphrases(request, self.edit_paraphrases) for request in chosen]
 
     def _records(self) -> Iterator[Record]:
         if self.path is None:
@@ -215,7 +228,7 @@ class EditDataModule(L.LightningDataModule):
     def train_dataloader(self) -> EditLoader:
         """One item an edit batch; the order of the stream is the order of the edits."""
         self.check_batches()
-        return EditLoader(self.requests, self.batch_size)
+        return EditLoader(self.requests, self.batch_size, self.chat)
 
     def check_batches(self) -> None:
         """Refuse two edits in one batch that contradict each other, unless something else is to be done about them.

@@ -29,6 +29,7 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "portability": ("portability", "portability_prompts"),
         "portability_answers": ("portability_answers",),
         "joiner": ("joiner",),
+        "wordings": ("wordings", "wording"),
     }
 )  # fmt: skip
 # Fields of published files that say nothing about the edit; those that begin with `_` are the user's own.

@@ -10,6 +10,18 @@ from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked
 
 
+class Form(NamedTuple):
+    """What stands around a question when it is asked: nothing, or what a chat template puts there.
+
+    Attributes:
+        before: In front of the question and of any context.
+        after: After it; the answer follows directly, as the template has brought it about.
+    """
+
+    before: str = ""
+    after: str = ""
+
+
 class EditRequest(NamedTuple):
     """A fact "(subject, relation, new object)" and the prompts that test it.
 
@@ -30,6 +42,8 @@ class EditRequest(NamedTuple):
         portability: Questions whose answer follows from the edit (reasoning, other names of the subject).
         portability_answers: What counts as right for each of them, the reference answer first.
         joiner: White space or nothing that stands between each prompt and its answer; what the scripts demand if None.
+        wordings: Further prompts, with `{}` where the subject goes, that are edited together with `prompt`.
+        form: What stands around the question; nothing in the stream, a chat template where it is asked in one.
     """
 
     case_id: str
@@ -48,6 +62,8 @@ class EditRequest(NamedTuple):
     portability: tuple[str, ...] = ()
     portability_answers: tuple[tuple[str, ...], ...] = ()
     joiner: str | None = None
+    wordings: tuple[str, ...] = ()
+    form: Form = Form()
 
     @property
     def question(self) -> str:
@@ -59,6 +75,11 @@ class EditRequest(NamedTuple):
         """Where in `question` the subject begins and ends; both 0 in a request without a subject."""
         start = self.prompt.index("{}") if self.subject else 0
         return start, start + len(self.subject)
+
+    @property
+    def asked(self) -> str:
+        """The question in its form, as the model is asked it."""
+        return self.form.before + self.question + self.form.after
 
     @property
     def subject_end(self) -> int:
@@ -195,7 +216,8 @@ def _blanked(where: str, request: EditRequest) -> EditRequest:
             f"{where}: the prompt {shorten(request.prompt)} has stray braces. Expected one '{{}}' for the subject and "
             "no other brace; write braces that belong to the text in another way."
         )
-    return request._replace(prompt=prompt, subject=subject)
+    wordings = tuple(_blank_wording(where, wording, subject) for wording in request.wordings)
+    return request._replace(prompt=prompt, subject=subject, wordings=wordings)
 
 
 def _nearly(prompt: str, subject: str) -> str:
@@ -210,6 +232,32 @@ def _nearly(prompt: str, subject: str) -> str:
     return ""
 
 
+def _blank_wording(where: str, wording: str, subject: str) -> str:
+    """A further wording with `{}` where its subject stands."""
+    blank = wording.lstrip() if "{}" in wording else blank_subject(wording.lstrip(), subject)
+    if blank.count("{}") != 1 or set("{}") & set(blank.replace("{}", "")):
+        raise UserError(
+            f"{where}: the wording {shorten(wording)} does not contain the subject {shorten(subject)} or exactly one "
+            "'{}' in its place. A fact is edited where its subject stands: name it, or make the wording a paraphrase."
+        )
+    return asked(blank)
+
+
+def learn_paraphrases(request: EditRequest, count: int) -> EditRequest:
+    """Make the first paraphrases that name the subject wordings, which are edited; the others stay for scoring.
+
+    Example:
+        >>> request = EditRequest("0", "{} is in", "Rome", "Spain", paraphrases=("It lies in", "Where is Rome? In"))
+        >>> learned = learn_paraphrases(request, 1)
+        >>> learned.wordings, learned.paraphrases
+        (('Where is {}? In',), ('It lies in',))
+    """
+    able = [text for text in request.paraphrases if not set("{}") & set(text) and request.subject in text][:count]
+    wordings = tuple(blank_subject(asked(text.lstrip(), request.joiner), request.subject) for text in able)
+    left = tuple(text for text in request.paraphrases if text not in able)
+    return request._replace(wordings=request.wordings + wordings, paraphrases=left)
+
+
 def _check_texts(where: str, request: EditRequest) -> None:
     """Refuse half characters, which no tokenizer takes, and probes that cannot be asked."""
     for text in _texts(request):
@@ -220,7 +268,8 @@ def _check_texts(where: str, request: EditRequest) -> None:
                 f"{where}: {shorten(text)} holds half a character (a lone surrogate) at place {error.start}. Write the "
                 "file as UTF-8 again from its source."
             ) from error
-    for prompts in (request.paraphrases, request.neighbors, request.generation, request.portability):
+    lists = (request.paraphrases, request.neighbors, request.generation, request.portability, request.wordings)
+    for prompts in lists:
         if not all(prompt.strip() for prompt in prompts):
             raise UserError(f"{where}: a paraphrase, neighbour or other probe is empty. Leave it out of its list.")
 

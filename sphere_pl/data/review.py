@@ -74,6 +74,11 @@ def contradicted(requests: Sequence[EditRequest]) -> dict[int, int]:
     return overridden
 
 
+def contradicts(one: EditRequest, other: EditRequest) -> bool:
+    """Whether two requests want different answers to the same question, or for the same subject and relation."""
+    return bool(set(_keys(one)) & set(_keys(other))) and _target(one) != _target(other)
+
+
 def _keys(request: EditRequest) -> Iterator[Hashable]:
     yield request.question.casefold()
     if request.relation_id is not None and request.subject:

@@ -43,26 +43,29 @@ def exchange(part: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def gather_shares(part: Tensor, n: int, processes: int, gather: Gather = exchange) -> Tensor:
+def gather_shares(
+    part: Tensor, n: int, processes: int, gather: Gather = exchange, rows: Sequence[int] | None = None
+) -> Tensor:
     """Put the shares of all processes together.
 
     Args:
-        part: What this process found for its share, one row an item.
+        part: What this process found for its share.
         n: How many items there are.
         processes: How many processes.
         gather: How the processes exchange their parts; see `exchange`.
+        rows: How many rows each item has; one if None.
 
     Returns:
         All rows, in the order of the items, the same on every process.
     """
     if processes == 1:
         return part
-    longest = -(-n // processes)
-    padded = part.new_zeros(longest, *part.shape[1:])
+    of_item = [1] * n if rows is None else rows
+    sizes = [sum(of_item[slice(*_bounds(n, rank, processes))]) for rank in range(processes)]
+    padded = part.new_zeros(max(sizes), *part.shape[1:])
     padded[: len(part)] = part
     gathered = gather(padded)  # [processes, longest, ...]
-    sizes = [last - first for first, last in (_bounds(n, rank, processes) for rank in range(processes))]
-    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+    return torch.cat([found[:size] for found, size in zip(gathered, sizes, strict=True)])
 
 
 class Shares(NamedTuple):
@@ -80,9 +83,9 @@ class Shares(NamedTuple):
         """This process's share; see `share_of`."""
         return share_of(items, self.rank, self.processes)
 
-    def together(self, part: Tensor, n: int) -> Tensor:
-        """The rows of all `n` items from every process's share; see `gather_shares`."""
-        return gather_shares(part, n, self.processes)
+    def together(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        """The rows of all items from every process's share, `rows[i]` of item `i`; see `gather_shares`."""
+        return gather_shares(part, len(rows), self.processes, rows=rows)
 
 
 def is_first_process() -> bool:

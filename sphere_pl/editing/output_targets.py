@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.representations import capture_output
 from sphere_pl.editing.targets import (
     Objective,
@@ -38,32 +39,36 @@ def optimize_outputs(
     contexts: Sequence[str],
     sites: Sequence[EditSite],
     settings: TargetSettings,
+    joint: Joint | None = None,
 ) -> Targets:
     """Find the target values of a batch, and what each edited matrix puts out there.
 
     Args:
         lm: The language model as it is before the batch.
-        requests: The `n` requests.
+        requests: The `P` phrasings: the requests themselves where each is asked once.
         contexts: Context templates; the first must be the empty one.
         sites: The matrices to edit, shallow to deep.
         settings: Optimisation settings; the learning rate counts in units of the outputs' rms.
+        joint: Which phrasings are of one request, and which requests share shifts; none if None.
     """
-    n, most, entry = len(requests), settings.tokens_at_once, sites[0].layer - 1
-    groups = rewrite_rows(lm, requests, contexts, entry, most)
-    kl_groups = kl_rows(lm, requests, entry, most) if settings.kl_weight else []
+    joint = joint or Joint.separate(len(requests))
+    most, entry = settings.tokens_at_once, sites[0].layer - 1
+    groups = rewrite_rows(lm, requests, contexts, entry, most, joint)
+    kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), entry, most) if settings.kl_weight else []
     plain = [one_pass(lm, [rows]) for rows in groups]
-    blank = torch.zeros(n, len(sites), groups[0].hidden.shape[-1], device=groups[0].hidden.device)
-    outputs, _ = _reached(lm, sites, groups, plain, blank)
-    rms = outputs.square().mean(2, keepdim=True).sqrt().clamp_min(1e-30)  # [n, L, 1]
+    width, device = groups[0].hidden.shape[-1], groups[0].hidden.device
+    blank = torch.zeros(int(joint.shift[-1]) + 1, len(sites), width, device=device)
+    outputs, _ = _reached(lm, sites, groups, plain, blank, joint)
+    rms = outputs.square().mean(2, keepdim=True).sqrt().clamp_min(1e-30)  # [G, L, 1]
     base = (outputs / rms).flatten(1)
-    found = minimize(_OutputObjective(lm, sites, groups, kl_groups, rms, base, settings), base, settings)
+    found = minimize(_OutputObjective(lm, sites, groups, kl_groups, rms, base, settings, joint), base, settings)
     shifts = (found.values - base).view_as(outputs) * rms
-    reached, values = _reached(lm, sites, groups, plain, shifts)
-    return found._replace(values=values, outputs=reached)
+    reached, values = _reached(lm, sites, groups, plain, shifts, joint)
+    return found._replace(values=values, outputs=reached).of_requests(joint)
 
 
 class _OutputObjective(Objective):
-    """Loss and gradient as functions of shifts of the matrices' outputs, `[n, L * d]` in units of their rms."""
+    """Loss and gradient as functions of shifts of the matrices' outputs, `[G, L * d]` in units of their rms."""
 
     def __init__(
         self,
@@ -74,9 +79,10 @@ class _OutputObjective(Objective):
         rms: Tensor,
         base: Tensor,
         settings: TargetSettings,
+        joint: Joint,
     ) -> None:
         self.sites, self.rms = sites, rms
-        super().__init__(lm, sites[0].layer - 1, groups, kl_groups, base, settings)
+        super().__init__(lm, sites[0].layer - 1, groups, kl_groups, base, settings, joint)
 
     def states(self, each: Pass, shift: Tensor) -> Tensor:
         """Output of the last block at the predicted places `[t, d]`, the shifts added at the subjects."""
@@ -88,7 +94,7 @@ class _OutputObjective(Objective):
 
 @contextmanager
 def _shifting(sites: Sequence[EditSite], each: Pass, shifts: Tensor) -> Iterator[None]:
-    """Add `shifts[:, l]`, float32 `[n, L, d]`, to the output of matrix `l` at the subjects of a pass."""
+    """Add `shifts[:, l]`, float32 `[G, L, d]`, to the output of matrix `l` at the subjects of a pass."""
     with ExitStack() as stack:
         for place, site in enumerate(sites):
 
@@ -104,19 +110,25 @@ def _shifting(sites: Sequence[EditSite], each: Pass, shifts: Tensor) -> Iterator
 
 @torch.no_grad()
 def _reached(
-    lm: LanguageModel, sites: Sequence[EditSite], groups: Sequence[Rows], passes: Sequence[Pass], shifts: Tensor
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    groups: Sequence[Rows],
+    passes: Sequence[Pass],
+    shifts: Tensor,
+    joint: Joint,
 ) -> tuple[Tensor, Tensor]:
-    """The matrices' outputs `[n, L, d]` and the last edited block's `[n, d]` with shifts, at the plain subjects."""
-    outputs, values = torch.zeros_like(shifts), torch.zeros_like(shifts[:, 0])
+    """The matrices' outputs `[G, L, d]` and the last edited block's `[G, d]` with shifts, at the plain subjects."""
+    outputs = shifts.new_zeros(len(joint.request), *shifts.shape[1:])
+    values = torch.zeros_like(outputs[:, 0])
     for rows, each in zip(groups, passes, strict=True):
         if not rows.plain.any():
             continue
         with gradient_attention(lm), _shifting(sites, each, shifts), ExitStack() as stack:
             seen = [stack.enter_context(capture_output(site.module)) for site in sites]
             hidden = lm.run(each.hidden, each.calls, sites[0].layer, sites[-1].layer + 1)
-        chosen, subjects = rows.owner[rows.plain], each.subjects[rows.plain]
+        chosen, subjects = rows.asked[rows.plain], each.subjects[rows.plain]
         for place, (output,) in enumerate(seen):
             at = output.flatten(0, -2)[subjects.to(output.device)]
             outputs[chosen, place] = at.float().to(outputs.device)
         values[chosen] = hidden.flatten(0, 1)[subjects.to(hidden.device)].float().to(values.device)
-    return outputs, values
+    return joint.per_shift(joint.per_request(outputs)), joint.per_shift(joint.per_request(values))

@@ -12,6 +12,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
 from sphere_pl.editing.guard import diagnose, report_statistics
+from sphere_pl.editing.key_plan import OPENING, KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
 from sphere_pl.editing.representations import SubjectStream
@@ -84,16 +85,28 @@ class Preparation(NamedTuple):
         count = self.contexts if self.method.needs_targets else 0
         return sample_contexts(self.lm, count=count, length=self.context_length, seed=seed)
 
-    def check_lengths(self, requests: Sequence[EditRequest], contexts: Sequence[str]) -> None:
-        """Refuse requests that are too long, or whose target cannot be written, now and not after hours.
+    @doing("looking at keys")
+    def look_at_keys(
+        self, loader: EditLoader, requests: Sequence[EditRequest], contexts: Sequence[str], max_tokens: int, same: float
+    ) -> KeyPlan:
+        """Find out which requests share a key, in which forms each is asked, and refuse what cannot be edited.
 
         Raises:
-            UserError: If one has no room after the longest context template, or no token for its target.
+            UserError: If one has no room after the longest context template or no token for its target, or is edited
+                at the last block.
         """
-        longest = max(contexts, key=len)
-        for request in requests:
-            check_target(self.lm.tokenizer, request)
-            check_length(self.lm.tokenizer, request, longest, self.lm.config.max_position_embeddings)
+        plan = KeyPlan(tuple(requests), ((),) * len(requests))
+        if self.method.needs_targets:
+            check_last_block(self.lm, requests, [site.layer for site in self.sites])
+            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, contexts[-1] or OPENING)
+        plan = plan._replace(batch_size=loader.batch_size, forms=loader.chat.forms(self.lm.tokenizer))
+        report_keys(plan)
+        longest, most = max(contexts, key=len), self.lm.config.max_position_embeddings
+        for place in range(len(requests)):
+            for phrasing in plan.phrasings(place):
+                check_target(self.lm.tokenizer, phrasing)
+                check_length(self.lm.tokenizer, phrasing, longest, most)
+        return plan
 
 
 @doing("preparing second moments and the method")

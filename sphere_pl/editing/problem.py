@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sphere_pl.data.request import EditBatch
+from sphere_pl.editing.asked import Asked, ask_once
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.likelihood import TargetLikelihood
 from sphere_pl.editing.output_targets import optimize_outputs
@@ -69,6 +70,7 @@ class Posing(NamedTuple):
         contexts: Context templates; the first is the empty one.
         max_tokens: Tokens in one forward pass.
         shares: Which processes share the work.
+        ask: In which phrasings a batch's requests are asked, and which of them share a target.
     """
 
     method: Method
@@ -76,6 +78,7 @@ class Posing(NamedTuple):
     contexts: Sequence[str]
     max_tokens: int
     shares: Shares
+    ask: Callable[[EditBatch], Asked] = ask_once
 
 
 class ModelBatch(BatchProblem):
@@ -104,6 +107,8 @@ class ModelBatch(BatchProblem):
         find_targets: Callable[["ModelBatch"], Targets],
     ) -> None:
         self.lm, self.weights, self.batch, self.posing = lm, weights, batch, posing
+        self.asked = posing.ask(batch)
+        self.share = self.asked.share(posing.shares)  # of this process
         self.case_ids, self.start = [request.case_id for request in batch.requests], batch.start
         self.places = slice(batch.start, batch.start + len(batch.requests))  # in the stream
         self.targets = find_targets(self) if posing.method.needs_targets else None
@@ -112,13 +117,13 @@ class ModelBatch(BatchProblem):
 
     def optimize_targets(self, settings: TargetSettings) -> Targets:
         """Optimise this process's share of the target values, and gather all."""
-        posing, n = self.posing, len(self.batch.requests)
-        share, settings = posing.shares.mine(self.batch.requests), replace(settings, max_tokens=posing.max_tokens)
+        posing, settings = self.posing, replace(settings, max_tokens=self.posing.max_tokens)
+        phrasings, joint = self.share.every_phrasing, self.share.joint
         if any(site.output.norm is not None for site in posing.sites):
-            part = optimize_outputs(self.lm, share, posing.contexts, posing.sites, settings)
+            part = optimize_outputs(self.lm, phrasings, posing.contexts, posing.sites, settings, joint)
         else:
-            part = optimize_targets(self.lm, share, posing.contexts, posing.sites[-1].layer, settings)
-        return Targets(*(posing.shares.together(each, n) for each in part))
+            part = optimize_targets(self.lm, phrasings, posing.contexts, posing.sites[-1].layer, settings, joint)
+        return Targets(*(self.asked.of_batch(self.asked.together(each, posing.shares)) for each in part))
 
     def at(self, layer: int) -> LayerProblem:
         """See `BatchProblem`."""
@@ -147,7 +152,7 @@ class ModelBatch(BatchProblem):
         posing = self.posing
         return SubjectStream(
             self.lm,
-            posing.shares.mine(self.batch.requests),
+            self.share.every_phrasing,
             posing.contexts,
             posing.sites[0].layer,
             posing.max_tokens,
@@ -159,12 +164,16 @@ class ModelBatch(BatchProblem):
         """How likely the model finds the targets after the plain prompts."""
         posing = self.posing
         return TargetLikelihood(
-            self.lm, self.batch.requests, posing.sites, posing.max_tokens, posing.method.end_of_text
+            self.lm, self.asked.of_the_batch, posing.sites, posing.max_tokens, posing.method.end_of_text
         )
 
     def together(self, part: Tensor) -> Tensor:
-        """The rows of the whole batch, from every process's share."""
-        return self.posing.shares.together(part, len(self.batch.requests))
+        """The rows of the whole batch from every process's share, where each phrasing has a row.
+
+        Each request gets the mean over its phrasings, and over the requests that share its target.
+        """
+        found = self.asked.together(self.share.joint.per_request(part), self.posing.shares)
+        return self.asked.of_batch(self.asked.joint.shared(found))
 
     def scalars(self, settings: TargetSettings) -> dict[str, Tensor | float]:
         """What the optimisation reached at its last look, mean over the batch."""
@@ -185,7 +194,8 @@ class _ModelProblem(LayerProblem):
         self.batch, self.layer = batch, layer
 
     def __len__(self) -> int:
-        return len(self.batch.case_ids)
+        """How many there are to fit: each phrasing on its own where there are no target values."""
+        return len(self.batch.case_ids if self.batch.targets is not None else self.batch.asked.of_the_batch)
 
     def _keys(self) -> Tensor:
         return self._measured[0]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.asked import Joint
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention, packs
 from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
@@ -55,6 +56,8 @@ class TargetSettings:
         max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
+        same_key: Requests whose keys have at least this cosine are edited with one target for all of them, since one
+            key has one value (MEMIT-Merge, arXiv 2502.07322); above 1 none are.
         units: What a step is measured in: `state`, the root mean square of the state that it is added to, or
             `absolute`, as the papers' learning rates are. If None, a `learning_rate` that is given is absolute.
     """
@@ -67,6 +70,7 @@ class TargetSettings:
     stop_loss: float = 0.4
     max_tokens: int | None = None
     anchor: bool = False
+    same_key: float = 0.85
     units: Units | None = None
 
     @property
@@ -126,6 +130,11 @@ class Targets(NamedTuple):
     clamped: Tensor
     outputs: Tensor
 
+    def of_requests(self, joint: Joint) -> "Targets":
+        """Those of `N` requests from those of `G` shifts; `probability` is that of the requests as it is."""
+        shared = [each[joint.shift.to(each.device)] for each in self._replace(probability=self.loss)]
+        return Targets(*shared)._replace(probability=self.probability)
+
     def anchored(self, norms: Tensor) -> "Targets":
         """Rescale each target value to a norm, `norms` `[n]`; the other entries stay those of the value as found.
 
@@ -158,7 +167,8 @@ class Rows(NamedTuple):
     All tensors but those of `prefix` and `calls`, and `reference`, lie where the target block does.
 
     Attributes:
-        owner: Request of each row, `[rows]`.
+        asked: Phrasing of each row, `[rows]`; of rows that watch the divergence the shift.
+        owner: Shift of each row, `[rows]`.
         plain: Whether the row's context is the empty one, `[rows]`.
         ids: Tokens from the subject's last one on, `[rows, columns]`.
         mask: Attention mask over prefix and suffix, `[rows, prefix + columns]`.
@@ -169,11 +179,12 @@ class Rows(NamedTuple):
         calls: How the blocks are called for these rows.
         where: Row and column of each predicted token, `[2, t]`.
         labels: The tokens to predict, `[t]`.
-        weights: Weight of each in its request's loss, `[t]`.
+        weights: Weight of each in the loss of its shift, `[t]`.
         reference: Log-probabilities at these places without the shift, `[t, vocabulary]`, where the divergence from
             them is the loss; None where it is the likelihood of the labels.
     """
 
+    asked: Tensor
     owner: Tensor
     plain: Tensor
     ids: Tensor
@@ -196,9 +207,9 @@ class Pass(NamedTuple):
         calls: How the blocks are called.
         hidden: Output of the target block without the shift, `[1, tokens, d]` if packed, else that of the only group.
         subjects: Place of each row's subject among the tokens, `[rows]`.
-        owner: Request of each row, `[rows]`.
+        owner: Shift of each row, `[rows]`.
         where: Place of the tokens predicted from, `[t]`, group after group.
-        predicted: Request of each of these, `[t]`.
+        predicted: Phrasing of each of these, `[t]`; for the divergence the shift.
         labels: The tokens to predict at the first `t'` of them, `[t']`.
         weights: Weight of each, `[t']`.
         reference: Log-probabilities without the shift at the others, `[t - t', vocabulary]`.
@@ -221,40 +232,42 @@ def optimize_targets(
     contexts: Sequence[str],
     layer: int,
     settings: TargetSettings,
+    joint: Joint | None = None,
 ) -> Targets:
     """Find the target values of a batch.
 
     Args:
         lm: The language model as it is before the batch.
-        requests: The `n` requests.
+        requests: The `P` phrasings: the requests themselves where each is asked once.
         contexts: Context templates; the first must be the empty one.
         layer: The target block: the deepest edited layer.
         settings: Optimisation settings.
+        joint: Which phrasings are of one request, and which requests share a shift; none if None.
     """
-    n, most = len(requests), settings.tokens_at_once
-    groups = rewrite_rows(lm, requests, contexts, layer, most)
-    kl_groups = kl_rows(lm, requests, layer, most) if settings.kl_weight else []
-    base = _subject_states(groups, n)  # [n, d]
-    objective = Objective(lm, layer, groups, kl_groups, base, settings)
-    return minimize(objective, base, settings)
+    joint, most = joint or Joint.separate(len(requests)), settings.tokens_at_once
+    groups = rewrite_rows(lm, requests, contexts, layer, most, joint)
+    kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), layer, most) if settings.kl_weight else []
+    base = joint.per_shift(joint.per_request(_subject_states(groups, len(requests))))  # [G, d]
+    objective = Objective(lm, layer, groups, kl_groups, base, settings, joint)
+    return minimize(objective, base, settings).of_requests(joint)
 
 
 def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> Targets:
-    """Run Adam on all shifts; each request stops on its own."""
-    n = len(base)
+    """Run Adam on all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
+    n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
     rate, unit = settings.step_size(base)
     walk = Walk(base, rate, unit)
     found = torch.zeros_like(base)
-    loss, likelihood, steps = (base.new_zeros(n) for _ in range(3))
+    loss, steps, likelihood = base.new_zeros(n), base.new_zeros(n), base.new_zeros(len(of))
     active = torch.ones(n, dtype=torch.bool, device=base.device)
     for step in range(settings.steps):
         last = step == settings.steps - 1
         with torch.set_grad_enabled(not last):  # nothing is done with the last gradient
             total, nll, gradient = objective(walk.shift)
         done = active & ((total < settings.stop_loss) | last)
-        found[done], loss[done], likelihood[done] = walk.shift.detach()[done], total[done], nll[done]
-        steps[done] = step
+        found[done], loss[done], steps[done] = walk.shift.detach()[done], total[done], step
+        likelihood[done[of]] = nll[done[of]]
         active &= ~done
         if not active.any():
             break
@@ -296,7 +309,7 @@ class Walk:
 
 
 class Objective:
-    """Loss and gradient of every request that is still active."""
+    """Loss and gradient of every shift that is still active."""
 
     def __init__(
         self,
@@ -306,8 +319,9 @@ class Objective:
         kl_groups: list[Rows],
         base: Tensor,
         settings: TargetSettings,
+        joint: Joint,
     ) -> None:
-        self.lm, self.layer = lm, layer
+        self.lm, self.layer, self.joint = lm, layer, joint
         self.base_norm, self.width, self.settings = base.norm(dim=1), base.shape[1], settings
         self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in kl_groups]
         self.passes = _passes(lm, self.groups, settings.tokens_at_once)
@@ -320,16 +334,17 @@ class Objective:
         return torch.log_softmax(self.lm.logits(states), dim=-1)
 
     def __call__(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate all active requests.
+        """Evaluate all active shifts.
 
         Returns:
-            Loss `[n]`, its likelihood part `[n]`, and the gradient of their sum `[n, d]`. Entries of requests that
-            have left are meaningless (losses) or zero (gradient of the likelihood).
+            Loss of the phrasing of each shift that is worst off `[G]`, the likelihood part of each request `[N]`, and
+            the gradient of the sum of the requests' losses `[G, d]`. Entries of shifts that have left are meaningless
+            (losses) or zero (gradient of the likelihood).
         """
         decay = self.settings.decay(shift, self.base_norm)
         recorded = decay.requires_grad
         gradient = torch.autograd.grad(decay.sum(), shift)[0] if recorded else torch.zeros_like(shift)
-        nll, divergence = shift.new_zeros(len(shift)), shift.new_zeros(len(shift))
+        nll, divergence = shift.new_zeros(len(self.joint.request)), shift.new_zeros(len(shift))
         for each in self.passes:
             states = self.states(each, shift)
             cut = len(each.labels)
@@ -340,7 +355,8 @@ class Objective:
             if recorded:
                 pull = torch.cat([pull, drag * self.settings.kl_weight])
                 gradient += torch.autograd.grad(states, shift, pull)[0]
-        return nll + divergence + decay.detach(), nll, gradient
+        nll = nll / nll.new_tensor(self.joint.weights)
+        return self.joint.worst(nll) + divergence + decay.detach(), self.joint.per_request(nll), gradient
 
     def states(self, each: Pass, shift: Tensor) -> Tensor:
         """Output of the last block at the predicted places `[t, d]`, the shift added at the subjects."""
@@ -418,7 +434,7 @@ def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
         torch.cat(subjects),
         torch.cat([rows.owner for rows in groups]),
         torch.cat(where),
-        torch.cat([rows.owner[rows.where[0]] for rows in groups]),
+        torch.cat([rows.asked[rows.where[0]] for rows in groups]),
         torch.cat([rows.labels for rows in asked]) if asked else groups[0].labels[:0],
         torch.cat([rows.weights for rows in asked]) if asked else groups[0].weights[:0],
         torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
@@ -426,17 +442,33 @@ def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
 
 
 def rewrite_rows(
-    lm: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], layer: int, max_tokens: int
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    max_tokens: int,
+    joint: Joint,
 ) -> list[Rows]:
-    """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target)."""
+    """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target).
+
+    The phrasings of one request share the weight that it has.
+    """
     prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
     # The last target token is predicted, never read.
     lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in tokens]
-    return [
+    found = [
         _build(lm, [tokens[i] for i in rows], [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
         for rows in micro_batches(lengths, max_tokens)
     ]
+    return [_assigned(rows, joint) for rows in found]
+
+
+def _assigned(rows: Rows, joint: Joint) -> Rows:
+    """Rows of phrasings with the shifts that these belong to."""
+    asked, device = rows.asked.cpu(), rows.asked.device
+    weights = torch.tensor(joint.weights, device=device)[rows.asked[rows.where[0]]]
+    return rows._replace(owner=joint.shift_of_phrasing[asked].to(device), weights=rows.weights * weights)
 
 
 def kl_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
@@ -458,7 +490,7 @@ def _cut(lm: LanguageModel, tokens: Tokens) -> int:
 def _build(lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]], n_contexts: int, layer: int) -> Rows:
     """Run the prefix through all blocks and the suffix up to the target block.
 
-    `origin` holds the request and the context of each row.
+    `origin` holds the phrasing and the context of each row.
     """
     device = lm.device
     cuts = [_cut(lm, entry) for entry in tokens]
@@ -478,8 +510,10 @@ def _build(lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]
     labels = [label for entry in tokens for label in entry.target]
     device = hidden.device
     weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
+    asked = torch.tensor([phrasing for phrasing, _ in origin], device=device)
     return Rows(
-        torch.tensor([request for request, _ in origin], device=device),
+        asked,
+        asked,
         torch.tensor([context == 0 for _, context in origin], device=device),
         ids.to(device),
         mask.to(device),
@@ -502,6 +536,7 @@ def _select(lm: LanguageModel, rows: Rows, keep: Tensor) -> Rows:
     renumbered = torch.cumsum(keep, 0) - 1
     kept = keep[rows.where[0]]
     return Rows(
+        rows.asked[index],
         rows.owner[index],
         rows.plain[index],
         ids,
@@ -522,5 +557,5 @@ def _subject_states(groups: list[Rows], n: int) -> Tensor:
     """Output of the target block at the subject of each plain prompt, float32 `[n, d]`."""
     states = groups[0].hidden.new_zeros(n, groups[0].hidden.shape[-1], dtype=torch.float32)
     for rows in groups:
-        states[rows.owner[rows.plain]] = rows.hidden[rows.plain, rows.subject[rows.plain]].float()
+        states[rows.asked[rows.plain]] = rows.hidden[rows.plain, rows.subject[rows.plain]].float()
     return states

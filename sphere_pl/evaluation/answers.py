@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.evaluation.metrics import (
     Efficacy,
     Generalization,
@@ -21,7 +21,7 @@ from sphere_pl.evaluation.metrics import (
 from sphere_pl.evaluation.scored import Scored, Scores
 from sphere_pl.evaluation.scoring import Answer, answer
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt, request_prompt
+from sphere_pl.model.tokens import Prompt, in_form, request_prompt
 
 IGNORED = -100
 
@@ -57,12 +57,18 @@ def prompts(request: EditRequest) -> tuple[list[Prompt], list[Prompt], list[Prom
     """The prompts of one request with the answers they are scored against, in the order of `Answers`."""
     answers = request.neighbor_answers or ("",) * len(request.neighbors)
     follow = [right[0] for right in request.portability_answers] or [""] * len(request.portability)
-    new = request.target_new
+    new, form = request.target_new, request.form if request.form.after else Form()  # a context is the edit's own
     return (
-        [request_prompt(request, request.question, new)],
-        [request_prompt(request, text, new) for text in request.paraphrases],
-        [request_prompt(request, text, true) for text, true in zip(request.neighbors, answers, strict=True)],
-        [request_prompt(request, text, right) for text, right in zip(request.portability, follow, strict=True)],
+        [in_form(request_prompt(request, request.question, new), request.form)],
+        [in_form(request_prompt(request, text, new), form) for text in request.paraphrases],
+        [
+            in_form(request_prompt(request, text, true), form)
+            for text, true in zip(request.neighbors, answers, strict=True)
+        ],
+        [
+            in_form(request_prompt(request, text, right), form)
+            for text, right in zip(request.portability, follow, strict=True)
+        ],
     )
 
 

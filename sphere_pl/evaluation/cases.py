@@ -24,7 +24,7 @@ def case_prompts(requests: Sequence[EditRequest]) -> list[Case]:
     """For each request its own prompt, its first paraphrase and its first neighbour, as far as it has them."""
     cases = []
     for request in requests:
-        cases.append(Case(request.question, request.target_new))
+        cases.append(Case(request.asked, request.target_new))
         cases += [Case(asked(text, request.joiner), request.target_new) for text in request.paraphrases[:1]]
         answers = request.neighbor_answers or ("",)
         cases += [Case(asked(text, request.joiner), answers[0].strip()) for text in request.neighbors[:1]]
@@ -51,12 +51,12 @@ def failed_edits(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[dic
     for start in range(0, len(requests), SHOWN):
         some = requests[start : start + SHOWN]
         longest = answer_tokens(lm, [text for each in some for text in (each.target_new, *each.aliases)])
-        answers = complete(lm, [each.question for each in some], max(CASE_TOKENS, longest))
+        answers = complete(lm, [each.asked for each in some], max(CASE_TOKENS, longest))
         failed += [
             {
                 "case_id": each.case_id,
                 "subject": each.subject,
-                "prompt": each.question,
+                "prompt": each.asked,
                 "wanted": each.target_new,
                 "given": given,
             }

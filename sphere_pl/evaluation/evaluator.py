@@ -7,6 +7,7 @@ from typing import NamedTuple, cast
 from torch import nn
 
 from sphere_pl.data.builtin import heldout_text
+from sphere_pl.data.chat import ChatSettings
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import beginning, read_corpus
 from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests
@@ -56,6 +57,7 @@ class Evaluator(nn.Module):
         self.everything, self.latest = EditingMetrics(), EditingMetrics()
         self.ages = nn.ModuleDict({age: EditingMetrics() for age in AGES})
         self.requests: Sequence[EditRequest] = ()
+        self.chat = ChatSettings()
         self.edits = self.batch_start = 0
         self.last = False
         self._scored: set[int] = set()
@@ -173,11 +175,18 @@ class Evaluator(nn.Module):
         chosen, scores = self._sample(settings.sample), Scores()
         for protocol in PROTOCOLS:
             if protocol.name in settings.protocols and protocol.name in SAMPLED:
-                measured = SAMPLED[protocol.name](lm, chosen)
+                asked = self._in_chat_form(lm, chosen) if protocol.name == "chat" else chosen
+                measured = SAMPLED[protocol.name](lm, asked)
                 scores |= {protocol.prefix + name: score for name, score in measured.items()}
         if settings.texts:
             scores |= text_scores(lm, self._sample(settings.texts), self.references, settings.seed)
         return scores
+
+    def _in_chat_form(self, lm: LanguageModel, chosen: Sequence[EditRequest]) -> list[EditRequest]:
+        """The sample, or all requests where chat is edited, in chat form; none where the tokenizer has none."""
+        form = self.chat.scored(lm.tokenizer)
+        requests = chosen if self.chat.mode == "plain" else self.requests
+        return [] if form is None else [request._replace(form=form) for request in requests]
 
     def perplexity(self, lm: LanguageModel) -> Scores:
         """`perplexity` on the held-out text; nothing if it is turned off."""

@@ -1,4 +1,4 @@
-"""The protocols beside teacher forcing: two answers compared by probability, and answers written freely."""
+"""The protocols beside teacher forcing: answers compared by probability, written freely, or given in chat form."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.answers import means_and_errors
+from sphere_pl.evaluation.answers import EditingMetrics, answer_requests, means_and_errors
 from sphere_pl.evaluation.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
 from sphere_pl.evaluation.metrics.table import PROTOCOLS
 from sphere_pl.evaluation.scored import Scores
@@ -72,7 +72,7 @@ def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Sc
 def _comparisons(record: int, request: EditRequest) -> Iterator[Comparison]:
     new, true, joiner = request.target_new, (request.target_true or "").strip(), request.joiner
     if true and words(true) != words(new):  # neither of two equal answers is the likelier one
-        yield Comparison("efficacy", record, request.question, new, true, joiner)
+        yield Comparison("efficacy", record, request.asked, new, true, joiner)
         for text in request.paraphrases:
             yield Comparison("generalization", record, text, new, true, joiner)
     for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
@@ -114,7 +114,7 @@ def _written(lm: LanguageModel, questions: Sequence[Question]) -> list[str]:
 
 def _questions(record: int, request: EditRequest) -> Iterator[Question]:
     new = (request.target_new, *request.aliases)
-    yield Question("efficacy", record, request.question, new)
+    yield Question("efficacy", record, request.asked, new)
     for text in request.paraphrases:
         yield Question("generalization", record, text, new)
     for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
@@ -124,7 +124,18 @@ def _questions(record: int, request: EditRequest) -> Iterator[Question]:
         yield Question("portability", record, text, accepted)
 
 
+def chat_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:
+    """The accuracies of a validation on requests that are asked in their chat form, and their probes with them.
+
+    Returns:
+        `efficacy`, `generalization`, `specificity`, and the standard error of each.
+    """
+    metrics = EditingMetrics().to(lm.device)
+    metrics.update(range(len(requests)), answer_requests(lm, requests), {})
+    return {name: score for name, score in metrics.summary().items() if name in _METRICS["chat"]}
+
+
 # What measures each protocol beside teacher forcing, which every validation measures.
 SAMPLED: Mapping[str, Callable[[LanguageModel, Sequence[EditRequest]], Scores]] = MappingProxyType(
-    {"probability": probability_scores, "generation": generation_scores}
+    {"probability": probability_scores, "generation": generation_scores, "chat": chat_scores}
 )

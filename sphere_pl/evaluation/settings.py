@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from sphere_pl.errors import UserError
 
-Protocol = Literal["teacher_forced", "probability", "generation"]
+Protocol = Literal["teacher_forced", "probability", "generation", "chat"]
 _AT_LEAST = {"batch_size": 1, "validation_records": 1, "sample": 0, "texts": 0, "cases": 0}
 
 
@@ -20,9 +20,9 @@ class EvaluationSettings:
         text: A text file or hub data set to measure perplexity on; the built-in held-out text if None.
         perplexity_tokens: How many tokens of it to read; 0 turns perplexity off.
         batch_size: Records scored together; the more, the more of their prompts begin alike and share work.
-        protocols: Which of the three; teacher_forced is what validations, the report and the callbacks go by, and
-            cannot be left out.
-        sample: Records that the other protocols score.
+        protocols: Which of the four; teacher_forced is what validations, the report and the callbacks go by, and
+            cannot be left out. chat asks in the tokenizer's chat template, where it has one.
+        sample: Records that the other protocols score; chat scores all where facts are edited in chat form.
         texts: Records of whose generation prompts free texts are written, for fluency; 0 for none.
         references: ROME's attribute_snippets.json, or a file of your own in its form, for the consistency of those
             texts.
@@ -53,7 +53,7 @@ class EvaluationSettings:
         if unknown or "teacher_forced" not in self.protocols:
             raise UserError(
                 f"`evaluation.protocols={list(self.protocols)}` must hold teacher_forced, by which validations go, and "
-                "may hold probability and generation."
+                "may hold probability, generation and chat."
             )
         if self.references is not None and self.texts == 0:
             raise UserError(

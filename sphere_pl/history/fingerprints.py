@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.request import EditRequest, Form, shorten
 from sphere_pl.errors import UserError
 
 # Settings that change no edit: where and how a run is carried out and shown.
@@ -22,13 +22,21 @@ _FREE = (
 )  # fmt: skip
 
 
+_FIRST_FIELDS = 15  # of a request, which every hash holds
+
+
 def request_hashes(requests: Sequence[EditRequest]) -> Tensor:
     """A 64-bit hash of each request, int64 `[n]`; where it was read from does not count."""
     return torch.tensor([_hash(request._replace(source="")) for request in requests], dtype=torch.int64)
 
 
 def _hash(request: EditRequest) -> int:
-    digest = hashlib.sha256(json.dumps(request).encode()).digest()
+    values = list(request._replace(form=Form()))
+    defaults = list(EditRequest._field_defaults.values())
+    # Fields that came later are left out where they say nothing: a checkpoint may be older than they are.
+    while len(values) > _FIRST_FIELDS and values[-1] == defaults[len(values) - 1 - len(EditRequest._fields)]:
+        values.pop()
+    digest = hashlib.sha256(json.dumps(values).encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked, joined, opens_with_template
 
@@ -79,7 +79,7 @@ class Tokens(NamedTuple):
 
 
 def in_context(request: EditRequest, context: str = "", target: str = "") -> Prompt:
-    """The request's question after a context text; nothing goes in front of a chat template in the question.
+    """The request's question after a context text, in its form; nothing goes in front of a template in the question.
 
     Example:
         >>> in_context(EditRequest("0", "{} is in", "Rome", "Spain"), "So it is. ").text
@@ -88,12 +88,28 @@ def in_context(request: EditRequest, context: str = "", target: str = "") -> Pro
     if opens_with_template(request.question):
         context = ""
     start, end = (len(context) + place if request.subject else 0 for place in request.subject_span)
-    return Prompt(context + request.question, target, end, start, request.joiner)
+    return in_form(Prompt(context + request.question, target, end, start, request.joiner), request.form)
 
 
 def request_prompt(request: EditRequest, text: str, answer: str) -> Prompt:
     """A prompt of a request, such as a paraphrase, with an answer to it."""
     return Prompt(asked(text, request.joiner), answer.strip(), joiner=request.joiner)
+
+
+def in_form(prompt: Prompt, form: Form) -> Prompt:
+    """A prompt with what its form puts around it; the answer follows a template's last character directly.
+
+    Example:
+        >>> in_form(Prompt("Is it so?", "Yes", 2), Form("<user>", "<answer>"))
+        Prompt(text='<user>Is it so?<answer>', target='Yes', subject_end=8, subject_start=6, joiner='')
+    """
+    if form == Form():
+        return prompt
+    moved = len(form.before) if prompt.subject_end else 0
+    start, end = prompt.subject_start + moved, prompt.subject_end + moved
+    return Prompt(
+        form.before + prompt.text + form.after, prompt.target, end, start, "" if form.after else prompt.joiner
+    )
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
@@ -165,8 +181,9 @@ def check_length(tokenizer: Any, request: EditRequest, context: str, max_length:
     """
     (tokens,) = tokenize(tokenizer, [in_context(request, context, request.target_new)])
     if len(tokens.ids) > max_length:
+        form = " in chat form" if request.form.after else ""
         raise UserError(
-            f"{request.source or f'case {request.case_id}'}: prompt, target and a context template have "
+            f"{request.source or f'case {request.case_id}'}: prompt, target and a context template have{form} "
             f"{len(tokens.ids)} tokens, but the model reads at most {max_length}. Shorten the record or leave it out."
         )
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.storage.files import append_text, write_text
 
 COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
+KEY_COLUMNS = ("shares_key_with", "overwrites", "asked_after")
 
 
 class TargetTable(EditorCallback):
@@ -26,7 +27,9 @@ class TargetTable(EditorCallback):
     its checkpoint.
 
     `probability` and `loss` are those at the last look, `clamped` says that the shift ended on its norm bound, and
-    `converged` that the loss fell below `targets.stop_loss` before the steps ran out.
+    `converged` that the loss fell below `targets.stop_loss` before the steps ran out. `shares_key_with` names edits
+    of the same batch that have nearly the same key and therefore the same target, `overwrites` those of earlier
+    batches; `asked_after` is the context that an edit is asked after whose subject would stand at an attention sink.
 
     Args:
         run_dir: The run folder.
@@ -80,18 +83,24 @@ class TargetTable(EditorCallback):
 
     def _write(self, new: Tensor, editor: SequentialEditor) -> None:
         if self._begun:
-            append_text(self.path, _text(new, editor.requests))
+            append_text(self.path, _text(new, editor.plan))
         else:
-            write_text(self.path, ",".join(COLUMNS) + "\n" + _text(self._rows, editor.requests))
+            write_text(self.path, ",".join(COLUMNS + KEY_COLUMNS) + "\n" + _text(self._rows, editor.plan))
 
 
-def _text(rows: Tensor, requests: Sequence[EditRequest]) -> str:
+def _text(rows: Tensor, plan: KeyPlan) -> str:
     """Rows `[n, 6]` as lines of CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for place, probability, loss, steps, clamped, converged in rows.tolist():
-        request = requests[int(place)]
+        request = plan.requests[int(place)]
         flags = ("yes" if clamped else "no", "yes" if converged else "no")
         numbers = (f"{probability:.6g}", f"{loss:.6g}", int(steps))
-        writer.writerow((int(place) + 1, request.case_id, request.subject, *numbers, *flags))
+        others = (_edits(plan.sharing(int(place))), _edits(plan.overwritten(int(place))), request.form.before)
+        writer.writerow((int(place) + 1, request.case_id, request.subject, *numbers, *flags, *others))
     return text.getvalue()
+
+
+def _edits(places: Sequence[int]) -> str:
+    """Numbers of some edits, as column `edit` has them."""
+    return " ".join(str(place + 1) for place in places)

@@ -45,6 +45,7 @@ def read_jsonl(record: Record) -> list[EditRequest]:
         target_true=true[0] if true else None,
         relation_id=None if relation is None else str(relation),
         paraphrases=_texts(given, "paraphrases"),
+        wordings=_texts(given, "wordings"),
         neighbors=neighbors,
         neighbor_answers=tuple(answers[0] for answers in neighbor_answers),
         generation=_texts(given, "generation"),

@@ -156,6 +156,16 @@ PROTOCOLS = (
         dash="dot",
         symbol="square",
     ),
+    Protocol(
+        name="chat",
+        label="in chat form",
+        prefix="chat/",
+        suffix=", in chat form",
+        metrics=("efficacy", "generalization", "specificity"),
+        color="purple",
+        dash="dashdot",
+        symbol="triangle-up",
+    ),
 )
 
 FIRST_RANK = tuple(metric.name for metric in METRICS if metric.first_rank)

@@ -1,0 +1,214 @@
+"""Keys are looked at before anything is edited: which are nearly equal, and which say nothing of their subject.
+
+Two requests with one key cannot have two values there: they get one target that serves both. A subject that is the
+first token of its prompt has no key of its own where the model uses the first position as an attention sink.
+
+Keys are those of the plain prompts at the deepest edited layer of the unedited model. There alone do subjects that end
+in the same token differ, and a resumed run finds the same.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sphere_pl.data.request import EditBatch, EditRequest, Form, shorten
+from sphere_pl.data.review import contradicts
+from sphere_pl.editing.asked import Asked, ask_together
+from sphere_pl.editing.representations import SubjectStream, capture_input
+from sphere_pl.errors import UserError
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import in_context, tokenize
+
+log = logging.getLogger(__name__)
+
+SINK = 0.75  # mean cosine of the keys of different tokens at the first position from which on it is a sink
+SKETCH = 512  # dimensions that keys of many requests are compared in
+OPENING = "This is well known. "  # where there are no context templates
+EARLIER = 8  # edits of earlier batches that a target serves besides, the latest ones
+_TOGETHER = 256  # requests whose keys are compared with all earlier ones at a time
+_LEAST, _MOST = 8, 32  # different tokens that are tried at the first position
+
+
+class KeyPlan(NamedTuple):
+    """What is known of the requests' keys, by their places in the stream.
+
+    Attributes:
+        requests: The stream; those at a sink are asked after a context.
+        alike: The earlier requests that have nearly the key of each.
+        batch_size: Requests in a batch.
+        forms: The forms that each request is edited in; the plain one stands for its own.
+    """
+
+    requests: tuple[EditRequest, ...] = ()
+    alike: tuple[tuple[int, ...], ...] = ()
+    batch_size: int = 1
+    forms: tuple[Form, ...] = (Form(),)
+
+    def ask(self, batch: EditBatch) -> Asked:
+        """How a batch is put to the model: requests of nearly one key together, with the earlier ones of that key."""
+        n, stop = len(batch.requests), batch.start + len(batch.requests)
+        places = list(range(batch.start, stop))
+        places += sorted({other for place in places for other in self.overwritten(place) if self.lasts(other, stop)})
+        number = {place: at for at, place in enumerate(places)}
+        group = list(range(len(places)))
+        for place, at in number.items():
+            for other in (number[each] for each in self.alike[place] if each in number):
+                joined = (group[at], group[other])
+                group = [min(joined) if each in joined else each for each in group]
+        groups = [[at for at, each in enumerate(group) if each == first] for first in sorted(set(group))]
+        return ask_together([self.phrasings(self._last_word(place, stop)) for place in places], groups, n)
+
+    def sharing(self, place: int) -> list[int]:
+        """Others of its batch that have nearly the key of a request."""
+        start = self._start(place)
+        batch = range(start, min(start + self.batch_size, len(self.requests)))
+        return [each for each in batch if place in self.alike[each] or each in self.alike[place]]
+
+    def overwritten(self, place: int) -> list[int]:
+        """Requests of earlier batches that have nearly the key of one; the latest, should there be many."""
+        return [other for other in self.alike[place] if other < self._start(place)][-EARLIER:]
+
+    def lasts(self, place: int, stop: int) -> bool:
+        """Whether no later request before `stop` contradicts one."""
+        return self._last_word(place, stop) == place
+
+    def _start(self, place: int) -> int:
+        return place - place % self.batch_size
+
+    def _last_word(self, place: int, stop: int) -> int:
+        """The last request before `stop` of the same key that contradicts one; the request itself if none does."""
+        later = (other for other in range(place + 1, stop) if place in self.alike[other])
+        return max((each for each in later if contradicts(self.requests[place], self.requests[each])), default=place)
+
+    def phrasings(self, place: int) -> tuple[EditRequest, ...]:
+        """A request in all of its wordings, in each of the forms."""
+        request = self.requests[place]
+        worded = [request, *(request._replace(prompt=wording) for wording in request.wordings)]
+        forms = [request.form if form == Form() else form for form in self.forms]
+        return tuple(each._replace(form=form) for form in forms for each in worded)
+
+
+def look_at_keys(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    sites: Sequence[EditSite],
+    max_tokens: int,
+    same: float,
+    opening: str,
+) -> KeyPlan:
+    """Look at the keys of all requests of a run on the unedited model.
+
+    Args:
+        lm: The unedited language model.
+        requests: The stream.
+        sites: The matrices to edit, shallow to deep.
+        max_tokens: Tokens in one forward pass.
+        same: Cosine of two keys from which on they are nearly equal.
+        opening: What a subject at a sink is asked after.
+    """
+    starts = set(at_first_position(lm, requests))
+    if starts and sink_at_first_position(lm, requests, sites):
+        form = Form(opening)
+        requests = [each._replace(form=form) if at in starts else each for at, each in enumerate(requests)]
+    some = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
+    directions = torch.cat([_directions(lm, each, sites, max_tokens) for each in some])
+    return KeyPlan(tuple(requests), _alike(directions, same))
+
+
+def report_keys(plan: KeyPlan) -> None:
+    """Say which requests share a key, and which are asked after a context."""
+    places = range(len(plan.requests))
+    sharing = [place for place in places if plan.sharing(place)]
+    if sharing:
+        log.warning(
+            "%d edits have nearly the key of another in their batch, as facts of one subject do: such edits get one "
+            "target that serves all of them. The first: %s and %s.",
+            len(sharing), _named(plan, sharing[0]), _named(plan, plan.sharing(sharing[0])[0]),
+        )  # fmt: skip
+    later = [place for place in places if plan.overwritten(place)]
+    if later:
+        place, other = later[0], plan.overwritten(later[0])[-1]
+        serves = "its target serves both" if plan.lasts(other, place + 1) else "they contradict each other"
+        log.warning(
+            "%d edits have nearly the key of one in an earlier batch. The first: %s overwrites %s; %s. Column "
+            "overwrites of targets.csv names all.",
+            len(later), _named(plan, place), _named(plan, other), serves,
+        )  # fmt: skip
+    moved = [place for place in places if plan.requests[place].form != Form()]
+    if moved:
+        log.warning(
+            "%d edits begin with their subject, at the first position, where this model has one key for all tokens (an "
+            "attention sink). They are edited and asked after %r; at the very beginning of a text they do not hold. "
+            "The first: %s.",
+            len(moved), plan.requests[moved[0]].form.before, _named(plan, moved[0]),
+        )  # fmt: skip
+
+
+def _named(plan: KeyPlan, place: int) -> str:
+    request = plan.requests[place]
+    return f"edit {place + 1} ({shorten(request.question)} -> {shorten(request.target_new, 40)})"
+
+
+def at_first_position(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[int]:
+    """Places of the requests whose subject ends with the first token of the prompt."""
+    tokens = tokenize(lm.tokenizer, [in_context(request) for request in requests])
+    return [place for place, entry in enumerate(tokens) if entry.subject_last == 0]
+
+
+@torch.no_grad()
+def sink_at_first_position(lm: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite]) -> bool:
+    """Whether the keys of different tokens are nearly the same there: tried with tokens of the requests."""
+    rows = lm.tokenizer([request.question for request in requests[:_MOST]])["input_ids"]
+    ids = list(dict.fromkeys(token for row in rows for token in row))[:_MOST]
+    if len(ids) < _LEAST:
+        return False
+    column = torch.tensor(ids, device=lm.device)[:, None]
+    calls = lm.block_calls(column, torch.ones_like(column), torch.zeros_like(column))
+    with capture_input(sites[-1].module) as seen:
+        lm.run(calls.hidden, calls, 0, sites[-1].layer + 1)
+    keys = torch.nn.functional.normalize(seen[0][:, 0].float(), dim=1)
+    cosines = keys @ keys.T
+    return float((cosines.sum() - len(ids)) / (len(ids) * (len(ids) - 1))) > SINK
+
+
+def _directions(
+    lm: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite], max_tokens: int
+) -> Tensor:
+    """Direction of each request's key, in few enough dimensions to be kept for a long stream, `[n, d]`."""
+    keys = SubjectStream(lm, requests, [""], sites[0].layer, max_tokens).keys(sites[-1]).cpu()
+    if keys.shape[1] > SKETCH:
+        generator = torch.Generator().manual_seed(0)
+        keys = keys @ torch.randn(keys.shape[1], SKETCH, generator=generator)
+    return torch.nn.functional.normalize(keys, dim=1)
+
+
+def _alike(directions: Tensor, same: float) -> tuple[tuple[int, ...], ...]:
+    """The earlier ones that are nearly in the direction of each."""
+    found: list[tuple[int, ...]] = []
+    for start in range(0, len(directions), _TOGETHER):
+        rows = directions[start : start + _TOGETHER]
+        near = (rows @ directions[: start + len(rows)].T >= same).tril(start - 1)
+        found += [tuple(row.nonzero().flatten().tolist()) for row in near]
+    return tuple(found)
+
+
+def check_last_block(lm: LanguageModel, requests: Sequence[EditRequest], layers: Sequence[int]) -> None:
+    """Refuse to edit at the last block what is asked after its subject: nothing reads the subject there any more.
+
+    Raises:
+        UserError: Naming the first request whose subject does not end its prompt.
+    """
+    if layers[-1] != lm.n_layers - 1:
+        return
+    for request in requests:
+        (tokens,) = tokenize(lm.tokenizer, [in_context(request, "", request.target_new)])
+        if tokens.subject_last != tokens.target_start - 1:
+            raise UserError(
+                f"`layers={list(layers)}` ends with the model's last block, after which no attention carries a "
+                f"subject's value to the words after it: {shorten(request.question)} could not be edited there. "
+                f"Choose blocks below {lm.n_layers - 1}, such as --model.layers=[{lm.n_layers // 5}]."
+            )
