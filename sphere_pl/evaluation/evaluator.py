@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -10,8 +10,19 @@ from sphere_pl.data.builtin import heldout_text
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import beginning, read_corpus
 from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests
-from sphere_pl.evaluation.cases import answer_cases, case_prompts, failed_edits
+from sphere_pl.evaluation.cases import (
+    Failures,
+    answer_cases,
+    answer_facts,
+    asked_cases,
+    asked_fact,
+    case_prompts,
+    failed_facts,
+    look_at_failures,
+)
+from sphere_pl.evaluation.made_neighbors import with_made_neighbors
 from sphere_pl.evaluation.metrics.table import BY_AGE, PROTOCOLS
+from sphere_pl.evaluation.outcomes import Learned, learned_of
 from sphere_pl.evaluation.protocols import SAMPLED
 from sphere_pl.evaluation.sample import AGES, ScoringBatch, age_of, fixed_sample
 from sphere_pl.evaluation.scored import Scored, Scores
@@ -32,11 +43,13 @@ class Unedited(NamedTuple):
         scores: Its scores, by name.
         neighbors: Its answers to the neighbours of each request, as tokens, by place in the stream.
         cases: What it writes after the prompts of the cases.
+        facts: What it writes after each request's own prompt; empty in a run of many.
     """
 
     scores: Scores
     neighbors: dict[int, list[list[int]]]
     cases: list[str]
+    facts: list[str]
 
 
 class Evaluator(nn.Module):
@@ -60,6 +73,7 @@ class Evaluator(nn.Module):
         self.last = False
         self._scored: set[int] = set()
         self.missed: dict[int, EditRequest] = {}  # scored edits without the wanted answer, by place
+        self.learned: dict[int, Learned] = {}  # how each edit stood when its batch was done, as far as measured
         self._text: str | None = None
 
     # ------------------------------------------------------------------ before the first edit
@@ -67,6 +81,7 @@ class Evaluator(nn.Module):
     def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> Unedited:
         """Score the unedited model on all requests and keep its answers."""
         self.plan(requests)
+        requests = self.requests
         metrics = EditingMetrics().to(lm.device)
         neighbors: dict[int, list[list[int]]] = {}
         size = self.settings.batch_size
@@ -78,11 +93,17 @@ class Evaluator(nn.Module):
         scores = metrics.summary()
         for measure in track((self.perplexity, self.sampled_scores), TEXTS, 2):
             scores |= measure(lm)
-        return Unedited(scores, neighbors, answer_cases(lm, case_prompts(self._sample(self.settings.cases))))
+        cases = answer_cases(lm, case_prompts(self._sample(self.settings.cases)))
+        return Unedited(scores, neighbors, cases, answer_facts(lm, requests) if self.asks_each else [])
 
     def plan(self, requests: Sequence[EditRequest]) -> None:
-        """Say which requests the run will edit, the samples are drawn from them."""
-        self.requests = requests
+        """Say which requests the run will edit, the samples are drawn from them; neighbours are made where none are."""
+        self.requests = with_made_neighbors(requests, self.settings.made_neighbors, self.settings.seed)
+
+    @property
+    def asks_each(self) -> bool:
+        """Whether every fact is asked before and after."""
+        return len(self.requests) <= self.settings.facts
 
     # ------------------------------------------------------------------ a validation
 
@@ -114,7 +135,10 @@ class Evaluator(nn.Module):
         scored = list(zip(batch.places, batch.requests, answers, strict=True))
         chosen = [entry for entry in scored if entry[0] in self._scored]
         _update(self.everything, chosen, unedited)
-        _update(self.latest, [entry for entry in scored if entry[0] >= self.batch_start], unedited)
+        latest = [entry for entry in scored if entry[0] >= self.batch_start]
+        _update(self.latest, latest, unedited)
+        for place, _, answered in latest:
+            self.learned.setdefault(place, learned_of(answered.rewrite[0]))
         for age in AGES:
             aged = [entry for entry in chosen if age_of(entry[0], self.edits) == age]
             _update(cast(EditingMetrics, self.ages[age]), aged, unedited)
@@ -153,17 +177,27 @@ class Evaluator(nn.Module):
             logged |= {f"retention/{age}/{name}": float(found[name]) for name in BY_AGE}
         return {name: value for name, value in logged.items() if not math.isnan(value)}
 
-    def failed(self, lm: LanguageModel) -> list[dict[str, str]]:
-        """Edits among those just scored that the model does not answer as wanted."""
-        return failed_edits(lm, list(self.missed.values()))
+    def facts(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, Any]]:
+        """Each edit's own prompt with the unedited model's answer and this model's; empty in a run of many."""
+        edited = self.requests[: self.edits] if before else []
+        answers = zip(edited, before, answer_facts(lm, edited), strict=False)  # a run may stop early
+        return [asked_fact(request).shown(old, new) for request, old, new in answers]
 
-    def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, str]]:
+    def failures(self, lm: LanguageModel, facts: Sequence[Mapping[str, Any]]) -> Failures:
+        """Edits among those just scored that the model does not answer as wanted.
+
+        Args:
+            lm: The edited model.
+            facts: What `facts` found. Where it found nothing, an edit fails that teacher forcing finds failed and whose
+                free answer is another.
+        """
+        return failed_facts(self.requests[: self.edits], facts) if facts else look_at_failures(lm, self.missed)
+
+    def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, Any]]:
         """The cases' prompts with the unedited model's answers, this model's and the wanted ones."""
-        cases = case_prompts(self._sample(self.settings.cases))
-        return [
-            {"prompt": case.prompt, "before": old, "after": new, "wanted": case.wanted}
-            for case, old, new in zip(cases, before, answer_cases(lm, cases), strict=True)
-        ]
+        cases = asked_cases(self._sample(self.settings.cases))
+        answers = zip(cases, before, answer_cases(lm, [asked.case for asked in cases]), strict=True)
+        return [case.shown(old, new) for case, old, new in answers]
 
     # ------------------------------------------------------------------ parts
 
