@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.cases import Failures
+from sphere_pl.evaluation.cases import Failures, look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.outcomes import Cause, Learned, ask_targets
 from sphere_pl.evaluation.sample import ScoringBatch
@@ -59,6 +59,20 @@ class RunScores:
         learned = ask_targets(lm, requests)
         self.evaluator.learned |= dict(zip(places, learned, strict=True))
         return learned
+
+    @doing("looking for failed edits")
+    def failing(self, lm: LanguageModel, edits: int) -> list[int]:
+        """Places of the edits so far that neither teacher forcing nor a free answer finds right."""
+        requests, size = self.evaluator.requests[:edits], self.evaluator.settings.batch_size
+        parts = [ask_targets(lm, requests[start : start + size]) for start in range(0, edits, size)]
+        learned = [each for part in parts for each in part]
+        missed = {place: requests[place] for place, each in enumerate(learned) if not each.right}
+        return sorted(look_at_failures(lm, missed).places)
+
+    def forget(self, places: Sequence[int]) -> None:
+        """Forget how edits stood that are edited again."""
+        for place in places:
+            self.evaluator.learned.pop(place, None)
 
     @doing("validating")
     def add(self, lm: LanguageModel, batch: ScoringBatch) -> None:

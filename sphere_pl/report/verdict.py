@@ -50,7 +50,9 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     if results["held"] == results["edits"]:
         return [f"✓ {first}."]
     moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
-    lines = [f"✗ {first}{moved}; failed: {named(results)}."]
+    names = named(results)
+    lines = [f"✗ {first}{moved}; failed: {names[0]}"] if len(names) == 1 else [f"✗ {first}{moved}; failed:"]
+    lines += [f"  {name}" for name in names[1:] and names]
     if results.get("advice"):
         lines.append(f"What to turn: {'; '.join(results['advice'])}")
     return lines
@@ -62,25 +64,24 @@ def share_moved(results: Mapping[str, Any]) -> str:
     return numbers.change(float("nan") if moved is None else moved).removeprefix("+")
 
 
-def named(results: Mapping[str, Any]) -> str:
+def named(results: Mapping[str, Any]) -> list[str]:
     """The first failed edits by name: what was wanted, what the model says, and why."""
     failed = results.get("failed") or []
     parts = [_failure(each) for each in failed[:_NAMED]]
     rest = results["edits"] - results["held"] - len(parts)
-    return "; ".join(parts) + (f"; and {rest:,} more" if rest > 0 else "")
+    return [*parts, f"and {rest:,} more"] if rest > 0 else parts
 
 
 def _failure(each: Mapping[str, Any]) -> str:
-    said = " ".join(each["given"].split())
-    says = f"says {_quoted(said)}" if said else "says nothing"
-    cause = f"; {each['cause']}" if each.get("cause") else ""
-    name = each["subject"] or each["prompt"]
-    name = name if len(name) <= _LONGEST else f"{name[:_LONGEST].rstrip()}…"
-    return f"{name} (wanted {_quoted(each['wanted'])}, {says}{cause})"
+    says = f'says "{_short(each["given"])}"' if each["given"].strip() else "says nothing"
+    cause = f" ({each['cause']})" if each.get("cause") else ""
+    return f'{_short(each["subject"] or each["prompt"])}: wanted "{_short(each["wanted"])}", {says}{cause}'
 
 
-def _quoted(text: str) -> str:
-    return f'"{text}"' if len(text) <= _LONGEST else f'"{text[:_LONGEST].rstrip()}…"'
+def _short(text: str) -> str:
+    """Text on one line, cut where it would fill the screen."""
+    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rstrip()}…"
 
 
 def summary(results: Mapping[str, Any]) -> str:

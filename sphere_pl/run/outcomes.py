@@ -32,6 +32,7 @@ def say_outcomes(trainer: "L.Trainer", editor: SequentialEditor, weights_moved: 
         "causes": counted(causes),
         "advice": advice(editor, causes, found),
         "facts": [fact | ({} if fact["right"] else {"cause": causes[fact["edit"] - 1]}) for fact in facts],
+        "edited_again": [place + 1 for place in getattr(trainer.train_dataloader, "edited_again", ())],
         "weights_moved": weights_moved,
         "made_neighbors": made_of(editor.requests, editor.evaluator.requests)._asdict(),
     }
@@ -51,7 +52,7 @@ def causes_of(editor: SequentialEditor, found: Found) -> dict[int, Cause]:
             None if learned is None else learned.right,
             bool(found[place]["converged"]) if place in found else None,
             Cause.SKIPPED if place in skipped else scores.causes_found.get(place),
-            place < editor.batch_start,
+            place not in editor.places,
         )
         causes[place] = cause_of(outcome)
     return causes
@@ -79,7 +80,7 @@ def _advice(editor: SequentialEditor, cause: Cause, causes: Mapping[int, Cause],
     settings, target = editor.target_settings, editor.requests[places[0]].target_new
     clamped = sum(bool(found[place]["clamped"]) for place in places if place in found)
     longer = f"--model.targets.clamp above {settings.clamp:g}"
-    more = f"--model.targets.steps above {settings.steps}"
+    more = f"--model.targets.learning_rate above {settings.learning_rate:g} or .steps above {settings.steps}"
     lever = editor.method.lever or "more layers (--model.layers)"
     return {
         Cause.NOT_CONVERGED: longer if 2 * clamped > len(places) else more,

@@ -60,17 +60,20 @@ class TargetTable(EditorCallback):
     @override
     def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
         """Add the rows of the batch."""
-        targets, first = self.editor.targets, self.editor.batch_start
+        targets, places = self.editor.targets, self.editor.places
         if targets is None:
             return
-        places = range(first, first + len(targets.loss))
         converged = ~targets.unconverged(self.editor.target_settings)
         learned = self._ask(trainer, places)
         columns = [
             torch.tensor(places), targets.probability, targets.loss, targets.steps, targets.clamped, converged, *learned
         ]  # fmt: skip
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
+        known = torch.isin(self._rows[:, 0], rows[:, 0])
+        if known.any():  # edited again: what the last batch made of them counts
+            self._rows, self._begun = self._rows[~known], False
         self._rows = torch.cat([self._rows, rows])
+        self._rows = self._rows[self._rows[:, 0].argsort()]
         if trainer.is_global_zero:
             self._write(rows)
         self._begun = True
