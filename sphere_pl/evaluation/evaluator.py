@@ -20,7 +20,7 @@ from sphere_pl.evaluation.cases import (
     failed_facts,
     look_at_failures,
 )
-from sphere_pl.evaluation.made_neighbors import with_made_neighbors
+from sphere_pl.evaluation.made_neighbors import MadeNeighbor, ask_edited, ask_unedited, made_prompts
 from sphere_pl.evaluation.metrics.table import BY_AGE, PROTOCOLS
 from sphere_pl.evaluation.outcomes import Learned, learned_of
 from sphere_pl.evaluation.protocols import SAMPLED
@@ -72,6 +72,7 @@ class Evaluator(nn.Module):
         self.edits = self.batch_start = 0
         self.last = False
         self._scored: set[int] = set()
+        self.made: dict[int, list[MadeNeighbor]] = {}  # neighbours of requests that give none, by place
         self.missed: dict[int, EditRequest] = {}  # scored edits without the wanted answer, by place
         self.learned: dict[int, Learned] = {}  # how each edit stood when its batch was done, as far as measured
         self._text: str | None = None
@@ -81,7 +82,8 @@ class Evaluator(nn.Module):
     def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> Unedited:
         """Score the unedited model on all requests and keep its answers."""
         self.plan(requests)
-        requests = self.requests
+        settings = self.settings
+        self.made = ask_unedited(lm, made_prompts(requests, settings.made_neighbors, settings.seed))
         metrics = EditingMetrics().to(lm.device)
         neighbors: dict[int, list[list[int]]] = {}
         size = self.settings.batch_size
@@ -89,16 +91,17 @@ class Evaluator(nn.Module):
             answers = answer_requests(lm, requests[start : start + size])
             places = range(start, start + len(answers))
             neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}
-            metrics.update(places, answers, neighbors)
+            answers, unedited = self._with_made(lm, places, answers, neighbors)
+            metrics.update(places, answers, unedited)
         scores = metrics.summary()
         for measure in track((self.perplexity, self.sampled_scores), TEXTS, 2):
             scores |= measure(lm)
-        cases = answer_cases(lm, case_prompts(self._sample(self.settings.cases)))
+        cases = answer_cases(lm, case_prompts(self._shown()))
         return Unedited(scores, neighbors, cases, answer_facts(lm, requests) if self.asks_each else [])
 
     def plan(self, requests: Sequence[EditRequest]) -> None:
-        """Say which requests the run will edit, the samples are drawn from them; neighbours are made where none are."""
-        self.requests = with_made_neighbors(requests, self.settings.made_neighbors, self.settings.seed)
+        """Say which requests the run will edit, the samples are drawn from them."""
+        self.requests = requests
 
     @property
     def asks_each(self) -> bool:
@@ -131,7 +134,7 @@ class Evaluator(nn.Module):
 
     def add(self, lm: LanguageModel, batch: ScoringBatch, unedited: NeighborAnswers) -> None:
         """Score some edits, once for all the means that they belong to."""
-        answers = answer_requests(lm, batch.requests)
+        answers, unedited = self._with_made(lm, batch.places, answer_requests(lm, batch.requests), unedited)
         scored = list(zip(batch.places, batch.requests, answers, strict=True))
         chosen = [entry for entry in scored if entry[0] in self._scored]
         _update(self.everything, chosen, unedited)
@@ -195,7 +198,7 @@ class Evaluator(nn.Module):
 
     def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, Any]]:
         """The cases' prompts with the unedited model's answers, this model's and the wanted ones."""
-        cases = asked_cases(self._sample(self.settings.cases))
+        cases = asked_cases(self._shown())
         answers = zip(cases, before, answer_cases(lm, [asked.case for asked in cases]), strict=True)
         return [case.shown(old, new) for case, old, new in answers]
 
@@ -213,6 +216,17 @@ class Evaluator(nn.Module):
             scores |= text_scores(lm, self._sample(settings.texts), self.references, settings.seed)
         return scores
 
+    def _with_made(
+        self, lm: LanguageModel, places: Sequence[int], answers: list[Answers], unedited: NeighborAnswers
+    ) -> tuple[list[Answers], NeighborAnswers]:
+        """Put the answers to made neighbours where a record has none of its own, the unedited model's beside them."""
+        chosen = {place: self.made[place] for place in places if place in self.made}
+        if not chosen:
+            return answers, unedited
+        asked = dict(zip(chosen, ask_edited(lm, list(chosen.values())), strict=True))
+        answers = [a._replace(neighbors=asked.get(p, a.neighbors)) for p, a in zip(places, answers, strict=True)]
+        return answers, {**unedited, **{place: [each.predicted for each in made] for place, made in chosen.items()}}
+
     def perplexity(self, lm: LanguageModel) -> Scores:
         """`perplexity` on the held-out text; nothing if it is turned off."""
         if self.settings.perplexity_tokens == 0:
@@ -222,6 +236,13 @@ class Evaluator(nn.Module):
             # Characters enough for the tokens, however many documents there are.
             self._text = beginning(documents, 20 * self.settings.perplexity_tokens)
         return {"perplexity": Scored(perplexity(lm, self._text, self.settings.perplexity_tokens))}
+
+    def _shown(self) -> list[EditRequest]:
+        """The records of the case study; one without neighbours shows its first made one."""
+        places = fixed_sample(len(self.requests), self.settings.cases, self.settings.seed)
+        made = {place: tuple(each.prompt for each in self.made.get(place, ())[:1]) for place in places}
+        shown = [(self.requests[place], made[place]) for place in places]
+        return [request._replace(neighbors=request.neighbors or some) for request, some in shown]
 
     def _sample(self, size: int) -> list[EditRequest]:
         return [self.requests[place] for place in fixed_sample(len(self.requests), size, self.settings.seed)]

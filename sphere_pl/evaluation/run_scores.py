@@ -6,6 +6,7 @@ from typing import Any
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.cases import Failures, look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.made_neighbors import MadeNeighbor
 from sphere_pl.evaluation.outcomes import Cause, Learned, ask_targets
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.scored import Scores, from_plain, to_plain
@@ -101,6 +102,7 @@ class RunScores:
         """What a checkpoint holds."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         plain["learned"] = {place: tuple(each) for place, each in self.evaluator.learned.items()}
+        plain["made"] = {place: list(map(tuple, each)) for place, each in self.evaluator.made.items()}
         plain["causes_found"] = {place: str(cause) for place, cause in self.causes_found.items()}
         return plain | {name: to_plain(getattr(self, name)) for name in _SCORES}
 
@@ -109,5 +111,6 @@ class RunScores:
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.evaluator.learned = {place: Learned(*each) for place, each in state["learned"].items()}
+        self.evaluator.made = {place: [MadeNeighbor(*m) for m in each] for place, each in state["made"].items()}
         self.causes_found = {place: Cause(value) for place, value in state["causes_found"].items()}
         self.before, self.after = (from_plain(state[name]) for name in _SCORES)

@@ -37,8 +37,8 @@ class EvaluationSettings:
         cases: Records whose answers before and after are shown side by side.
         facts: A run of at most so many edits asks each of them before and after, for the table that opens its report; 0
             for none.
-        made_neighbors: Neighbours to make for each record that gives none, its prompt with other subjects, on which
-            the agreement with the unedited model is measured; 0 for none.
+        made_neighbors: Neighbours to make for each record that gives none (of up to 100 such records), its prompt with
+            other subjects, on which the agreement with the unedited model is measured; 0 for none.
         validation_records: During the run, so many of the edits so far are scored at most; at its end all are.
         seed: Which records the samples hold.
     """

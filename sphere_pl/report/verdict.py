@@ -51,8 +51,9 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
         return [f"✓ {first}."]
     moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
     names = named(results)
-    lines = [f"✗ {first}{moved}; failed: {names[0]}"] if len(names) == 1 else [f"✗ {first}{moved}; failed:"]
-    lines += [f"  {name}" for name in names[1:] and names]
+    lines = [f"✗ {first}{moved}; failed: {names[0]}"]
+    if len(names) > 1:
+        lines = [f"✗ {first}{moved}; failed:", *(f"  {name}" for name in names)]
     if results.get("advice"):
         lines.append(f"What to turn: {'; '.join(results['advice'])}")
     return lines

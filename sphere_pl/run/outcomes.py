@@ -7,7 +7,6 @@ import lightning as L
 from torch import Tensor
 
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.evaluation.made_neighbors import made_of
 from sphere_pl.evaluation.outcomes import Cause, Outcome, cause_of, counted
 from sphere_pl.run.target_table import TargetTable
 from sphere_pl.trainers import callbacks_of
@@ -25,6 +24,7 @@ def say_outcomes(trainer: "L.Trainer", editor: SequentialEditor, weights_moved: 
         table.finish(causes)
     failures = editor.scores.failures
     listed = {} if failures is None else failures.listed
+    made = editor.evaluator.made.values()
     facts = [{"edit": place + 1, **fact} for place, fact in enumerate(editor.scores.facts)]
     return {
         "held": None if failures is None else editor.edits_seen - len(failures.places),
@@ -34,7 +34,7 @@ def say_outcomes(trainer: "L.Trainer", editor: SequentialEditor, weights_moved: 
         "facts": [fact | ({} if fact["right"] else {"cause": causes[fact["edit"] - 1]}) for fact in facts],
         "edited_again": [place + 1 for place in getattr(trainer.train_dataloader, "edited_again", ())],
         "weights_moved": weights_moved,
-        "made_neighbors": made_of(editor.requests, editor.evaluator.requests)._asdict(),
+        "made_neighbors": {"records": sum(map(bool, made)), "prompts": sum(map(len, made))},
     }
 
 

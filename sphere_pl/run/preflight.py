@@ -6,7 +6,7 @@ from typing_extensions import override
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing.memory_estimate import Need
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.evaluation.made_neighbors import made_of, with_made_neighbors
+from sphere_pl.evaluation.made_neighbors import count_made
 from sphere_pl.progress import EditProgress
 from sphere_pl.run.editor_callback import EditorCallback
 
@@ -31,7 +31,7 @@ class MemoryPreflight(EditorCallback):
 def side_effects(editor: SequentialEditor, loader: EditLoader) -> str:
     """A line on the neighbours that are made for records without any; empty if there are none."""
     settings = editor.evaluation
-    line = made_of(loader.requests, with_made_neighbors(loader.requests, settings.made_neighbors, settings.seed)).line()
+    line = count_made(loader.requests, settings.made_neighbors, settings.seed).line()
     return f"{line}\n" if line else ""
 
 
