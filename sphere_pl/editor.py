@@ -116,6 +116,7 @@ class SequentialEditor(L.LightningModule):
         self.requests, self.contexts, self.anchors = list[EditRequest](), list[str](), torch.zeros(0)
         self.plan = KeyPlan()
         self.batch_start = self.edits_seen = 0
+        self.places: tuple[int, ...] = ()  # of the batch edited last, in the stream
         # Of the batch at hand: its target values, and what the method was asked, for the edit log.
         self.targets, self.solved = cast(Targets | None, None), list[Solved]()
         self.scores = RunScores(self.evaluator)
@@ -133,6 +134,10 @@ class SequentialEditor(L.LightningModule):
         4. W ← W + Δ, and the next layer sees it.
         5. The keys of the edited model join the method's memory.
         """
+        if not batch.requests:  # nothing failed that would be edited again
+            self.targets, self.solved = None, []
+            self._finish(batch, {})
+            return
         problem = self.pose(batch)
         optimizer = cast(LayerwiseEdit, self.optimizers())
         try:
@@ -169,7 +174,8 @@ class SequentialEditor(L.LightningModule):
 
     def _finish(self, batch: EditBatch, reached: dict[str, Tensor | float]) -> None:
         """Move on in the stream and log what the optimisation reached at its last look."""
-        self.batch_start, self.edits_seen = batch.start, batch.start + len(batch.requests)
+        self.batch_start, self.edits_seen, self.places = batch.start, batch.edits, batch.places
+        self.scores.forget(batch.again)
         scalars: dict[str, Any] = {"edits": float(self.edits_seen), **self.guard.scalars()}
         scalars |= {f"target/{name}": value for name, value in reached.items()}
         self.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
@@ -224,7 +230,7 @@ class SequentialEditor(L.LightningModule):
             check_requests(self._resumed["requests"], self.requests)
         loader = cast(EditLoader, self.trainer.train_dataloader)
         self.evaluator.chat = loader.chat
-        first = self.requests[: loader.batch_size]
+        loader.failing, first = self.failing, self.requests[: loader.batch_size]
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
             lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
@@ -244,6 +250,10 @@ class SequentialEditor(L.LightningModule):
             self._resume()
         else:
             self.scores.measure_unedited(lm, self.requests, bars)
+
+    def failing(self) -> list[int]:
+        """Places of the edits so far that the model does not answer as wanted."""
+        return self.scores.failing(self.language_model, self.edits_seen)
 
     @property
     def preparation(self) -> Preparation:

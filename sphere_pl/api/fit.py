@@ -26,6 +26,7 @@ from sphere_pl.run.evaluated_weights import evaluated_weights
 from sphere_pl.run.loggers import MetricsFile
 from sphere_pl.run.preflight import MemoryPreflight
 from sphere_pl.run.results import Results, RunResults
+from sphere_pl.run.target_table import TargetTable
 from sphere_pl.storage.files import write_text
 
 
@@ -85,8 +86,12 @@ class GivenFit(EditingCLI):
             return super().instantiate_trainer(**kwargs)
         self._results = Results()
         self.trainer_defaults["callbacks"] = [
-            *self.progress(), MemoryPreflight(), self._results, self._get(self.config_init, "abilities"),
-        ]  # fmt: skip
+            *self.progress(),
+            MemoryPreflight(),
+            TargetTable(None),
+            self._results,
+            self._get(self.config_init, "abilities"),
+        ]
         self.read_inputs()
         self.find_settings()
         return LightningCLI.instantiate_trainer(self, logger=False, **self.placement(), **kwargs)

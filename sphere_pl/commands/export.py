@@ -101,7 +101,7 @@ def choose(run: SavedRun, base: BaseModel, at: int | None = None, without: Seque
     """
     last = run.history.number_at(at)
     edits = run.history.entries[last - 1].edits if last else 0
-    requests = [request for entry in run.history.entries[:last] for request in entry.requests]
+    requests = run.history.stored_requests(last)
     if without:
         live = solve_without(run, base, without, last)
         weights = restrained(base.weights, live, run.history.header.restraint)

@@ -136,6 +136,12 @@ class EditingCLI(LightningCLI):
             help="What edits.jsonl and edits/ keep of every batch: all, changes (no keys and residuals) or none.",
         )
         parser.add_argument("--edit_log_gigabytes", type=float, default=20.0, help="Size limit of edits/.")
+        parser.add_argument(
+            "--retry",
+            type=int,
+            default=0,
+            help="Edit so many of the edits that failed again, at most, in a last batch.",
+        )
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
         parser.add_lightning_class_args(SparseProjection, "projection")
         parser.add_lightning_class_args(HypersphericalEnergy, "energy")
@@ -256,6 +262,9 @@ class EditingCLI(LightningCLI):
 
     def read_inputs(self) -> None:
         """Read data and model: a mistake in the data, the model's name or its files ends a run that has no folder."""
+        self.datamodule.retry = self._get(self.config_init, "retry")
+        if self.datamodule.retry < 0:
+            raise UserError(f"--retry={self.datamodule.retry} must be at least 0: how many failed edits to edit again.")
         with doing("reading the data"):
             self.datamodule.setup("fit")
             self.datamodule.check_batches()

@@ -15,7 +15,7 @@ from sphere_pl.commands.which_run import add_state_arguments, load_state
 from sphere_pl.commands.wording import options
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.evaluator import Evaluator, score_requests
+from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.scored import Scored, from_plain, shown, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.saved import SavedRun
@@ -47,9 +47,10 @@ def main(args: Sequence[str]) -> None:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
     settings = _settings(state.run, given.batch_size)
     with tracking() as track:
-        unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, track)
+        evaluator = Evaluator(settings).to(state.lm.device)
+        unedited = evaluator.measure_unedited(state.lm, requests, track)
         state.edit()
-        after = score_requests(state.lm, requests, settings, unedited.neighbors, track)
+        after = evaluator.score_end(state.lm, len(requests), 0, unedited.neighbors, track)
     scores = plain(
         {
             "run_dir": str(state.run.folder),

@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,31 +46,55 @@ class EditLoader:
         requests: The stream.
         batch_size: Edits in a batch.
         chat: In which form they are edited and scored; plain if None.
+        retry: How many failed edits to edit again at most, after all others. The batches that this takes come in any
+            case; without enough failed edits they are empty.
+
+    Attributes:
+        failing: Says which edits have failed, by place in the stream; asked once, after the last of the others.
     """
 
-    def __init__(self, requests: Sequence[EditRequest], batch_size: int, chat: ChatSettings | None = None) -> None:
+    def __init__(
+        self, requests: Sequence[EditRequest], batch_size: int, chat: ChatSettings | None = None, retry: int = 0
+    ) -> None:
         self.requests = list(requests)
-        self.batch_size, self.chat = batch_size, chat or ChatSettings()
+        self.batch_size, self.chat, self.retry = batch_size, chat or ChatSettings(), retry
+        self.failing: Callable[[], Sequence[int]] = tuple
+        self._again: list[int] | None = None
         self._done = 0
         self._resumed = False
 
     def __len__(self) -> int:
-        return math.ceil(len(self.requests) / self.batch_size)
+        return math.ceil(len(self.requests) / self.batch_size) + math.ceil(self.retry / self.batch_size)
 
     def __iter__(self) -> Iterator[EditBatch]:
         first, self._resumed = self._done if self._resumed else 0, False
         for index in range(first, len(self)):
             self._done = index + 1
             start = index * self.batch_size
-            yield EditBatch(tuple(self.requests[start : start + self.batch_size]), start)
+            if start < len(self.requests):
+                yield EditBatch(tuple(self.requests[start : start + self.batch_size]), start)
+            else:
+                yield self._failed_again(index - math.ceil(len(self.requests) / self.batch_size))
 
-    def state_dict(self) -> dict[str, int]:
-        """How many batches have been handed out."""
-        return {"done": self._done}
+    @property
+    def edited_again(self) -> Sequence[int]:
+        """Places of the edits that were edited again."""
+        return tuple(self._again or ())
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def _failed_again(self, index: int) -> EditBatch:
+        if self._again is None:
+            self._again = list(self.failing())[: self.retry]
+        places = self._again[index * self.batch_size : (index + 1) * self.batch_size]
+        return EditBatch(tuple(self.requests[place] for place in places), len(self.requests), tuple(places))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches have been handed out, and what is edited again."""
+        return {"done": self._done} | ({} if self._again is None else {"again": self._again})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Begin the next pass after the batches that were handed out."""
         self._done, self._resumed = state_dict["done"], True
+        self._again = state_dict.get("again")
 
 
 class EditDataModule(L.LightningDataModule):
@@ -141,6 +165,7 @@ class EditDataModule(L.LightningDataModule):
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
+        self.retry = 0  # failed edits to edit again
         self.available, self.format = 0, name
 
     @property
@@ -228,7 +253,7 @@ class EditDataModule(L.LightningDataModule):
     def train_dataloader(self) -> EditLoader:
         """One item an edit batch; the order of the stream is the order of the edits."""
         self.check_batches()
-        return EditLoader(self.requests, self.batch_size, self.chat)
+        return EditLoader(self.requests, self.batch_size, self.chat, self.retry)
 
     def check_batches(self) -> None:
         """Refuse two edits in one batch that contradict each other, unless something else is to be done about them.

@@ -93,10 +93,22 @@ class EditBatch(NamedTuple):
     Attributes:
         requests: In the order of the stream.
         start: How many requests of the stream come before them.
+        again: Where in the stream they are, if they have been edited before and are edited again.
     """
 
     requests: tuple[EditRequest, ...]
     start: int = 0
+    again: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where each request is in the stream."""
+        return self.again or tuple(range(self.start, self.start + len(self.requests)))
+
+    @property
+    def edits(self) -> int:
+        """How many requests of the stream have been edited when the batch is done."""
+        return self.start if self.again else self.start + len(self.requests)
 
 
 def shorten(value: object, width: int = 80) -> str:

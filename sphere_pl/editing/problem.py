@@ -110,7 +110,7 @@ class ModelBatch(BatchProblem):
         self.asked = posing.ask(batch)
         self.share = self.asked.share(posing.shares)  # of this process
         self.case_ids, self.start = [request.case_id for request in batch.requests], batch.start
-        self.places = slice(batch.start, batch.start + len(batch.requests))  # in the stream
+        self.places = list(batch.places)
         self.targets = find_targets(self) if posing.method.needs_targets else None
         self._asked: list[_ModelProblem] = []
         self.remembered: dict[int, Tensor] = {}

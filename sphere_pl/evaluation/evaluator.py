@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -11,8 +11,19 @@ from sphere_pl.data.chat import ChatSettings
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import beginning, read_corpus
 from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests
-from sphere_pl.evaluation.cases import answer_cases, case_prompts, failed_edits
+from sphere_pl.evaluation.cases import (
+    Failures,
+    answer_cases,
+    answer_facts,
+    asked_cases,
+    asked_fact,
+    case_prompts,
+    failed_facts,
+    look_at_failures,
+)
+from sphere_pl.evaluation.made_neighbors import MadeNeighbor, ask_edited, ask_unedited, made_prompts
 from sphere_pl.evaluation.metrics.table import BY_AGE, PROTOCOLS
+from sphere_pl.evaluation.outcomes import Learned, learned_of
 from sphere_pl.evaluation.protocols import SAMPLED
 from sphere_pl.evaluation.sample import AGES, ScoringBatch, age_of, fixed_sample
 from sphere_pl.evaluation.scored import Scored, Scores
@@ -33,11 +44,13 @@ class Unedited(NamedTuple):
         scores: Its scores, by name.
         neighbors: Its answers to the neighbours of each request, as tokens, by place in the stream.
         cases: What it writes after the prompts of the cases.
+        facts: What it writes after each request's own prompt; empty in a run of many.
     """
 
     scores: Scores
     neighbors: dict[int, list[list[int]]]
     cases: list[str]
+    facts: list[str]
 
 
 class Evaluator(nn.Module):
@@ -61,7 +74,9 @@ class Evaluator(nn.Module):
         self.edits = self.batch_start = 0
         self.last = False
         self._scored: set[int] = set()
+        self.made: dict[int, list[MadeNeighbor]] = {}  # neighbours of requests that give none, by place
         self.missed: dict[int, EditRequest] = {}  # scored edits without the wanted answer, by place
+        self.learned: dict[int, Learned] = {}  # how each edit stood when its batch was done, as far as measured
         self._text: str | None = None
 
     # ------------------------------------------------------------------ before the first edit
@@ -69,6 +84,8 @@ class Evaluator(nn.Module):
     def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> Unedited:
         """Score the unedited model on all requests and keep its answers."""
         self.plan(requests)
+        settings = self.settings
+        self.made = ask_unedited(lm, made_prompts(requests, settings.made_neighbors, settings.seed))
         metrics = EditingMetrics().to(lm.device)
         neighbors: dict[int, list[list[int]]] = {}
         size = self.settings.batch_size
@@ -76,15 +93,22 @@ class Evaluator(nn.Module):
             answers = answer_requests(lm, requests[start : start + size])
             places = range(start, start + len(answers))
             neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}
-            metrics.update(places, answers, neighbors)
+            answers, unedited = self._with_made(lm, places, answers, neighbors)
+            metrics.update(places, answers, unedited)
         scores = metrics.summary()
         for measure in track((self.perplexity, self.sampled_scores), TEXTS, 2):
             scores |= measure(lm)
-        return Unedited(scores, neighbors, answer_cases(lm, case_prompts(self._sample(self.settings.cases))))
+        cases = answer_cases(lm, case_prompts(self._shown()))
+        return Unedited(scores, neighbors, cases, answer_facts(lm, requests) if self.asks_each else [])
 
     def plan(self, requests: Sequence[EditRequest]) -> None:
         """Say which requests the run will edit, the samples are drawn from them."""
         self.requests = requests
+
+    @property
+    def asks_each(self) -> bool:
+        """Whether every fact is asked before and after."""
+        return len(self.requests) <= self.settings.facts
 
     # ------------------------------------------------------------------ a validation
 
@@ -112,11 +136,14 @@ class Evaluator(nn.Module):
 
     def add(self, lm: LanguageModel, batch: ScoringBatch, unedited: NeighborAnswers) -> None:
         """Score some edits, once for all the means that they belong to."""
-        answers = answer_requests(lm, batch.requests)
+        answers, unedited = self._with_made(lm, batch.places, answer_requests(lm, batch.requests), unedited)
         scored = list(zip(batch.places, batch.requests, answers, strict=True))
         chosen = [entry for entry in scored if entry[0] in self._scored]
         _update(self.everything, chosen, unedited)
-        _update(self.latest, [entry for entry in scored if entry[0] >= self.batch_start], unedited)
+        latest = [entry for entry in scored if entry[0] >= self.batch_start]
+        _update(self.latest, latest, unedited)
+        for place, _, answered in latest:
+            self.learned.setdefault(place, learned_of(answered.rewrite[0]))
         for age in AGES:
             aged = [entry for entry in chosen if age_of(entry[0], self.edits) == age]
             _update(cast(EditingMetrics, self.ages[age]), aged, unedited)
@@ -155,17 +182,27 @@ class Evaluator(nn.Module):
             logged |= {f"retention/{age}/{name}": float(found[name]) for name in BY_AGE}
         return {name: value for name, value in logged.items() if not math.isnan(value)}
 
-    def failed(self, lm: LanguageModel) -> list[dict[str, str]]:
-        """Edits among those just scored that the model does not answer as wanted."""
-        return failed_edits(lm, list(self.missed.values()))
+    def facts(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, Any]]:
+        """Each edit's own prompt with the unedited model's answer and this model's; empty in a run of many."""
+        edited = self.requests[: self.edits] if before else []
+        answers = zip(edited, before, answer_facts(lm, edited), strict=False)  # a run may stop early
+        return [asked_fact(request).shown(old, new) for request, old, new in answers]
 
-    def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, str]]:
+    def failures(self, lm: LanguageModel, facts: Sequence[Mapping[str, Any]]) -> Failures:
+        """Edits among those just scored that the model does not answer as wanted.
+
+        Args:
+            lm: The edited model.
+            facts: What `facts` found. Where it found nothing, an edit fails that teacher forcing finds failed and whose
+                free answer is another.
+        """
+        return failed_facts(self.requests[: self.edits], facts) if facts else look_at_failures(lm, self.missed)
+
+    def cases(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, Any]]:
         """The cases' prompts with the unedited model's answers, this model's and the wanted ones."""
-        cases = case_prompts(self._sample(self.settings.cases))
-        return [
-            {"prompt": case.prompt, "before": old, "after": new, "wanted": case.wanted}
-            for case, old, new in zip(cases, before, answer_cases(lm, cases), strict=True)
-        ]
+        cases = asked_cases(self._shown())
+        answers = zip(cases, before, answer_cases(lm, [asked.case for asked in cases]), strict=True)
+        return [case.shown(old, new) for case, old, new in answers]
 
     # ------------------------------------------------------------------ parts
 
@@ -188,6 +225,17 @@ class Evaluator(nn.Module):
         requests = chosen if self.chat.mode == "plain" else self.requests
         return [] if form is None else [request._replace(form=form) for request in requests]
 
+    def _with_made(
+        self, lm: LanguageModel, places: Sequence[int], answers: list[Answers], unedited: NeighborAnswers
+    ) -> tuple[list[Answers], NeighborAnswers]:
+        """Put the answers to made neighbours where a record has none of its own, the unedited model's beside them."""
+        chosen = {place: self.made[place] for place in places if place in self.made}
+        if not chosen:
+            return answers, unedited
+        asked = dict(zip(chosen, ask_edited(lm, list(chosen.values())), strict=True))
+        answers = [a._replace(neighbors=asked.get(p, a.neighbors)) for p, a in zip(places, answers, strict=True)]
+        return answers, {**unedited, **{place: [each.predicted for each in made] for place, made in chosen.items()}}
+
     def perplexity(self, lm: LanguageModel) -> Scores:
         """`perplexity` on the held-out text; nothing if it is turned off."""
         if self.settings.perplexity_tokens == 0:
@@ -197,6 +245,13 @@ class Evaluator(nn.Module):
             # Characters enough for the tokens, however many documents there are.
             self._text = beginning(documents, 20 * self.settings.perplexity_tokens)
         return {"perplexity": Scored(perplexity(lm, self._text, self.settings.perplexity_tokens))}
+
+    def _shown(self) -> list[EditRequest]:
+        """The records of the case study; one without neighbours shows its first made one."""
+        places = fixed_sample(len(self.requests), self.settings.cases, self.settings.seed)
+        made = {place: tuple(each.prompt for each in self.made.get(place, ())[:1]) for place in places}
+        shown = [(self.requests[place], made[place]) for place in places]
+        return [request._replace(neighbors=request.neighbors or some) for request, some in shown]
 
     def _sample(self, size: int) -> list[EditRequest]:
         return [self.requests[place] for place in fixed_sample(len(self.requests), size, self.settings.seed)]

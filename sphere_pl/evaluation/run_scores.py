@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.evaluation.cases import Failures, look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.made_neighbors import MadeNeighbor
+from sphere_pl.evaluation.outcomes import Cause, Learned, ask_targets
 from sphere_pl.evaluation.sample import ScoringBatch
 from sphere_pl.evaluation.scored import Scores, from_plain, to_plain
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 
-_PLAIN = ("unedited_answers", "unedited_cases", "failed", "cases")
+_PLAIN = ("unedited_answers", "unedited_cases", "unedited_facts", "cases")
 _SCORES = ("before", "after")
 
 
@@ -26,8 +29,11 @@ class RunScores:
         after: Those of the last validation.
         unedited_answers: The unedited model's answers to the neighbours of each request, by place in the stream.
         unedited_cases: What it writes after the prompts of the cases.
-        failed: Edits that the model does not answer as wanted at the end.
+        unedited_facts: What it writes after each request's own prompt; empty in a run of many.
+        failures: Edits that the model does not answer as wanted at the end; None before that.
         cases: The cases' prompts with the answers before and after.
+        facts: Each request's own prompt with the answers before and after; empty in a run of many.
+        causes_found: Why an edit will not hold, as far as that is known before the end, such as a shared key; by place.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -36,14 +42,38 @@ class RunScores:
         self.after: Scores = {}
         self.unedited_answers: dict[int, list[list[int]]] = {}
         self.unedited_cases: list[str] = []
-        self.failed: list[dict[str, str]] = []
-        self.cases: list[dict[str, str]] = []
+        self.unedited_facts: list[str] = []
+        self.failures: Failures | None = None
+        self.cases: list[dict[str, Any]] = []
+        self.facts: list[dict[str, Any]] = []
+        self.causes_found: dict[int, Cause] = {}
 
     @doing("measuring the unedited model")
     def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> None:
         """Score the unedited model on all requests and keep its answers."""
         measured = self.evaluator.measure_unedited(lm, requests, track)
-        self.before, self.unedited_answers, self.unedited_cases = measured
+        self.before, self.unedited_answers, self.unedited_cases, self.unedited_facts = measured
+
+    @doing("asking for the edits of the batch")
+    def ask_batch(self, lm: LanguageModel, requests: Sequence[EditRequest], places: Sequence[int]) -> list[Learned]:
+        """How likely each target of the batch just edited is on the edited model."""
+        learned = ask_targets(lm, requests)
+        self.evaluator.learned |= dict(zip(places, learned, strict=True))
+        return learned
+
+    @doing("looking for failed edits")
+    def failing(self, lm: LanguageModel, edits: int) -> list[int]:
+        """Places of the edits so far that neither teacher forcing nor a free answer finds right."""
+        requests, size = self.evaluator.requests[:edits], self.evaluator.settings.batch_size
+        parts = [ask_targets(lm, requests[start : start + size]) for start in range(0, edits, size)]
+        learned = [each for part in parts for each in part]
+        missed = {place: requests[place] for place, each in enumerate(learned) if not each.right}
+        return sorted(look_at_failures(lm, missed).places)
+
+    def forget(self, places: Sequence[int]) -> None:
+        """Forget how edits stood that are edited again."""
+        for place in places:
+            self.evaluator.learned.pop(place, None)
 
     @doing("validating")
     def add(self, lm: LanguageModel, batch: ScoringBatch) -> None:
@@ -64,15 +94,23 @@ class RunScores:
     def _keep(self, lm: LanguageModel, scores: Scores) -> None:
         self.after = scores
         if self.evaluator.last:
-            self.failed, self.cases = self.evaluator.failed(lm), self.evaluator.cases(lm, self.unedited_cases)
+            self.facts = self.evaluator.facts(lm, self.unedited_facts)
+            self.failures = self.evaluator.failures(lm, self.facts)
+            self.cases = self.evaluator.cases(lm, self.unedited_cases)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         plain = {name: getattr(self, name) for name in _PLAIN}
+        plain["learned"] = {place: tuple(each) for place, each in self.evaluator.learned.items()}
+        plain["made"] = {place: list(map(tuple, each)) for place, each in self.evaluator.made.items()}
+        plain["causes_found"] = {place: str(cause) for place, cause in self.causes_found.items()}
         return plain | {name: to_plain(getattr(self, name)) for name in _SCORES}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what was measured before an interruption."""
         for name in _PLAIN:
             setattr(self, name, state[name])
+        self.evaluator.learned = {place: Learned(*each) for place, each in state["learned"].items()}
+        self.evaluator.made = {place: [MadeNeighbor(*m) for m in each] for place, each in state["made"].items()}
+        self.causes_found = {place: Cause(value) for place, value in state["causes_found"].items()}
         self.before, self.after = (from_plain(state[name]) for name in _SCORES)

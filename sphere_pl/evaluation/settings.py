@@ -6,7 +6,15 @@ from typing import Literal, get_args
 from sphere_pl.errors import UserError
 
 Protocol = Literal["teacher_forced", "probability", "generation", "chat"]
-_AT_LEAST = {"batch_size": 1, "validation_records": 1, "sample": 0, "texts": 0, "cases": 0}
+_AT_LEAST = {
+    "batch_size": 1,
+    "validation_records": 1,
+    "sample": 0,
+    "texts": 0,
+    "cases": 0,
+    "facts": 0,
+    "made_neighbors": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,10 @@ class EvaluationSettings:
         references: ROME's attribute_snippets.json, or a file of your own in its form, for the consistency of those
             texts.
         cases: Records whose answers before and after are shown side by side.
+        facts: A run of at most so many edits asks each of them before and after, for the table that opens its report; 0
+            for none.
+        made_neighbors: Neighbours to make for each record that gives none (of up to 100 such records), its prompt with
+            other subjects, on which the agreement with the unedited model is measured; 0 for none.
         validation_records: During the run, so many of the edits so far are scored at most; at its end all are.
         seed: Which records the samples hold.
     """
@@ -39,6 +51,8 @@ class EvaluationSettings:
     texts: int = 0
     references: str | None = None
     cases: int = 4
+    facts: int = 50
+    made_neighbors: int = 2
     validation_records: int = 1000
     seed: int = 0
 

@@ -171,7 +171,19 @@ class EditHistory:
     @property
     def requests(self) -> list[EditRequest]:
         """All requests of the stream so far, in order."""
-        return [request for entry in self.entries for request in entry.edit_requests()]
+        return [_request(stored) for stored in self.stored_requests(len(self.entries))]
+
+    def stored_requests(self, last: int) -> list[dict[str, Any]]:
+        """The requests of the stream up to an entry, as the log has them.
+
+        An entry that brings the stream no further holds requests that were edited again.
+        """
+        found: list[dict[str, Any]] = []
+        seen = 0
+        for entry in self.entries[:last]:
+            found += entry.requests if entry.edits > seen else []
+            seen = max(seen, entry.edits)
+        return found
 
     def tensors(self, entry: Entry) -> dict[str, Tensor]:
         """Read an entry's tensors and check their hash.

@@ -67,6 +67,11 @@ class AlphaEdit(Method):
         memory = KeyMemory.empty(basis.new_tensor(1 / ridge), basis.shape[1])
         return {"basis": basis, **memory._asdict()}
 
+    @property
+    def lever(self) -> str:
+        """See `Method.lever`."""
+        return f"--model.method.init_args.ridge below {self.ridge:g}"
+
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """Basis and memory, should every direction lie in the null space."""
         return 4 * (d_in**2 + KeyMemory.most_numbers(d_in))

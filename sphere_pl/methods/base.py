@@ -47,6 +47,14 @@ class Method(ABC):
         """The name shown in results."""
         return type(self).__name__
 
+    @property
+    def lever(self) -> str:
+        """What to set, and which way, so that its updates do more of what they are asked; empty if there is nothing.
+
+        Advice for a run whose edits do not hold, such as "--model.method.init_args.ridge below 10".
+        """
+        return ""
+
     @abstractmethod
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Prepare one matrix.

@@ -52,6 +52,15 @@ class FT(Method):
         """The name shown in results."""
         return "FT" if self.plan.radius is None else "FT-L"
 
+    @property
+    def lever(self) -> str:
+        """See `Method.lever`."""
+        return (
+            f"--model.method.init_args.learning_rate above {self.plan.learning_rate:g}"
+            if self.plan.radius is None
+            else f"--model.method.init_args.norm_constraint above {self.plan.radius:g}"
+        )
+
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Nothing is remembered."""
         return {}

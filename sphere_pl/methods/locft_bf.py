@@ -57,6 +57,11 @@ class LocFTBF(Method):
         """The name shown in results."""
         return "LocFT-BF"
 
+    @property
+    def lever(self) -> str:
+        """See `Method.lever`."""
+        return f"--model.method.init_args.epochs above {self.plan.epochs}"
+
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """How many batches came before: the order of the requests is drawn from it."""
         return {"batches": torch.zeros((), dtype=torch.long)}

@@ -48,6 +48,11 @@ class MEMIT(Method):
         inverse = torch.cholesky_inverse(moment_factor(weighted))
         return KeyMemory.empty(inverse, len(inverse))._asdict()
 
+    @property
+    def lever(self) -> str:
+        """See `Method.lever`."""
+        return f"--model.method.init_args.second_moment_weight below {self.second_moment_weight:g}"
+
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """The inverse, and recent keys beside it if they are remembered."""
         return 8 * (KeyMemory.most_numbers(d_in) if self.remember_past else d_in**2)

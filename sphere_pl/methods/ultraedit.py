@@ -44,6 +44,11 @@ class UltraEdit(Method):
                 raise UserError(f"`UltraEdit({name}={rate})` must be above 0.")
         self.learning_rate, self.relative_rate = learning_rate, relative_rate
 
+    @property
+    def lever(self) -> str:
+        """See `Method.lever`."""
+        return f"--model.method.init_args.learning_rate above {self.learning_rate:g}"
+
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Statistics of no token at all."""
         zeros = torch.zeros(sum(weight.shape), dtype=torch.float64, device=weight.device)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+_FEW = 12  # edits on an axis that names each
 Trace: TypeAlias = dict[str, Any]
 
 
@@ -47,6 +48,15 @@ class Drawing:
         """Height in pixels."""
         return int(self.layout["height"])
 
+    @property
+    def points(self) -> int:
+        """How many points its longest curve has; guides that show no value of their own do not count.
+
+        Nor does the unedited model at 0 edits: a line from there to a single point shows no course.
+        """
+        curves = [zip(trace["x"], trace["y"], strict=True) for trace in self.data if trace.get("hoverinfo") != "skip"]
+        return max((sum(x != 0 and y is not None and math.isfinite(y) for x, y in each) for each in curves), default=0)
+
     def add(self, *traces: Trace, axis: str = "y") -> None:
         """Draw traces on a y axis, `"y"` or `"y2"`."""
         self.data += [{**trace, "yaxis": axis} if axis != "y" else trace for trace in traces]
@@ -64,8 +74,11 @@ class Drawing:
 
     def to_json(self) -> str:
         """The figure as JSON; numbers that are none are null, which plotly leaves out."""
-        if len({x for trace in self.data for x in trace["x"]} - {None}) == 1:
+        counts = {x for trace in self.data for x in trace["x"]} - {None}
+        if len(counts) == 1:
             self.axis("x", rangemode="tozero")  # plotly would centre a single place between made-up ones
+        if all(isinstance(x, int | float) and x in range(_FEW + 1) for x in counts):
+            self.axis("x", dtick=1)  # there are no half edits
         return json.dumps(finite({"data": self.data, "layout": self.layout}), separators=(",", ":"))
 
 

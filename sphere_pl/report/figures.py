@@ -29,6 +29,7 @@ from sphere_pl.report.style import (
 
 PERCENT = "%{y:.1%}"
 PLAIN = "%{y:.4~g}"
+_EARLY = 0.2  # of the run
 
 
 def curve(series: Series, name: str, color: str, hover: str = PLAIN, **options: Any) -> Trace:
@@ -62,12 +63,15 @@ def accuracy_figure(run: RunData) -> Drawing | None:
     figure = Drawing(400, run.progress)
     for metric in shown:
         series = run.series(f"val/{metric}")
-        figure.add(metric_curve(series.starting_at(run.before(metric)), metric, legendgroup=metric))
+        # A curve begins at the unedited model where the first validation is early; else it would read as learning.
+        early = series.edits[0] <= _EARLY * series.edits[-1]
+        begun = series.starting_at(run.before(metric)) if early else series
+        figure.add(metric_curve(begun, metric, legendgroup=metric))
         if math.isfinite(run.before(metric)):
             figure.add(_level(run.before(metric), series.edits[-1], metric))
     batch = run.series("batch/efficacy")
     if batch.edits:
-        figure.add(curve(batch, "efficacy, latest batch", BLUE, PERCENT, width=1.4, size=4, opacity=0.4))
+        figure.add(curve(batch, "efficacy, latest batch", BLUE, PERCENT, width=1.4, size=5, opacity=0.6, dash="dash"))
     figure.axis("y", tickformat=".0%", range=[-0.03, 1.04])
     return figure
 

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import TypeAlias
 
 from sphere_pl.report.drawing import Drawing
+from sphere_pl.report.scripts import language
 from sphere_pl.report.style import DARK
 
 Html: TypeAlias = str
@@ -20,12 +21,24 @@ _POLICY = (
 )
 
 
-def tile(name: str, value: str, note: str = "") -> Html:
-    """A headline number."""
+def tile(name: str, value: str, note: str = "", change: Html = "") -> Html:
+    """A headline number; its change stands before the note."""
     return (
         f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(value)}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
+        f'<div class="note">{f"{change}, " if change and note else change}{escape(note)}</div></div>'
     )
+
+
+def mark(right: bool) -> Html:
+    """A tick or a cross."""
+    kind, sign, word = ("good", "✓", "yes") if right else ("bad", "✗", "no")
+    return f'<span class="mark {kind}" role="img" aria-label="{word}">{sign}</span>'
+
+
+def text(value: str) -> Html:
+    """Text that somebody has written or a model has, in its own direction and with its script's letters."""
+    spoken = language(value)
+    return f'<bdi dir="auto"{f" lang={chr(34)}{spoken}{chr(34)}" if spoken else ""}>{escape(value)}</bdi>'
 
 
 def section(title: str, caption: str, *html: Html) -> Html:
@@ -42,7 +55,12 @@ def missing(words: str) -> Html:
 def table(head: Sequence[str], rows: Iterable[Sequence[Html]], kind: str = "numbers") -> Html:
     """A table; the cells of its rows are HTML."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    # On a phone the rows of a table of texts are cards, and each cell needs its own heading.
+    names = [f' data-label="{escape(cell)}"' if kind.startswith("text") and cell else "" for cell in head]
+    body = "".join(
+        "<tr>" + "".join(f"<td{name}>{cell}</td>" for name, cell in zip(names, row, strict=True)) + "</tr>"
+        for row in rows
+    )
     return f'<div class="wide"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

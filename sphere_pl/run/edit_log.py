@@ -100,9 +100,8 @@ class EditLog(EditorCallback):
         self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the batch."""
-        if self._history is not None:
-            edits = batch.start + len(batch.requests)
-            self._append(self.editor, edits, [stored_request(request) for request in batch.requests])
+        if self._history is not None and batch.requests:
+            self._append(self.editor, batch.edits, [stored_request(request) for request in batch.requests])
 
     @override
     def on_validation_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:

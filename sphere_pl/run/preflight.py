@@ -6,6 +6,7 @@ from typing_extensions import override
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing.memory_estimate import Need
 from sphere_pl.editor import SequentialEditor
+from sphere_pl.evaluation.made_neighbors import count_made
 from sphere_pl.progress import EditProgress
 from sphere_pl.run.editor_callback import EditorCallback
 
@@ -23,7 +24,15 @@ class MemoryPreflight(EditorCallback):
             loader = datamodule.train_dataloader()
             if isinstance(callback, EditProgress) and isinstance(loader, EditLoader):
                 callback.console.print(f"Data: {datamodule.extent}.", highlight=False, markup=False)
+                callback.console.print(side_effects(self.editor, loader), end="", highlight=False, markup=False)
                 callback.console.print(estimate(self.editor, loader).line(), highlight=False)
+
+
+def side_effects(editor: SequentialEditor, loader: EditLoader) -> str:
+    """A line on the neighbours that are made for records without any; empty if there are none."""
+    settings = editor.evaluation
+    line = count_made(loader.requests, settings.made_neighbors, settings.seed).line()
+    return f"{line}\n" if line else ""
 
 
 def estimate(editor: SequentialEditor, loader: EditLoader) -> Need:

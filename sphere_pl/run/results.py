@@ -25,9 +25,11 @@ from sphere_pl.process.closing import after_results
 from sphere_pl.process.console import as_shown, say
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import track
+from sphere_pl.report.verdict import closing_lines
 from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.run.evaluated_weights import evaluated_weights
+from sphere_pl.run.outcomes import moved, rows_of, say_outcomes
 from sphere_pl.run.summaries import check_summaries, method_name, plain, summaries_of, transforms_of
 from sphere_pl.storage.files import write_atomically, write_text
 from sphere_pl.text import numbers
@@ -35,7 +37,8 @@ from sphere_pl.trainers import callbacks_of
 
 # Entries of results.json that no callback's summary may have the name of.
 OWN = (
-    "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "failed", "cases", "statistics",
+    "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "held", "failed", "causes",
+    "advice", "facts", "edited_again", "weights_moved", "made_neighbors", "cases", "statistics",
     "retried", "skipped", "seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes", "versions",
     "seed", "edited_sha256",
 )  # fmt: skip
@@ -59,12 +62,18 @@ class Results(EditorCallback):
         self._batch_began = 0.0
         self._editing = 0.0
         self._edits = 0
+        self._start: dict[str, Tensor] = {}
 
     @override
     def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:
         """Refuse callbacks whose summaries could not be written."""
         super().setup(trainer, pl_module, stage)
         check_summaries(trainer.callbacks, OWN)  # type: ignore[attr-defined]
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Keep some rows of the unedited matrices; a checkpoint is loaded into them later."""
+        self._start = rows_of(self.editor)
 
     @override
     def on_train_batch_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
@@ -106,6 +115,7 @@ class Results(EditorCallback):
     def collect(self, trainer: "L.Trainer", editor: SequentialEditor) -> dict[str, Any]:
         """Gather the results; numbers that could not be measured are null."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        said = say_outcomes(trainer, editor, moved(self._start, rows_of(editor)))
         results: dict[str, Any] = plain(
             {
                 "model": editor.name,
@@ -116,7 +126,7 @@ class Results(EditorCallback):
                 "data": getattr(getattr(trainer, "datamodule", None), "extent", None),
                 "before": to_plain(editor.scores.before),
                 "after": to_plain(editor.scores.after),
-                "failed": editor.scores.failed,
+                **said,
                 "cases": editor.scores.cases,
                 **{name: {} for name in _EXPECTED},
                 **summaries_of(callbacks),
@@ -149,6 +159,7 @@ class RunResults(Results):
     @override
     def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """A new run in an old folder begins with an empty one; a resumed run, known from here on, keeps its files."""
+        super().on_fit_start(trainer, pl_module)
         if trainer.is_global_zero and trainer.ckpt_path is None:
             for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
                 (self.run_dir / name).unlink(missing_ok=True)
@@ -205,6 +216,8 @@ def save_edited(editor: SequentialEditor, path: Path) -> None:
 def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
     """Print the table of before and after, and where the report is."""
     show_table(results, console)
+    for line in closing_lines(results):
+        say(as_shown(line, console), console)
     say(f"Open {run_dir / 'report.html'}", console)
 
 

@@ -1,8 +1,9 @@
-"""How well each request's target value was targets: targets.csv in the run folder."""
+"""How well each request's target value was found, and what the batch made of it: targets.csv in the run folder."""
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_pl.editing.key_plan import KeyPlan
-from sphere_pl.editor import SequentialEditor
+from sphere_callbacks import SpectrumRestraint
+from sphere_pl.evaluation.outcomes import Cause, Outcome, cause_of
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.storage.files import append_text, write_text
+from sphere_pl.trainers import callbacks_of
 
-COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
-KEY_COLUMNS = ("shares_key_with", "overwrites", "asked_after")
+COLUMNS = (
+    "edit", "case_id", "subject", "probability", "edited_probability", "loss", "steps", "clamped", "converged", "cause",
+    "shares_key_with", "overwrites", "asked_after",
+)  # fmt: skip
+_HEAD = ",".join(COLUMNS) + "\n"
+_NUMBERS = ("place", "probability", "loss", "steps", "clamped", "converged", "edited_probability", "right")
 
 
 class TargetTable(EditorCallback):
@@ -26,20 +32,23 @@ class TargetTable(EditorCallback):
     The first batch of a run, or of a resumed one, writes the file again: an interrupted run may have left rows behind
     its checkpoint.
 
-    `probability` and `loss` are those at the last look, `clamped` says that the shift ended on its norm bound, and
-    `converged` that the loss fell below `targets.stop_loss` before the steps ran out. `shares_key_with` names edits
-    of the same batch that have nearly the same key and therefore the same target, `overwrites` those of earlier
-    batches; `asked_after` is the context that an edit is asked after whose subject would stand at an attention sink.
+    `probability` and `loss` are those of the target value at the last look, `edited_probability` is that of the edited
+    model right after the batch, `clamped` says that the shift ended on its norm bound, and `converged` that the loss
+    fell below `targets.stop_loss` before the steps ran out. `cause` says why an edit does not hold, after its batch and
+    then at the end of the run. See `sphere_pl.evaluation.outcomes.Cause`. `shares_key_with` names edits of the same
+    batch that have nearly the same key and therefore the same target, `overwrites` those of earlier batches;
+    `asked_after` is the context that an edit is asked after whose subject would stand at an attention sink.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder; no file is written if None.
     """
 
     summary_name = "targets"
 
-    def __init__(self, run_dir: str) -> None:
-        self.path = Path(run_dir) / "targets.csv"
-        self._rows = torch.zeros(0, 6, dtype=torch.float64)
+    def __init__(self, run_dir: str | None) -> None:
+        self.path = None if run_dir is None else Path(run_dir) / "targets.csv"
+        self._rows = torch.zeros(0, len(_NUMBERS), dtype=torch.float64)
+        self._written: dict[int, str] = {}  # causes, by place
         self._restored = self._begun = False
 
     @override
@@ -47,24 +56,41 @@ class TargetTable(EditorCallback):
         """Begin with an empty table unless the run is resumed."""
         if not self._restored:
             self._rows = self._rows[:0]
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and self.path is not None:
                 self.path.unlink(missing_ok=True)
         self._restored = self._begun = False
 
     @override
     def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
         """Add the rows of the batch."""
-        targets, first = self.editor.targets, self.editor.batch_start
+        targets, places = self.editor.targets, self.editor.places
         if targets is None:
             return
-        places = torch.arange(first, first + len(targets.loss), device=targets.loss.device)
         converged = ~targets.unconverged(self.editor.target_settings)
-        columns = [places, targets.probability, targets.loss, targets.steps, targets.clamped, converged]
+        learned = self._ask(trainer, places)
+        columns = [
+            torch.tensor(places), targets.probability, targets.loss, targets.steps, targets.clamped, converged, *learned
+        ]  # fmt: skip
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
+        known = torch.isin(self._rows[:, 0], rows[:, 0])
+        if known.any():  # edited again: what the last batch made of them counts
+            self._rows, self._begun = self._rows[~known], False
         self._rows = torch.cat([self._rows, rows])
+        self._rows = self._rows[self._rows[:, 0].argsort()]
         if trainer.is_global_zero:
-            self._write(rows, self.editor)
+            self._write(rows)
         self._begun = True
+
+    def _ask(self, trainer: "L.Trainer", places: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Probability of each target on the edited model, and whether it is right; NaN if that is not measured."""
+        editor = self.editor
+        if not trainer.enable_validation or callbacks_of(trainer, SpectrumRestraint):
+            # Nothing is to be measured, or other weights than those being edited are what is looked at.
+            return torch.full((len(places),), math.nan), torch.full((len(places),), math.nan)
+        editor.refresh_model()
+        requests = [editor.requests[place] for place in places]
+        learned = editor.scores.ask_batch(editor.language_model, requests, places)
+        return torch.tensor([each.probability for each in learned]), torch.tensor([each.right for each in learned])
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
@@ -79,28 +105,63 @@ class TargetTable(EditorCallback):
     @override
     def summary(self) -> dict[str, Any]:
         """How many requests did not converge, and how many shifts ended on their bound."""
-        return {"unconverged": int((self._rows[:, 5] == 0).sum()), "clamped": int(self._rows[:, 4].sum())}
+        converged, clamped = self._column("converged"), self._column("clamped")
+        return {"unconverged": int((converged == 0).sum()), "clamped": int(clamped.sum())}
 
-    def _write(self, new: Tensor, editor: SequentialEditor) -> None:
+    def _column(self, name: str) -> Tensor:
+        return self._rows[:, _NUMBERS.index(name)]
+
+    def found(self) -> dict[int, dict[str, float]]:
+        """What is known of each request's target value, by place in the stream."""
+        return _named(self._rows)
+
+    def finish(self, causes: Mapping[int, Cause]) -> None:
+        """Say at the end of the run why edits do not hold; the file is written again if that has changed."""
+        final = {place: str(causes[place]) for place in map(int, self._column("place").tolist()) if place in causes}
+        if self.path is not None and len(self._rows) and final != self._written:
+            self._written = final
+            write_text(self.path, _HEAD + self._text(self._rows))
+
+    def _write(self, new: Tensor) -> None:
+        if self.path is None:
+            return
+        rows = new if self._begun else self._rows
+        self._written |= self._causes_after_batch(rows)
         if self._begun:
-            append_text(self.path, _text(new, editor.plan))
+            append_text(self.path, self._text(new))
         else:
-            write_text(self.path, ",".join(COLUMNS + KEY_COLUMNS) + "\n" + _text(self._rows, editor.plan))
+            write_text(self.path, _HEAD + self._text(self._rows))
 
+    def _causes_after_batch(self, rows: Tensor) -> dict[int, str]:
+        """Why edits were not right when their batch was done."""
+        found = self.editor.scores.causes_found
+        wrong = {place: bool(row["converged"]) for place, row in _named(rows).items() if row["right"] == 0}
+        return {place: str(cause_of(Outcome(False, False, ok, found.get(place), False))) for place, ok in wrong.items()}
 
-def _text(rows: Tensor, plan: KeyPlan) -> str:
-    """Rows `[n, 6]` as lines of CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for place, probability, loss, steps, clamped, converged in rows.tolist():
-        request = plan.requests[int(place)]
-        flags = ("yes" if clamped else "no", "yes" if converged else "no")
-        numbers = (f"{probability:.6g}", f"{loss:.6g}", int(steps))
-        others = (_edits(plan.sharing(int(place))), _edits(plan.overwritten(int(place))), request.form.before)
-        writer.writerow((int(place) + 1, request.case_id, request.subject, *numbers, *flags, *others))
-    return text.getvalue()
+    def _text(self, rows: Tensor) -> str:
+        """Rows as lines of CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        plan = self.editor.plan
+        for place, each in _named(rows).items():
+            request = plan.requests[place]
+            numbers = [_number(each[name]) for name in ("probability", "edited_probability", "loss")]
+            flags = ["yes" if each[name] else "no" for name in ("clamped", "converged")]
+            keys = (_edits(plan.sharing(place)), _edits(plan.overwritten(place)), request.form.before)
+            about, cause = (place + 1, request.case_id, request.subject), self._written.get(place, "")
+            writer.writerow((*about, *numbers, int(each["steps"]), *flags, cause, *keys))
+        return text.getvalue()
 
 
 def _edits(places: Sequence[int]) -> str:
     """Numbers of some edits, as column `edit` has them."""
     return " ".join(str(place + 1) for place in places)
+
+
+def _named(rows: Tensor) -> dict[int, dict[str, float]]:
+    """Rows by place, their numbers by name."""
+    return {int(row[0]): dict(zip(_NUMBERS, row, strict=True)) for row in rows.tolist()}
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"

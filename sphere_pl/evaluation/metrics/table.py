@@ -52,6 +52,7 @@ class Protocol:
         label: What figures call it.
         prefix: What stands before a metric's name where this protocol measured it.
         suffix: What the terminal adds to the metric's title.
+        meaning: How it asks, in half a sentence.
         metrics: Which metrics it measures.
         color: Its colour in the figures that compare protocols.
         dash: Its line there.
@@ -62,6 +63,7 @@ class Protocol:
     label: str
     prefix: str
     suffix: str
+    meaning: str = ""
     metrics: tuple[str, ...]
     color: Color
     dash: str
@@ -131,6 +133,7 @@ PROTOCOLS = (
         label="teacher-forced",
         prefix="",
         suffix="",
+        meaning="the right tokens so far are shown",
         metrics=("efficacy", "generalization", "specificity", "portability"),
         color="blue",
         dash="solid",
@@ -141,6 +144,7 @@ PROTOCOLS = (
         label="probability",
         prefix="probability/",
         suffix=", by probability",
+        meaning="the wanted answer is likelier than the other one",
         metrics=("efficacy", "generalization", "specificity"),
         color="green",
         dash="dash",
@@ -151,6 +155,7 @@ PROTOCOLS = (
         label="generation",
         prefix="generation/",
         suffix=", freely written",
+        meaning="what the model writes begins with the wanted answer",
         metrics=("efficacy", "generalization", "specificity", "portability"),
         color="vermillion",
         dash="dot",

@@ -1,0 +1,110 @@
+"""How a run went, in words: on the screen and at the top of its report.
+
+Everything is said from what results.json holds.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sphere_pl.evaluation.metrics.table import is_share
+from sphere_pl.text import numbers
+
+_NAMED = 3  # failed edits that are named
+_LONGEST = 40  # characters of what the model says
+
+# What each cause means, for a reader who meets it in a table.
+MEANINGS: Mapping[str, str] = {
+    "skipped": "the update was refused, or would have broken the model",
+    "shared key": "another fact of the batch has all but the same key",
+    "attention sink": "the subject begins the text, where keys hardly depend on what stands there",
+    "not converged": "not even the target value makes the model say it",
+    "regularizer": "the target value says it, but the update does not reach it",
+    "not learned": "the update did not suffice",
+    "overwritten": "right after its batch, changed by a later one",
+    "runs on": "the model says it and goes on into a longer word",
+}
+
+
+def verdict(results: Mapping[str, Any]) -> str:
+    """How many facts hold, in one sentence; empty if that was not looked at.
+
+    Example:
+        >>> verdict({"edits": 4, "held": 3}), verdict({"edits": 1, "held": 1}), verdict({"edits": 4, "held": 0})
+        ('3 of 4 facts hold', 'The fact holds', 'None of 4 facts holds')
+    """
+    edits, held = results.get("edits") or 0, results.get("held")
+    if held is None or not edits:
+        return ""
+    if edits == 1:
+        return "The fact holds" if held else "The fact does not hold"
+    if held in (0, edits):
+        return f"All {edits:,} facts hold" if held else f"None of {edits:,} facts holds"
+    return f"{held:,} of {edits:,} facts {'hold' if held > 1 else 'holds'}"
+
+
+def closing_lines(results: Mapping[str, Any]) -> list[str]:
+    """The last lines on the screen: how many facts hold, which failed and why, and what to turn."""
+    first = verdict(results)
+    if not first:
+        return []
+    if results["held"] == results["edits"]:
+        return [f"✓ {first}."]
+    moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
+    names = named(results)
+    lines = [f"✗ {first}{moved}; failed: {names[0]}"]
+    if len(names) > 1:
+        lines = [f"✗ {first}{moved}; failed:", *(f"  {name}" for name in names)]
+    if results.get("advice"):
+        lines.append(f"What to turn: {'; '.join(results['advice'])}")
+    return lines
+
+
+def share_moved(results: Mapping[str, Any]) -> str:
+    """How far the weights moved, in per cent."""
+    moved = results.get("weights_moved")
+    return numbers.change(float("nan") if moved is None else moved).removeprefix("+")
+
+
+def named(results: Mapping[str, Any]) -> list[str]:
+    """The first failed edits by name: what was wanted, what the model says, and why."""
+    failed = results.get("failed") or []
+    parts = [_failure(each) for each in failed[:_NAMED]]
+    rest = results["edits"] - results["held"] - len(parts)
+    return [*parts, f"and {rest:,} more"] if rest > 0 else parts
+
+
+def _failure(each: Mapping[str, Any]) -> str:
+    says = f'says "{_short(each["given"])}"' if each["given"].strip() else "says nothing"
+    cause = f" ({each['cause']})" if each.get("cause") else ""
+    return f'{_short(each["subject"] or each["prompt"])}: wanted "{_short(each["wanted"])}", {says}{cause}'
+
+
+def _short(text: str) -> str:
+    """Text on one line, cut where it would fill the screen."""
+    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in " ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST].rstrip()}…"
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """How a run went, in a sentence or two: edits, neighbours, other text."""
+    first = verdict(results)
+    if not first:
+        return ""
+    parts = [first, *_side_effects(results)]
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 2 else ", " if len(parts) > 1 else "") + parts[-1] + "."
+
+
+def _side_effects(results: Mapping[str, Any]) -> list[str]:
+    after, before = results.get("after") or {}, results.get("before") or {}
+    said = []
+    agreement, was, now = after.get("neighborhood_agreement"), before.get("perplexity"), after.get("perplexity")
+    if agreement is not None and is_share("neighborhood_agreement"):
+        made = (results.get("made_neighbors") or {}).get("records")
+        changed = numbers.percent(1 - agreement, digits=0)
+        kind = "neighbouring answers" + (" (made ones)" if made else "")
+        said.append(f"no {kind} changed" if agreement == 1 else f"{changed} of {kind} changed")
+    if was and now:
+        change = now / was - 1
+        text = f"other text is {'less' if change > 0 else 'more'} likely (perplexity {numbers.change(change, 0)})"
+        said.append("other text is as likely as before" if abs(change) < 0.01 else text)
+    return said
