@@ -14,7 +14,7 @@ from sphere_pl.data.formats import FORMATS, Format
 from sphere_pl.data.formats.jsonl import read_jsonl
 from sphere_pl.data.records import Record, hub_records, read_records
 from sphere_pl.data.request import EditBatch, EditRequest, check_request, shorten
-from sphere_pl.data.review import Conflicts, report_edited_neighbors, report_repeated_ids, settle_conflicts
+from sphere_pl.data.review import Conflicts, report_edited_neighbors, report_repeated_ids, settle_conflicts, unlike
 from sphere_pl.errors import UserError
 from sphere_pl.storage.files import is_local
 
@@ -32,11 +32,13 @@ class EditLoader:
     Args:
         requests: The stream.
         batch_size: Edits in a batch.
+        earlier: Edits that an earlier run has made, in whose stream this one's come next.
     """
 
-    def __init__(self, requests: Sequence[EditRequest], batch_size: int) -> None:
+    def __init__(self, requests: Sequence[EditRequest], batch_size: int, earlier: Sequence[EditRequest] = ()) -> None:
         self.requests = list(requests)
         self.batch_size = batch_size
+        self.earlier = list(earlier)
         self._done = 0
         self._resumed = False
 
@@ -48,7 +50,7 @@ class EditLoader:
         for index in range(first, len(self)):
             self._done = index + 1
             start = index * self.batch_size
-            yield EditBatch(tuple(self.requests[start : start + self.batch_size]), start)
+            yield EditBatch(tuple(self.requests[start : start + self.batch_size]), len(self.earlier) + start)
 
     def state_dict(self) -> dict[str, int]:
         """How many batches have been handed out."""
@@ -110,6 +112,7 @@ class EditDataModule(L.LightningDataModule):
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
+        self.earlier: list[EditRequest] = []
         self.available = 0
 
     @property
@@ -137,6 +140,11 @@ class EditDataModule(L.LightningDataModule):
         """Read and check the records, and report what is odd about them, once."""
         if not self.requests:
             self.requests = self._read()
+
+    def follow(self, earlier: Sequence[EditRequest]) -> None:
+        """Come after the edits of an earlier run; case ids that they have taken are changed."""
+        self.earlier = list(earlier)
+        self.requests = unlike(self.requests, [request.case_id for request in earlier])
 
     def everything(self) -> list[EditRequest]:
         """Read and check every edit that there is, those that `offset` and `limit` leave out among them."""
@@ -168,7 +176,7 @@ class EditDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> EditLoader:
         """One item an edit batch; the order of the stream is the order of the edits."""
-        return EditLoader(self.requests, self.batch_size)
+        return EditLoader(self.requests, self.batch_size, self.earlier)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """What has been edited so far, which the editor knows."""

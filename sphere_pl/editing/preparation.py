@@ -28,7 +28,7 @@ ANCHOR_RECORDS = 20  # whose target norms are measured together
 
 
 def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
-    """The requests that this run will edit, those of an interrupted run included.
+    """The requests that this run will edit, after those of an interrupted or an earlier run.
 
     Raises:
         MisconfigurationException: If the trainer's batches are no edit batches, or too large for the method.
@@ -40,7 +40,7 @@ def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
             "`EditDataModule`, or wrap your requests: `EditLoader(requests, batch_size=100)`."
         )
     check_batch_size(method, loader.batch_size)
-    return loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
+    return [*loader.earlier, *loader.requests[: int(trainer.num_training_batches) * loader.batch_size]]
 
 
 class Preparation(NamedTuple):
