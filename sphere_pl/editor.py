@@ -28,6 +28,7 @@ from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.history.continuation import Earlier
 from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
@@ -124,6 +125,7 @@ class SequentialEditor(L.LightningModule):
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
         self._unedited_norms = list[Tensor]()
+        self.earlier: Earlier | None = None  # the edits of the run that this one continues
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
@@ -213,6 +215,8 @@ class SequentialEditor(L.LightningModule):
         if not self.sites:
             self.sites = self.language_model.sites(self.layers)
             self.weights.extend(nn.Parameter(site.read()) for site in self.sites)
+        if self.earlier is not None:  # here, where nothing has been written yet
+            self.earlier.check_base(fingerprint(self.language_model), [site.name for site in self.sites], self.name)
 
     @property
     def language_model(self) -> LanguageModel:
@@ -230,7 +234,7 @@ class SequentialEditor(L.LightningModule):
             check_requests(self._resumed["requests"], self.requests)
         loader = cast(EditLoader, self.trainer.train_dataloader)
         self.evaluator.chat = loader.chat
-        loader.failing, first = self.failing, self.requests[: loader.batch_size]
+        loader.failing, first = self.failing, loader.requests[: loader.batch_size]
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
             lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
@@ -250,6 +254,8 @@ class SequentialEditor(L.LightningModule):
             self._resume()
         else:
             self.scores.measure_unedited(lm, self.requests, bars)
+            if self.earlier is not None:
+                self._continue(self.earlier)
 
     def failing(self) -> list[int]:
         """Places of the edits so far that the model does not answer as wanted."""
@@ -303,7 +309,8 @@ class SequentialEditor(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
         """Follow a callback that moved the weights after the step, and look at what the first batch did."""
         self.refresh_model()
-        if batch.start == 0 and self.guard.settings.first_batch != "off" and not self.guard.skipped:
+        earlier = 0 if self.earlier is None else len(self.earlier.requests)
+        if batch.start == earlier and self.guard.settings.first_batch != "off" and not self.guard.skipped:
             self._look_at_first(batch)
 
     @doing("looking at the first batch")
@@ -339,6 +346,22 @@ class SequentialEditor(L.LightningModule):
         check_model(checkpoint["sphere_pl"]["model_hash"], fingerprint(self.language_model), self.name)
         self._resumed = {**checkpoint["sphere_pl"], "weights": checkpoint["state_dict"]}
         checkpoint["state_dict"] = {}
+
+    @doing("taking over the earlier run")
+    def _continue(self, earlier: Earlier) -> None:
+        """Turn the unedited model into the one that an earlier run has left, with the memory of its keys."""
+        names = [site.name for site in self.sites]
+        live = earlier.live_weights({name: w.detach() for name, w in zip(names, self.weights, strict=True)})
+        with torch.no_grad():
+            for name, weight in zip(names, self.weights, strict=True):
+                weight.copy_(live[name])
+            earlier.restore_memory(self.method, self.states, list(self.weights))
+        if self.target_settings.max_tokens is None:
+            self.max_tokens = min(self.max_tokens, earlier.kept.get("max_tokens", self.max_tokens))
+        self.batch_start = self.edits_seen = len(earlier.requests)
+        if "random" in earlier.kept:
+            restore_random_states(earlier.kept["random"])
+        self.refresh_model()
 
     @doing("restoring the checkpoint")
     def _resume(self) -> None:

@@ -159,6 +159,11 @@ class CollapseGuard(WeightCallback):
         self._batches = self._good_batch = self._checked = 0
         self._norms, self._good = {}, {}
 
+    @torch.no_grad()
+    def take_for_good(self) -> None:
+        """Take the weights as they are now for good, whatever they were when the fit started."""
+        self._keep()
+
     def _limits(self) -> list[tuple[str, float, int]]:
         """List the limits of metrics as name or pattern, value, and 1 for an upper or -1 for a lower one."""
         limits = [(name, limit, 1) for name, limit in self.above.items()]

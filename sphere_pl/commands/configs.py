@@ -38,6 +38,8 @@ def find_config(name: str) -> str:
     Raises:
         UserError: If there is neither.
     """
+    if name.startswith("{"):  # the settings themselves
+        return name
     if Path(name).expanduser().is_file():
         try:
             Path(name).expanduser().read_text(encoding="utf-8")
@@ -96,7 +98,7 @@ def _known_model(args: Sequence[str], names: Sequence[str]) -> str | None:
     """The group of the run's model, if it has one and the command names no other."""
     if any(_kind(name) == "model" for name in names):
         return None
-    named = [found for name in names if not _group(name) and (found := _named_by(Path(name).expanduser()))]
+    named = [found for name in names if not _group(name) and (found := _named_by(name))]
     for flag, value in zip(args, [*args[1:], ""], strict=True):
         if flag == "--model.name":
             named.append(value)
@@ -105,10 +107,11 @@ def _known_model(args: Sequence[str], names: Sequence[str]) -> str | None:
     return known_models().get(named[-1] if named else EMBEDDED_MODEL)
 
 
-def _named_by(path: Path) -> str | None:
+def _named_by(file: str) -> str | None:
     """The model that a user's own file names; a file that cannot be read is refused by what parses it."""
     try:
-        model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model")
+        text = file if file.startswith("{") else Path(file).expanduser().read_text(encoding="utf-8")
+        model = yaml.safe_load(text).get("model")
         return str(model["name"])
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None
@@ -134,7 +137,7 @@ def _with_variants(names: Sequence[str]) -> list[list[str]]:
 
 def _group(name: str) -> str:
     """A group file's name such as `method/memit`; empty for the user's own file."""
-    return "" if Path(name).expanduser().is_file() else name.removesuffix(".yaml")
+    return "" if name.startswith("{") or Path(name).expanduser().is_file() else name.removesuffix(".yaml")
 
 
 def _kind(name: str) -> str:

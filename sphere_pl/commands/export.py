@@ -18,7 +18,7 @@ from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.history.delta import save_delta
 from sphere_pl.history.rebuild import restrained
-from sphere_pl.history.replay import check_without, solve_without
+from sphere_pl.history.replay import check_without, find_cases, solve_without
 from sphere_pl.history.saved import BaseModel, SavedRun
 
 _DELTA = "delta.safetensors"
@@ -77,7 +77,11 @@ def _parser() -> Parser:
         "--at", type=int, metavar="N", help="the state after N edits of the stream; the end if left out"
     )
     parser.add_argument(
-        "--without", nargs="+", default=[], metavar="CASE_ID", help="solve the batches again without these edits"
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="CASE_OR_SUBJECT",
+        help="solve the batches again without these edits",
     )
     parser.add_argument("--out", type=Path, help="folder to write; inside the run folder if left out")
     parser.add_argument("--delta_only", action="store_true", help=f"write {_DELTA} instead of the whole model")
@@ -94,7 +98,7 @@ def choose(run: SavedRun, base: BaseModel, at: int | None = None, without: Seque
         run: The run.
         base: Its unedited model.
         at: Edits of the stream; all if None.
-        without: Case ids to take out.
+        without: Case ids or subjects to take out.
 
     Raises:
         UserError: If there is no such state, or the method cannot give it.
@@ -103,10 +107,11 @@ def choose(run: SavedRun, base: BaseModel, at: int | None = None, without: Seque
     edits = run.history.entries[last - 1].edits if last else 0
     requests = run.history.stored_requests(last)
     if without:
-        live = solve_without(run, base, without, last)
+        cases = find_cases(run.history, without, last)
+        live = solve_without(run, base, cases, last)
         weights = restrained(base.weights, live, run.history.header.restraint)
-        kept = [request for request in requests if str(request["case_id"]) not in set(without)]
-        return Chosen(edits, weights, kept, list(without), {})
+        kept = [request for request in requests if str(request["case_id"]) not in set(cases)]
+        return Chosen(edits, weights, kept, cases, {})
     results = run.results if last == len(run.history.entries) and run.results.get("edits") == edits else {}
     return Chosen(edits, run.weights(base, at), requests, [], results)
 

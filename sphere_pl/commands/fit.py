@@ -24,6 +24,7 @@ from typing_extensions import override
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.commands.configs import resolve_group_files
+from sphere_pl.commands.continuing import check_run_dir, from_folder, resolve_from
 from sphere_pl.commands.parsers import AllHelp, Explained
 from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
 from sphere_pl.commands.short_help import argument, short_help
@@ -32,6 +33,7 @@ from sphere_pl.editing.checks import check_launch, check_strategy, check_subject
 from sphere_pl.editing.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.history.continuation import inherited_requests, open_earlier
 from sphere_pl.history.fingerprints import settings_that_count
 from sphere_pl.history.log import Kept
 from sphere_pl.model.files import label_of
@@ -44,6 +46,7 @@ from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.drift import Drift
 from sphere_pl.run.edit_log import EditLog
 from sphere_pl.run.folder import prepare_run_folder
+from sphere_pl.run.handover import Handover
 from sphere_pl.run.live import LiveReport
 from sphere_pl.run.lock import RunLock
 from sphere_pl.run.loggers import EditsLogger, WandbSettings, run_loggers
@@ -127,6 +130,9 @@ class EditingCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str, default=None, help="Folder of the run; runs/<time>-<name> if left out."
         )
+        parser.add_argument(
+            "--from", type=str, default=None, help="Run folder of a finished run to continue, with its settings."
+        )
         parser.add_argument("--overwrite", action="store_true", help="Delete the run that --run_dir holds.")
         parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
         parser.add_argument(
@@ -187,6 +193,8 @@ class EditingCLI(LightningCLI):
             config.run_dir = str(Path("runs") / name)
             sys.argv.append(f"--run_dir={config.run_dir}")
         check_name("--run_dir", config.run_dir)
+        if config["from"] is not None and config.ckpt_path is None:
+            check_run_dir(config.run_dir, config["from"])
         # No setting of the run: its config.yaml, given to another fit, must not delete that one's folder.
         self._overwrite, config.overwrite = config.overwrite, False
         if self._overwrite and config.ckpt_path is not None:
@@ -225,6 +233,10 @@ class EditingCLI(LightningCLI):
         self.find_settings()
         self._dump_config()
         self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
+        self._handover.depend_on(
+            {name: self.config_dump.get(name) for name in ("projection", "energy", "correlation")}
+            | {"callbacks": (self.config_dump.get("trainer") or {}).get("callbacks")}
+        )
         trial = bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
         if trial:  # Lightning would leave the configuration out, and close the loggers that are open already
             self.trainer_defaults["callbacks"].append(RunConfig(self._parser(self.subcommand), self._run_config()))
@@ -243,6 +255,7 @@ class EditingCLI(LightningCLI):
         """The callbacks that every run has and no setting takes away, in their order."""
         # Results after the configured callbacks, so that a batch's time includes what they do with it.
         self._results: Results = RunResults(run_dir)
+        self._handover = Handover(run_dir)
         kept, gigabytes = (self._get(self.config_init, name) for name in ("edit_log", "edit_log_gigabytes"))
         return [
             *self.progress(),
@@ -251,6 +264,7 @@ class EditingCLI(LightningCLI):
             EditLog(run_dir, kept, gigabytes),
             TargetTable(run_dir),
             self._results,
+            self._handover,
             self._get(self.config_init, "abilities"),
             WandbPanels(run_dir),
         ]
@@ -270,6 +284,7 @@ class EditingCLI(LightningCLI):
             self.datamodule.check_batches()
             check_subjects(self.model.method, self.datamodule.requests)
             self._get(self.config_init, "abilities").load()
+        self.follow()
         if not self.model.method.needs_targets:
             _refuse_idle(self.model.method.name, sys.argv[1:])
         self.model.source.open()
@@ -290,6 +305,20 @@ class EditingCLI(LightningCLI):
         sys.argv.append(f"--model.layers={found.layers}")
         if found.learning_rate is not None and targets.learning_rate == found.learning_rate:
             sys.argv += [f"--model.targets.learning_rate={found.learning_rate}", "--model.targets.units=state"]
+
+    def follow(self) -> None:
+        """Come after the edits of an earlier run, if there is one; a resumed run knows them from its own log."""
+        named = self._get(self.config_init, "from")
+        if named is None:
+            return
+        resumed = self._get(self.config_init, "ckpt_path") is not None
+        if resumed:
+            run_dir = Path(self._get(self.config_init, "run_dir"))
+            self.datamodule.follow(inherited_requests(run_dir, Path(named)))
+        else:
+            with doing("reading the run to continue"):
+                self.model.earlier = open_earlier(from_folder(named))
+            self.datamodule.follow(self.model.earlier.requests)
 
     def placement(self) -> dict[str, Any]:
         """Arguments of the trainer that put it on a device, where the configuration leaves that open and must not."""
@@ -371,7 +400,7 @@ def run(args: Sequence[str], kind: Callable[..., Cli] = EditingCLI) -> Cli:  # t
         save_config_callback=RunConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        args=literal_names(resolve_group_files(resolve_resume(args))),
+        args=literal_names(resolve_group_files(resolve_resume(resolve_from(args)))),
     )
 
 

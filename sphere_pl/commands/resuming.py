@@ -25,7 +25,7 @@ def resolve_resume(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: If no run folder is named, or the checkpoint named is no whole one.
     """
-    checkpoint, run_dir = _value(args, "ckpt_path"), _value(args, "run_dir")
+    checkpoint, run_dir = value_of(args, "ckpt_path"), value_of(args, "run_dir")
     if not args or args[0] != "fit" or checkpoint in {None, "null", "None"}:
         return list(args)
     if checkpoint == "last":
@@ -63,7 +63,7 @@ def _named(checkpoint: str) -> Path:
     return path
 
 
-def _value(args: Sequence[str], name: str) -> str | None:
+def value_of(args: Sequence[str], name: str) -> str | None:
     """The last value given for an option, as `--name value` or `--name=value`."""
     found = None
     for arg, following in zip(args, [*args[1:], None], strict=True):

@@ -15,7 +15,7 @@ SHOWN = {
     "facts": ("data.name", "data.path", "data.limit", "data.batch_size"),
     "model and method": ("model.name", "model.layers", "model.method"),
     "SPHERE": ("projection.strength",),
-    "the run": ("run_dir", "ckpt_path", "wandb.project", "quiet", "config", "print_config"),
+    "the run": ("run_dir", "from", "ckpt_path", "wandb.project", "quiet", "config", "print_config"),
 }
 EXAMPLES = (
     ("", "SPHERE on AlphaEdit, 100 built-in facts"),
@@ -24,6 +24,7 @@ EXAMPLES = (
     ("--config method/memit --model.name gpt2", "another method, another model"),
     ("--projection.strength 0", "without SPHERE"),
     ("--run_dir runs/small --ckpt_path last", "resume an interrupted run"),
+    ("--from runs/small --data.path more.jsonl", "add facts to a finished run"),
 )
 
 

@@ -27,6 +27,7 @@ from sphere_pl.data.review import (
     report_edited_neighbors,
     report_repeated_ids,
     settle_conflicts,
+    unlike,
 )
 from sphere_pl.errors import UserError
 from sphere_pl.storage.files import is_local
@@ -48,15 +49,21 @@ class EditLoader:
         chat: In which form they are edited and scored; plain if None.
         retry: How many failed edits to edit again at most, after all others. The batches that this takes come in any
             case; without enough failed edits they are empty.
+        earlier: Edits that an earlier run has made, in whose stream this one's come next.
 
     Attributes:
         failing: Says which edits have failed, by place in the stream; asked once, after the last of the others.
     """
 
     def __init__(
-        self, requests: Sequence[EditRequest], batch_size: int, chat: ChatSettings | None = None, retry: int = 0
+        self,
+        requests: Sequence[EditRequest],
+        batch_size: int,
+        chat: ChatSettings | None = None,
+        retry: int = 0,
+        earlier: Sequence[EditRequest] = (),
     ) -> None:
-        self.requests = list(requests)
+        self.requests, self.earlier = list(requests), list(earlier)
         self.batch_size, self.chat, self.retry = batch_size, chat or ChatSettings(), retry
         self.failing: Callable[[], Sequence[int]] = tuple
         self._again: list[int] | None = None
@@ -72,7 +79,7 @@ class EditLoader:
             self._done = index + 1
             start = index * self.batch_size
             if start < len(self.requests):
-                yield EditBatch(tuple(self.requests[start : start + self.batch_size]), start)
+                yield EditBatch(tuple(self.requests[start : start + self.batch_size]), len(self.earlier) + start)
             else:
                 yield self._failed_again(index - math.ceil(len(self.requests) / self.batch_size))
 
@@ -85,7 +92,8 @@ class EditLoader:
         if self._again is None:
             self._again = list(self.failing())[: self.retry]
         places = self._again[index * self.batch_size : (index + 1) * self.batch_size]
-        return EditBatch(tuple(self.requests[place] for place in places), len(self.requests), tuple(places))
+        stream = [*self.earlier, *self.requests]
+        return EditBatch(tuple(stream[place] for place in places), len(stream), tuple(places))
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches have been handed out, and what is edited again."""
@@ -165,6 +173,7 @@ class EditDataModule(L.LightningDataModule):
         self.batch_size, self.shuffle_seed = batch_size, shuffle_seed
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
+        self.earlier: list[EditRequest] = []
         self.retry = 0  # failed edits to edit again
         self.available, self.format = 0, name
 
@@ -193,6 +202,11 @@ class EditDataModule(L.LightningDataModule):
         """Read and check the records, and report what is odd about them, once."""
         if not self.requests:
             self.requests = self._read()
+
+    def follow(self, earlier: Sequence[EditRequest]) -> None:
+        """Come after the edits of an earlier run; case ids that they have taken are changed."""
+        self.earlier = list(earlier)
+        self.requests = unlike(self.requests, [request.case_id for request in earlier])
 
     def everything(self) -> list[EditRequest]:
         """Read and check every edit that there is, those that `offset` and `limit` leave out among them."""
@@ -253,7 +267,7 @@ class EditDataModule(L.LightningDataModule):
     def train_dataloader(self) -> EditLoader:
         """One item an edit batch; the order of the stream is the order of the edits."""
         self.check_batches()
-        return EditLoader(self.requests, self.batch_size, self.chat, self.retry)
+        return EditLoader(self.requests, self.batch_size, self.chat, self.retry, self.earlier)
 
     def check_batches(self) -> None:
         """Refuse two edits in one batch that contradict each other, unless something else is to be done about them.

@@ -111,6 +111,34 @@ def report_repeated_ids(requests: Sequence[EditRequest]) -> int:
     return len(repeated)
 
 
+def unlike(requests: Sequence[EditRequest], taken: Sequence[str]) -> list[EditRequest]:
+    """Give requests whose case id an earlier run has used the number of their place after those of that run.
+
+    Ids that are no more than places in the data are changed without a word.
+
+    Example:
+        >>> new = [EditRequest("0", "{} is", "Oslo", "big"), EditRequest("x", "{} is", "Rome", "small")]
+        >>> [request.case_id for request in unlike(new, taken=["0", "1"])]
+        ['2', 'x']
+    """
+    used = set(taken)
+    reserved = used | {request.case_id for request in requests}
+    found, changed = [], []
+    for place, request in enumerate(requests):
+        case_id = request.case_id
+        if case_id in used:
+            number = len(taken) + place
+            while str(number) in reserved:
+                number += 1
+            reserved.add(str(number))
+            changed += [] if case_id == str(place) else [f"{shorten(case_id)} is {number} now"]
+            case_id = str(number)
+        found.append(request._replace(case_id=case_id))
+    if changed:
+        log.warning("%d case ids belong to edits of earlier runs: %s.", len(changed), ", ".join(changed[:5]))
+    return found
+
+
 def report_edited_neighbors(requests: Sequence[EditRequest]) -> int:
     """Warn of neighbours that an edit changes on purpose, which makes specificity look worse than it is.
 

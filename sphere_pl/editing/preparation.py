@@ -29,7 +29,7 @@ ANCHOR_RECORDS = 20  # whose target norms are measured together
 
 
 def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
-    """The requests that this run will edit, those of an interrupted run included.
+    """The requests that this run will edit, after those of an interrupted or an earlier run.
 
     Raises:
         MisconfigurationException: If the trainer's batches are no edit batches, too large for the method, or of
@@ -44,7 +44,7 @@ def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
     check_batch_size(method, loader.batch_size)
     planned = loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
     check_subjects(method, planned)
-    return planned
+    return [*loader.earlier, *planned]
 
 
 class Preparation(NamedTuple):

@@ -77,7 +77,7 @@ def asked_cases(requests: Sequence[EditRequest]) -> list[Asked]:
 
 def asked_fact(request: EditRequest) -> Asked:
     """A request's own prompt."""
-    return Asked(Case(request.question, request.target_new), "edit", _accepted(request))
+    return Asked(Case(request.asked, request.target_new), "edit", _accepted(request))
 
 
 def answer_cases(lm: LanguageModel, cases: Sequence[Case]) -> list[str]:
@@ -91,7 +91,7 @@ def answer_facts(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[str
     for start in range(0, len(requests), SHOWN):
         some = requests[start : start + SHOWN]
         longest = answer_tokens(lm, [text for each in some for text in _accepted(each)])
-        answers += complete(lm, [each.question for each in some], max(CASE_TOKENS, longest))
+        answers += complete(lm, [each.asked for each in some], max(CASE_TOKENS, longest))
     return answers
 
 

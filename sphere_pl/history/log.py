@@ -12,11 +12,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -50,6 +53,27 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """A finished run whose entries a log begins with.
+
+    Attributes:
+        run_dir: Its folder, as it was named.
+        entries: How many entries of the log are its own and its ancestors'.
+        edits: How many requests had been seen at its end.
+        finished: When it ended, UTC, as ISO 8601; empty if it is not known.
+        scores: Its scores at the end, by name.
+        recipe: How it turned keys and residuals into updates: the parts of its config.yaml that say so.
+    """
+
+    run_dir: str
+    entries: int
+    edits: int
+    finished: str = ""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Header:
     """What the run edits, and how.
 
@@ -65,6 +89,8 @@ class Header:
         restraint: Settings of PRUNE's restraint, under which the weights are scored and saved; None without it.
         architecture: The user's own description of the model's parts; None for a family of the table.
         format: Version of the log's format.
+        ancestors: The runs that this one continues, the oldest first.
+        removed: Requests that were taken back before this run, with `from` (the run that held them) and `at` (when).
     """
 
     model: str
@@ -78,6 +104,13 @@ class Header:
     restraint: dict[str, Any] | None = None
     architecture: dict[str, Any] | None = None
     format: int = FORMAT
+    ancestors: list[Ancestor] = field(default_factory=list)
+    removed: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def inherited(self) -> int:
+        """How many entries of the log are those of earlier runs."""
+        return self.ancestors[-1].entries if self.ancestors else 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +128,7 @@ class Entry:
         complete: False if the change happened but was not kept, because the log had reached its size limit.
         ranks: Rank of each matrix' change; None where it is kept in full.
         sums: Sum and Frobenius norm of each matrix afterwards, float64: states are recognised by them.
+        time: When it was written, UTC, as ISO 8601; empty in logs of earlier versions.
     """
 
     number: int
@@ -106,6 +140,7 @@ class Entry:
     complete: bool = True
     ranks: dict[str, int | None] = field(default_factory=dict)
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)
+    time: str = ""
 
     @property
     def case_ids(self) -> list[str]:
@@ -215,6 +250,14 @@ class EditHistory:
             raise UserError(f"{path} could not be read: {error}. The batch's change cannot be rebuilt.") from error
 
 
+def sums_of(weights: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """What a state is recognised by: sum and Frobenius norm of each matrix, in float64."""
+    return {
+        name: (float(w.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(w, dtype=torch.float64)))
+        for name, w in weights.items()
+    }
+
+
 def same_state(first: Mapping[str, tuple[float, float]], second: Mapping[str, tuple[float, float]]) -> bool:
     """Whether two sets of sums and norms agree up to the rounding of float64; NaN agrees with nothing."""
     return first.keys() == second.keys() and all(
@@ -277,9 +320,40 @@ def read_log(folder: Path) -> EditHistory:
     return EditHistory(folder, header, entries)
 
 
-def write_header(folder: Path, header: Header) -> None:
-    """Begin a log."""
-    write_text(folder / LOG_FILE, _line(asdict(header)))
+def adopt(folder: Path, header: Header, history: EditHistory) -> EditHistory:
+    """Begin a log with the entries of an earlier run, whose files it shares where the disk lets it.
+
+    Files of a log are never changed, so that two names for one of them are as good as two copies.
+    """
+    (folder / TENSOR_FOLDER).mkdir(parents=True, exist_ok=True)
+    for name in (entry.file for entry in history.entries if entry.file):
+        with doing(f"copying {history.folder / TENSOR_FOLDER / name}"):
+            _share(history.folder / TENSOR_FOLDER / name, folder / TENSOR_FOLDER / name)
+    return write_log(folder, header, history.entries)
+
+
+def write_log(folder: Path, header: Header, entries: Sequence[Entry] = ()) -> EditHistory:
+    """Write the whole edits.jsonl of a folder that has its tensor files."""
+    write_text(folder / LOG_FILE, "".join(_line(asdict(each)) for each in (header, *entries)))
+    return EditHistory(folder, header, list(entries))
+
+
+def _share(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file system without links
+        write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def log_digest(folder: Path) -> str:
+    """SHA-256 of a run's edits.jsonl."""
+    return hashlib.sha256((folder / LOG_FILE).read_bytes()).hexdigest()
 
 
 def append_entry(folder: Path, entry: Entry) -> None:
@@ -302,8 +376,7 @@ def write_tensors(folder: Path, number: int, tensors: dict[str, Tensor]) -> tupl
 def truncate(history: EditHistory, entries: int) -> EditHistory:
     """Keep the first entries only, on the disk as well."""
     kept = history.entries[:entries]
-    lines = [_line(asdict(history.header)), *(_line(asdict(entry)) for entry in kept)]
-    write_text(history.folder / LOG_FILE, "".join(lines))
+    write_log(history.folder, history.header, kept)
     known = {entry.file for entry in kept}
     for path in _tensor_files(history.folder):
         if path.name not in known:
@@ -357,7 +430,10 @@ def _header(line: dict[str, Any]) -> Header:
         Matrix(str(m["name"]), (int(m["shape"][0]), int(m["shape"][1])), bool(m["transposed"]))
         for m in line["matrices"]
     ]
-    header = Header(**{**_known(Header, line), "matrices": matrices})
+    ancestors = [Ancestor(**_known(Ancestor, each)) for each in line.get("ancestors", [])]
+    header = Header(**{**_known(Header, line), "matrices": matrices, "ancestors": ancestors})
+    for each in ancestors:
+        _check_types("an ancestor", vars(each), run_dir=str, entries=int, edits=int, recipe=dict, scores=dict)
     _check_types("the header", vars(header), model=str, dtype=str, fingerprint=str, method=str, layers=list)
     if header.dtype not in get_args(Dtype) or not all(type(layer) is int for layer in header.layers):
         raise ValueError(f"dtype {header.dtype!r} or layers {header.layers!r} are not what a run writes")

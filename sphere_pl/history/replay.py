@@ -10,6 +10,7 @@ residuals of deeper matrices of the same batch, were measured on weights that he
 of later batches were found on those weights, too.
 """
 
+import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -20,18 +21,21 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from sphere_callbacks import LayerwiseEdit, Loop, SparseProjection
+from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.algorithm import edit_batch, remember
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
 from sphere_pl.editing.problem import BatchProblem, Solved
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
+from sphere_pl.history.continuation import remember_logged
 from sphere_pl.history.log import EditHistory, Entry
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import KnownProblem, LayerProblem
 from sphere_pl.progress import untracked
+from sphere_pl.text.usage import did_you_mean
 
 _TOLERANCE = 1e-2  # of the accumulated change's norm; another method or projection misses by far more
 
@@ -50,30 +54,55 @@ class Recipe(NamedTuple):
     statistics: StatisticsSettings
 
 
-def recipe(run: SavedRun) -> Recipe:
-    """Read a run's method and callbacks from its config.yaml.
+class Segment(NamedTuple):
+    """Batches in a row that were edited in one way.
+
+    Attributes:
+        last: Number of the last entry.
+        recipe: How, as the log or config.yaml say it.
+        where: What says it, for messages.
+    """
+
+    last: int
+    recipe: dict[str, Any]
+    where: str
+
+
+def segments(run: SavedRun) -> list[Segment]:
+    """The runs of a chain; those in a row that were carried out in one way are one."""
+    header, total = run.history.header, len(run.history.entries)
+    own = Segment(total, run.recipe, str(run.folder / "config.yaml"))
+    parts = [Segment(each.entries, each.recipe, each.run_dir) for each in header.ancestors] + [own]
+    found: list[Segment] = []
+    for part in parts:
+        if found and _same_recipe(found[-1].recipe, part.recipe):
+            found[-1] = part
+        else:
+            found.append(part)
+    return found
+
+
+def _same_recipe(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return json.dumps(first, sort_keys=True, default=str) == json.dumps(second, sort_keys=True, default=str)
+
+
+def recipe(segment: Segment) -> Recipe:
+    """Build the method and the callbacks of some batches.
 
     Raises:
-        UserError: If it has none, or names something that cannot be built.
+        UserError: If nothing says what they were, or something named cannot be built.
     """
-    model = run.section("model")
-    if "method" not in model:
-        raise UserError(f"{run.folder} has no config.yaml with the run's method: edits cannot be taken out.")
+    if not segment.recipe.get("method"):
+        raise UserError(f"{segment.where} does not say with which method the run edited: edits cannot be taken out.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--method", type=Method)
     parser.add_argument("--statistics", type=StatisticsSettings)
     parser.add_argument("--callbacks", type=list[Callback])
     parser.add_class_arguments(SparseProjection, "projection")
-    given = {
-        "method": model["method"],
-        "statistics": model.get("statistics") or {},
-        "callbacks": run.section("trainer").get("callbacks") or [],
-        "projection": run.section("projection"),
-    }
     try:
-        built = parser.instantiate_classes(parser.parse_object(given))
+        built = parser.instantiate_classes(parser.parse_object(segment.recipe))
     except Exception as error:  # importing and building a class raises what it likes
-        raise UserError(f"{run.folder / 'config.yaml'} could not be read: {error}") from error
+        raise UserError(f"{segment.where} could not be read: {error}") from error
     return Recipe(built.method, [*filter(_acts_on_updates, built.callbacks), built.projection], built.statistics)
 
 
@@ -81,41 +110,53 @@ def _acts_on_updates(callback: Callback) -> bool:
     return type(callback).on_before_optimizer_step is not Callback.on_before_optimizer_step
 
 
-def find_cases(history: EditHistory, case_ids: Collection[str], last: int) -> list[Entry]:
-    """The batches that hold some cases.
+def find_cases(history: EditHistory, names: Collection[str], last: int) -> list[str]:
+    """The case ids that are named, by themselves or by the subjects of their facts.
 
     Raises:
-        UserError: If a case is in none.
+        UserError: If a name is neither among the first `last` entries.
     """
-    unknown = sorted(set(case_ids) - {case for entry in history.entries[:last] for case in entry.case_ids})
-    if unknown:
-        some = [case for entry in history.entries[:last] for case in entry.case_ids][:10]
-        raise UserError(
-            f"--without {unknown[0]}: no edit of {history.folder} has this case id. Its first are {', '.join(some)}."
-        )
-    return [entry for entry in history.entries[:last] if set(entry.case_ids) & set(case_ids)]
+    requests = [request for entry in history.entries[:last] for request in entry.edit_requests()]
+    by_id = {request.case_id for request in requests}
+    by_subject: dict[str, list[str]] = {}
+    for request in requests:
+        by_subject.setdefault(request.subject.casefold(), []).append(request.case_id)
+    found: dict[str, None] = {}
+    for name in names:
+        cases = [name] if name in by_id else by_subject.get(name.casefold(), [])
+        if not cases:
+            raise UserError(_no_such_edit(name, history, requests))
+        found |= dict.fromkeys(cases)
+    return list(found)
 
 
-def check_without(run: SavedRun, case_ids: Collection[str], last: int) -> list[Entry]:
-    """Refuse what `solve_without` cannot do, before anything is loaded; returns the batches that lose a row.
+def _no_such_edit(name: str, history: EditHistory, requests: Sequence[EditRequest]) -> str:
+    known = [each for request in requests for each in (request.case_id, request.subject)]
+    listed = ", ".join(f"{each.case_id} ({each.subject[:30]})" for each in requests[:10])
+    meant = did_you_mean(name, known)
+    return (
+        f"{shorten(name)}: no edit of {history.folder} has this case id or subject. "
+        f"{meant or f'Its first are {listed}.'}"
+    )
+
+
+def check_without(run: SavedRun, names: Collection[str], last: int) -> list[str]:
+    """Refuse what `solve_without` cannot do, before anything is loaded; returns the case ids that are meant.
 
     Raises:
         UserError: If a case is unknown, the method has no keys and residuals, or the log lacks them.
     """
     _check_solvable(run)
-    return find_cases(run.history, case_ids, last)
+    return find_cases(run.history, names, last)
 
 
 def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], last: int) -> dict[str, Tensor]:
-    """Solve the batches up to entry `last` again without some cases.
-
-    Before that, the batches up to the first one that loses a row are solved with all their rows, and must give what the
-    run logged.
+    """Solve the batches up to entry `last` again without some cases; see `Replay`.
 
     Args:
         run: The run.
         base: Its unedited model, as loaded.
-        case_ids: The cases to leave out.
+        case_ids: The cases to leave out, by their ids or subjects.
         last: Number of the last entry to solve.
 
     Returns:
@@ -125,15 +166,8 @@ def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], las
         UserError: If a case is unknown, the method has no keys and residuals, the log lacks them, or what was logged
             cannot be solved again.
     """
-    history = run.history
-    first = check_without(run, case_ids, last)[0].number
-    made = recipe(run)
-    if not made.method.needs_targets:
-        raise _no_system(run)
-    states = _states(made.method, base, made.statistics)
-    again = _Replay(history, base.weights, made, states).run(frozenset(), first)
-    _check_same(again, rebuild(base.weights, history, first), base.weights, run)
-    return _Replay(history, base.weights, recipe(run), states).run(frozenset(case_ids), last)
+    *_, (_, matrices) = Replay(run, base, last).without(frozenset(check_without(run, case_ids, last)))
+    return matrices.copy()
 
 
 def _states(method: Method, base: BaseModel, statistics: StatisticsSettings) -> dict[str, State]:
@@ -182,7 +216,7 @@ def _check_same(
             )
 
 
-class _Matrices(nn.Module):
+class Matrices(nn.Module):
     """The weights that are edited again."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -191,10 +225,12 @@ class _Matrices(nn.Module):
         self.weights = nn.ParameterList(nn.Parameter(weight.clone()) for weight in weights.values())
 
     def copy(self) -> dict[str, Tensor]:
+        """Their values as they are now, by name."""
         return {name: weight.detach().clone() for name, weight in zip(self.names, self.weights, strict=True)}
 
     @torch.no_grad()
     def put_back(self, weights: Mapping[str, Tensor]) -> None:
+        """Give them the values of another time."""
         for name, weight in zip(self.names, self.weights, strict=True):
             weight.copy_(weights[name])
 
@@ -216,19 +252,84 @@ class _LoggedBatch(BatchProblem):
                 yield layer, KnownProblem(logged.remembered, logged.residuals, self.weights[layer].detach())
 
 
-class _Replay:
-    """The batches of a log, edited again, with the run's callbacks around the optimizer."""
+class Replay:
+    """The batches of a run edited again, without some edits, with its callbacks around the optimizer.
 
-    def __init__(
-        self, history: EditHistory, base: Mapping[str, Tensor], made: Recipe, states: Mapping[str, State]
-    ) -> None:
-        self.history = history
-        self.method = made.method
+    Args:
+        run: The run.
+        base: Its unedited model, as loaded.
+        last: Number of the last entry to edit again.
+
+    Raises:
+        UserError: If the run cannot be solved again.
+    """
+
+    def __init__(self, run: SavedRun, base: BaseModel, last: int) -> None:
+        self.run, self.base, self.last = run, base, last
+        self.history = run.history
+        self.callbacks: list[Callback] = []
+        self._prepared: dict[int, dict[str, State]] = {}
+
+    def without(self, left_out: frozenset[str]) -> Iterator[tuple[Entry, Matrices]]:
+        """Edit again without some cases; gives every entry with the matrices as they are after it.
+
+        Before that, the batches up to the first one that loses a row are solved with all their rows, and must give what
+        the run logged.
+
+        Raises:
+            UserError: If what was logged cannot be solved again.
+        """
+        first = next(each.number for each in self.history.entries if left_out & set(each.case_ids))
+        *_, (_, again) = self._edit(frozenset(), first)
+        _check_same(again.copy(), rebuild(self.base.weights, self.history, first), self.base.weights, self.run)
+        yield from self._edit(left_out, self.last)
+
+    def _edit(self, left_out: frozenset[str], last: int) -> Iterator[tuple[Entry, Matrices]]:
+        matrices, entries = Matrices(self.base.weights), self.history.entries[:last]
+        returns = {entry.base for entry in entries if entry.base != entry.number - 1}
+        kept, begun = {0: matrices.copy()}, 0
+        for segment in segments(self.run):
+            mine = entries[begun : segment.last]
+            if not mine:
+                break
+            part = self._begin(segment, matrices, left_out, begun)
+            for entry in mine:
+                if entry.base != entry.number - 1:
+                    matrices.put_back(kept[entry.base])
+                elif entry.requests:
+                    part.edit(entry, left_out)
+                if entry.number in returns:
+                    kept[entry.number] = matrices.copy()
+                yield entry, matrices
+            begun = segment.last
+
+    def _begin(self, segment: Segment, matrices: Matrices, left_out: frozenset[str], begun: int) -> "_Part":
+        """Prepare method and callbacks on the unedited matrices, as a run does; the earlier keys are remembered."""
+        made = recipe(segment)
+        if not made.method.needs_targets:
+            raise _no_system(self.run)
         self.callbacks = made.callbacks
-        self.matrices = _Matrices(base)
-        self.weights = list(self.matrices.weights)
-        self.states = MethodStates([states[name] for name in self.matrices.names], self.weights)
-        names = zip(self.matrices.names, self.weights, strict=True)
+        if segment.last not in self._prepared:
+            self._prepared[segment.last] = _states(made.method, self.base, made.statistics)
+        part = _Part(self.history, matrices, made, self._prepared[segment.last])
+        now = matrices.copy()
+        matrices.put_back(self.base.weights)
+        part.each("on_train_start")
+        matrices.put_back(now)
+        if begun and made.method.saved:
+            remember_logged(self.history, made.method, part.states, part.weights, left_out, begun)
+        return part
+
+
+class _Part:
+    """Batches that were edited in one way."""
+
+    def __init__(self, history: EditHistory, matrices: Matrices, made: Recipe, states: Mapping[str, State]) -> None:
+        self.history, self.matrices = history, matrices
+        self.method, self.callbacks = made.method, made.callbacks
+        self.weights = list(matrices.weights)
+        self.states = MethodStates([states[name] for name in matrices.names], self.weights)
+        names = zip(matrices.names, self.weights, strict=True)
         self.optimizer = LayerwiseEdit(
             [{"params": [weight], "name": name} for name, weight in names], before_update=self._show
         )
@@ -236,41 +337,33 @@ class _Replay:
         self.guard = Guard(GuardSettings(action="stop", max_norm_ratio=math.inf))
         self.loop = cast(Any, Loop([self.optimizer]))
 
-    def run(self, left_out: frozenset[str], last: int) -> dict[str, Tensor]:
-        """Edit entries 1 to `last`."""
-        entries = self.history.entries[:last]
-        returns = {entry.base for entry in entries if entry.base != entry.number - 1}
-        states = {0: self.matrices.copy()}
-        self._each("on_train_start")
-        for entry in entries:
-            if entry.base != entry.number - 1:
-                self.matrices.put_back(states[entry.base])
-            elif entry.requests:
-                self._batch(entry, left_out)
-            if entry.number in returns:
-                states[entry.number] = self.matrices.copy()
-        return self.matrices.copy()
-
-    def _batch(self, entry: Entry, left_out: frozenset[str]) -> None:
-        rows = torch.tensor([i for i, case in enumerate(entry.case_ids) if case not in left_out], dtype=torch.long)
-        if not len(rows):
-            return
+    def edit(self, entry: Entry, left_out: frozenset[str]) -> None:
+        """Edit a batch again, but for some cases."""
+        rows = kept_rows(entry, left_out)
         tensors, names = self.history.tensors(entry), self.matrices.names
+        if not len(rows) or not tensors:  # nothing is left of it, or a guard had skipped it
+            return
         batch = _LoggedBatch(entry, self.weights, names, [_rows(tensors, name, rows) for name in names])
         if not entry.ranks:  # the run put the weights back, but kept the keys in mind
             remember(batch, self.method, self.states)
             return
         edit_batch(batch, self.method, self.states, self.optimizer, self.guard)
-        self._each("on_train_batch_end")
+        self.each("on_train_batch_end")
 
     def _show(self, layer: int) -> None:
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self.loop, cast(Any, self.matrices), self.optimizer)
 
-    def _each(self, hook: str) -> None:
+    def each(self, hook: str) -> None:
+        """Call a hook of every callback."""
         for callback in self.callbacks:
             extra = (None, None, 0) if hook == "on_train_batch_end" else ()
             getattr(callback, hook)(self.loop, self.matrices, *extra)
+
+
+def kept_rows(entry: Entry, left_out: frozenset[str]) -> Tensor:
+    """Which rows of a batch stay."""
+    return torch.tensor([i for i, case in enumerate(entry.case_ids) if case not in left_out], dtype=torch.long)
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str, rows: Tensor) -> Solved:

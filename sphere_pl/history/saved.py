@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sphere_pl.editing.moments import fingerprint
 from sphere_pl.errors import UserError
-from sphere_pl.history.log import EditHistory, read_log
+from sphere_pl.history.log import EditHistory, Matrix, read_log
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
@@ -172,10 +172,28 @@ class SavedRun:
             UserError: If no batch ended there, or a file is missing or damaged.
         """
         last = self.history.number_at(at)
-        if last == len(self.history.entries) and self._has_final():
-            return _read_edited(self.folder / EDITED, base.sites, self.results.get("edited_sha256"))
+        if last == len(self.history.entries) and self.has_final():
+            return self.final()
         live = rebuild(base.weights, self.history, last)
         return restrained(base.weights, live, self.history.header.restraint)
+
+    def final(self) -> dict[str, Tensor]:
+        """The matrices of edited.safetensors, bit for bit, float32 `[d_out, d_in]` by name.
+
+        Raises:
+            UserError: If the file is missing, was altered, or is damaged.
+        """
+        return _read_edited(self.folder / EDITED, self.history.header.matrices, self.results.get("edited_sha256"))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The parts of config.yaml that say how keys and residuals became updates."""
+        return {
+            "method": self.section("model").get("method"),
+            "statistics": self.section("model", "statistics"),
+            "callbacks": self.section("trainer").get("callbacks") or [],
+            "projection": self.section("projection"),
+        }
 
     def checkpoint(self, path: Path, base: BaseModel) -> tuple[dict[str, Tensor], int]:
         """The matrices of a checkpoint as they would be scored, and how many edits they hold.
@@ -193,7 +211,7 @@ class SavedRun:
             raise UserError(f"{path} is no checkpoint of {self.folder}: it lacks {error}.") from error
         return restrained(base.weights, live, self.history.header.restraint), edits
 
-    def _has_final(self) -> bool:
+    def has_final(self) -> bool:
         """Whether edited.safetensors is of the log's last batch; a resumed run that was killed leaves an older one."""
         path = self.folder / EDITED
         if not path.exists():
@@ -227,11 +245,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _read_edited(path: Path, sites: list[EditSite], sha256: str | None) -> dict[str, Tensor]:
+def _read_edited(path: Path, matrices: Sequence[Matrix], sha256: str | None) -> dict[str, Tensor]:
     """Read edited.safetensors, which is in the model's layout, as float32 `[d_out, d_in]`."""
     from safetensors.torch import load
 
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} could not be read: {error}.") from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
             f"{path} has another SHA-256 than {RESULTS} says: it was altered or damaged. Delete it to rebuild the "
@@ -240,8 +261,8 @@ def _read_edited(path: Path, sites: list[EditSite], sha256: str | None) -> dict[
     try:
         tensors = load(data)
         return {
-            site.name: (tensors[site.name].T if site.fan_in_fan_out else tensors[site.name]).float().contiguous()
-            for site in sites
+            each.name: (tensors[each.name].T if each.transposed else tensors[each.name]).float().contiguous()
+            for each in matrices
         }
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} does not hold the edited matrices: {error}. Delete it to rebuild them.") from error

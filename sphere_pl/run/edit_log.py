@@ -20,14 +20,17 @@ from sphere_pl.history.log import (
     Header,
     Kept,
     Matrix,
+    adopt,
     append_entry,
+    now,
     pack,
     read_log,
     remove_log,
     same_state,
     stored_request,
+    sums_of,
     truncate,
-    write_header,
+    write_log,
     write_tensors,
 )
 from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
@@ -89,11 +92,15 @@ class EditLog(EditorCallback):
         """Before the first batch, begin the log or resume it."""
         if self._header is None or self._history is not None:
             return
-        if not self._resuming:
-            write_header(self.run_dir, self._header)
-            self._history = EditHistory(self.run_dir, self._header, [])
-        else:
+        earlier = self.editor.earlier
+        if self._resuming:
             self._take_up(self.editor, self._header)
+        elif earlier is not None and earlier.history is not None:
+            self._history = adopt(self.run_dir, self._header, earlier.history)
+            self._bytes = _size(self.run_dir)
+            self._remember(self.editor)
+        else:
+            self._history = write_log(self.run_dir, self._header)
 
     @override
     def on_train_batch_end(
@@ -125,8 +132,7 @@ class EditLog(EditorCallback):
             history = read_log(self.run_dir)
         except UserError as error:
             log.warning("The edit log begins again at this checkpoint: %s", error)
-            write_header(self.run_dir, header)
-            history = EditHistory(self.run_dir, header, [])
+            history = write_log(self.run_dir, header)
         if history.header.fingerprint != header.fingerprint:
             raise UserError(
                 f"{self.run_dir} holds the edit log of another unedited model ({history.header.model}) than the one "
@@ -135,9 +141,9 @@ class EditLog(EditorCallback):
         kept = sum(entry.edits <= editor.edits_seen for entry in history.entries)
         kept = kept if self._restored is None else min(self._restored, len(history.entries))
         self._history, self._restored = truncate(history, kept), None
-        self._bytes = sum(path.stat().st_size for path in (self.run_dir / TENSOR_FOLDER).glob("batch-*.safetensors"))
-        sums = _sums(_weights(editor))
-        if not same_state(self._history.entries[-1].sums if kept else _sums(self._before), sums):
+        self._bytes = _size(self.run_dir)
+        sums = sums_of(_weights(editor))
+        if not same_state(self._history.entries[-1].sums if kept else sums_of(self._before), sums):
             self._store(Entry(kept + 1, 0, editor.edits_seen, sums=sums), self._differences(editor, 0))
         self._remember(editor)
 
@@ -145,7 +151,7 @@ class EditLog(EditorCallback):
     def _append(self, editor: SequentialEditor, edits: int, requests: list[dict[str, Any]]) -> None:
         assert self._history is not None  # noqa: S101 (checked by the hooks)
         number = len(self._history.entries) + 1
-        entry = Entry(number, number - 1, edits, requests, sums=_sums(_weights(editor)))
+        entry = Entry(number, number - 1, edits, requests, sums=sums_of(_weights(editor)))
         self._store(entry, self._differences(editor, len(requests)), self._systems(editor))
         self._remember(editor)
 
@@ -159,7 +165,7 @@ class EditLog(EditorCallback):
         weights = _weights(editor)
         if self._history is None or all(torch.equal(w.cpu(), self._before[name]) for name, w in weights.items()):
             return
-        sums, entries = _sums(weights), self._history.entries
+        sums, entries = sums_of(weights), self._history.entries
         number, edits = len(entries) + 1, self._history.edits
         earlier = next((entry.number for entry in reversed(entries) if entry.is_state(sums)), None)
         if earlier is not None:
@@ -206,7 +212,7 @@ class EditLog(EditorCallback):
         elif tensors:
             values["file"], values["sha256"] = write_tensors(self.run_dir, entry.number, tensors)
             self._bytes += (self.run_dir / TENSOR_FOLDER / values["file"]).stat().st_size
-        entry = Entry(**{**vars(entry), **values})
+        entry = Entry(**{**vars(entry), **values, "time": now()})
         append_entry(self.run_dir, entry)
         self._history.entries.append(entry)
 
@@ -225,17 +231,14 @@ def _weights(editor: SequentialEditor) -> dict[str, Tensor]:
     return {site.name: weight.detach() for site, weight in zip(editor.sites, editor.weights, strict=True)}
 
 
-def _sums(weights: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """What a state is recognised by: sum and Frobenius norm of each matrix, in float64."""
-    return {
-        name: (float(w.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(w, dtype=torch.float64)))
-        for name, w in weights.items()
-    }
+def _size(run_dir: Path) -> int:
+    return sum(path.stat().st_size for path in (run_dir / TENSOR_FOLDER).glob("batch-*.safetensors"))
 
 
 def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool) -> Header:
     """The log's first line, from the unedited model."""
-    lm = editor.language_model
+    lm, earlier = editor.language_model, editor.earlier
+    before = None if earlier is None or earlier.history is None else earlier.history.header
     restraints = callbacks_of(trainer, SpectrumRestraint)
     return Header(
         model=lasting_name(editor.name),
@@ -248,7 +251,7 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
             for site, weight in zip(editor.sites, editor.weights, strict=True)
         ],
         method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
-        solvable=solvable and editor.method.needs_targets,
+        solvable=solvable and editor.method.needs_targets and (before is None or before.solvable),
         architecture=editor.source.architecture,
         restraint={
             "modules": restraints[0].modules,
@@ -257,4 +260,6 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
         }
         if restraints
         else None,
+        ancestors=[] if earlier is None else earlier.ancestors,
+        removed=[] if before is None else before.removed,
     )

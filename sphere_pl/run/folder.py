@@ -1,5 +1,6 @@
 """Whose folder it is that a new run is given, and what an earlier run has written there."""
 
+import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from sphere_pl.text.names import resume_command
 
 _FILES = (
     "config.yaml", "metrics.csv", "results.json", "edited.safetensors", "report.html", "targets.csv", "edits.jsonl",
-    "abilities.json", "predictions.json", "validation.json",
+    "abilities.json", "predictions.json", "validation.json", "continue.safetensors",
 )  # fmt: skip
 _ONLY_A_RUNS = ("results.json", "edits.jsonl", "metrics.csv", "edited.safetensors")
 _EXPORT = re.compile(r"(export|delta)(-at-\d+)?(-without)?")
@@ -92,9 +93,18 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
 
 
 def has_logged_edits(folder: Path) -> bool:
-    """Whether the log of a run folder holds a batch."""
+    """Whether the log of a run folder holds a batch of the run's own."""
     log = folder / "edits.jsonl"
-    return log.is_file() and len(log.read_bytes().splitlines()) > 1  # the first line is the header
+    header, *entries = log.read_bytes().splitlines() if log.is_file() else [b""]
+    return len(entries) > _inherited(header)
+
+
+def _inherited(header: bytes) -> int:
+    """How many entries of a log its run has found there, from the first line."""
+    try:
+        return int(json.loads(header)["ancestors"][-1]["entries"])
+    except (ValueError, LookupError, TypeError):
+        return 0
 
 
 def _refuse_earlier(folder: Path) -> None:

@@ -21,6 +21,8 @@ from sphere_callbacks.energy import mean_change
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.metrics.table import FIRST_RANK, titles
 from sphere_pl.evaluation.scored import Scored, from_plain, shown, to_plain
+from sphere_pl.history.continuation import KEPT
+from sphere_pl.history.log import LOG_FILE, log_digest
 from sphere_pl.process.closing import after_results
 from sphere_pl.process.console import as_shown, say
 from sphere_pl.process.failures import doing
@@ -40,7 +42,7 @@ OWN = (
     "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "held", "failed", "causes",
     "advice", "facts", "edited_again", "weights_moved", "made_neighbors", "cases", "statistics",
     "retried", "skipped", "seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes", "versions",
-    "seed", "edited_sha256",
+    "seed", "continues", "edited_sha256", "edit_log_sha256",
 )  # fmt: skip
 # Summaries that have their entry in every run, whether or not there is a callback to fill it.
 _EXPECTED = ("hyperspherical_energy", "spearman", "abilities", "targets")
@@ -139,9 +141,16 @@ class Results(EditorCallback):
                 "peak_memory_bytes": peak_memory(editor.device),
                 "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
                 "seed": int(torch.initial_seed()),
+                "continues": _continued(editor),
             }
         )
         return results
+
+
+def _continued(editor: SequentialEditor) -> dict[str, Any] | None:
+    """The run that this one continues, and how many edits it had made."""
+    earlier = editor.earlier
+    return None if earlier is None else {"run_dir": earlier.name, "edits": len(earlier.requests)}
 
 
 class RunResults(Results):
@@ -161,7 +170,7 @@ class RunResults(Results):
         """A new run in an old folder begins with an empty one; a resumed run, known from here on, keeps its files."""
         super().on_fit_start(trainer, pl_module)
         if trainer.is_global_zero and trainer.ckpt_path is None:
-            for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html"):
+            for name in ("metrics.csv", "results.json", "edited.safetensors", "report.html", KEPT):
                 (self.run_dir / name).unlink(missing_ok=True)
 
     @override
@@ -175,6 +184,8 @@ class RunResults(Results):
         with evaluated_weights(trainer, self.editor):
             save_edited(self.editor, edited)
         self.results["edited_sha256"] = hashlib.sha256(edited.read_bytes()).hexdigest()
+        logged = (self.run_dir / LOG_FILE).is_file()
+        self.results["edit_log_sha256"] = log_digest(self.run_dir) if logged else None
         write_text(self.run_dir / "results.json", json.dumps(self.results, indent=1))
         self.written = True
         for logger in trainer.loggers:

@@ -15,9 +15,10 @@ _REFERENCE = re.compile(r"(\\*)\$\{")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 # Options whose values are names: on the command line `${` in them is no reference to another value.
 _NAMING = {
-    "--run_dir", "--ckpt_path", "--model.name", "--model.revision", "--model.cache_dir", "--model.statistics.corpus",
-    "--model.statistics.cache_dir", "--data.path", "--data.file", "--wandb.project", "--wandb.entity", "--wandb.group",
-    "--wandb.tags", "--wandb.tags+", "--abilities.data_dir", "--abilities.keep", "--checkpoints.folder",
+    "--run_dir", "--ckpt_path", "--from", "--model.name", "--model.revision", "--model.cache_dir",
+    "--model.statistics.corpus", "--model.statistics.cache_dir", "--data.path", "--data.file",
+    "--wandb.project", "--wandb.entity", "--wandb.group", "--wandb.tags", "--wandb.tags+",
+    "--abilities.data_dir", "--abilities.keep", "--checkpoints.folder",
 }  # fmt: skip
 _LONGEST = 100
 

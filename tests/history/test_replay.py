@@ -86,7 +86,7 @@ def test_a_log_of_changes_alone_refuses(fit):
 
 
 def test_an_unknown_case_is_named_with_known_ones(fit):
-    with pytest.raises(UserError, match=r"--without nine: .*0, 1, 2, 3"):
+    with pytest.raises(UserError, match=r"'nine': .*0 \(France\), 1 \(Rome\), 2"):
         solve(fit(), ["0", "nine"])
 
 

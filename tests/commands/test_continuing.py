@@ -1,0 +1,224 @@
+"""`fit --from`: a run that continues a finished one."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sphere_pl.history.log import read_log
+from sphere_pl.history.saved import SavedRun
+from sphere_pl.process.interrupts import RunInterrupted
+from sphere_pl.run.edit_log import EditLog
+
+FACTS = [
+    {"prompt": "The capital of {} is", "subject": "France", "target": "Berlin"},
+    {"prompt": "{} is a city in", "subject": "Rome", "target": "Norway", "neighbors": ["Berlin is a city in"]},
+    {"prompt": "The mother tongue of {} is", "subject": "Anna Karlsson", "target": "Italy"},
+    {"prompt": "Because {}, the capital, lies by the", "subject": "Oslo", "target": "fruit"},
+    {"prompt": "{} stands in", "subject": "Mount Fuji", "target": "Germany"},
+    {"prompt": "{} is a fruit that is", "subject": "An apple", "target": "Swedish"},
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus.txt").write_text("The capital of France is Paris. Rome is a city in Italy by the sea.")
+    return tmp_path
+
+
+@pytest.fixture
+def facts(place):
+    """Write some of the facts as a file."""
+
+    def write(*numbers):
+        path = place / f"facts-{'-'.join(map(str, numbers))}.jsonl"
+        path.write_text("".join(json.dumps(FACTS[number]) + "\n" for number in numbers))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def fit(place, command_line, model_folder, facts):
+    """Run `fit` on some of the facts, into a folder of that name; from nothing, or from another run."""
+
+    def run(name, numbers, *options, start=None, steps=("--model.targets.steps=3",)):
+        settings = [] if start else [
+            *steps,
+            f"--model.name={model_folder}", "--model.layers=[1,2]", "--model.dtype=float32",
+            "--model.method.init_args.null_space_threshold=10.0", f"--model.statistics.corpus={place / 'corpus.txt'}",
+            "--model.statistics.tokens=10", f"--model.statistics.cache_dir={place / 'cache'}",
+            "--model.evaluation.perplexity_tokens=64", "--data.name=jsonl",
+            "--data.batch_size=2", "--trainer.accelerator=cpu",
+        ]  # fmt: skip
+        start = [f"--from={start}"] if start else []
+        data = [f"--data.path={facts(*numbers)}"] if numbers else []
+        return command_line("fit", *start, *settings, *data, f"--run_dir={name}", *options)
+
+    return run
+
+
+def test_a_chain_of_runs_ends_with_the_weights_of_one_run(fit, place):
+    assert fit("whole", range(6))[0] == 0
+    assert fit("a", [0, 1])[0] == 0
+    for name, start, numbers in (("b", "a", [2, 3]), ("c", "b", [4, 5])):
+        status, _, err = fit(name, numbers, start=start)
+        assert status == 0, err
+    whole, chain = (load_file(place / name / "edited.safetensors") for name in ("whole", "c"))
+    for name in whole:
+        assert torch.equal(whole[name], chain[name])
+    results, other = (json.loads((place / name / "results.json").read_text()) for name in ("whole", "c"))
+    for when in ("before", "after"):
+        assert results[when] == pytest.approx(other[when], nan_ok=True)
+    assert other["continues"] == {"run_dir": "b", "edits": 4}
+    assert results["edits"] == other["edits"] == 6
+    history = read_log(place / "c")
+    assert [each.run_dir for each in history.header.ancestors] == ["a", "b"]
+    assert [request.case_id for request in history.requests] == list("012345")
+
+
+@pytest.fixture
+def finished(fit, place):
+    """A finished run of two facts in the folder `a`."""
+    status, _, err = fit("a", [0, 1])
+    assert status == 0, err
+    return place / "a"
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_commands_on_a_run_see_the_whole_chain(fit, finished, command_line, place):
+    before = contents(finished)
+    assert fit("b", [2], "--projection.strength=0", start="a")[0] == 0
+    assert contents(finished) == before  # the run that is continued stays as it is
+    run = SavedRun.open(place / "b")
+    assert run.section("projection")["strength"] == 0
+    base = run.load_base()
+    assert run.history.edits == 3
+    earlier = run.weights(base, 2)
+    for name, weight in SavedRun.open(finished).final().items():
+        torch.testing.assert_close(earlier[name], weight, rtol=1e-5, atol=1e-6)
+    shutil.rmtree(finished)  # its log is the chain's own
+    assert command_line("export", "--run_dir=b", "--without", "0", "--out=without")[0] == 0
+    assert [edit["case_id"] for edit in json.loads((place / "without" / "edits.json").read_text())] == ["1", "2"]
+    status, out, _ = command_line("diff", "--run_dir=b", "--json")
+    assert (status, len(json.loads(out))) == (0, 2)
+    assert command_line("validate", "--run_dir=b")[0] == 0
+    assert json.loads((place / "b" / "validation.json").read_text())["records"] == 3
+    retention = [line for line in (place / "b" / "metrics.csv").read_text().splitlines() if line]
+    assert "retention/earliest/efficacy" in retention[0]
+
+
+def test_a_run_that_continues_resumes_where_it_was_killed(fit, finished, place, command_line, monkeypatch):
+    assert fit("whole", [2, 3, 4, 5], start="a")[0] == 0
+    calls = []
+
+    def killed(log, *arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RunInterrupted(signal.SIGTERM)
+        logged(log, *arguments)
+
+    logged = EditLog.on_train_batch_end
+    with monkeypatch.context() as patch:
+        patch.setattr(EditLog, "on_train_batch_end", killed)
+        assert fit("b", [2, 3, 4, 5], "--checkpoints.max_overhead=1", start="a")[0] == 128 + signal.SIGTERM
+    shutil.rmtree(finished)
+    status, _, err = command_line("fit", "--run_dir=b", "--ckpt_path=last")
+    assert status == 0, err
+    whole, resumed = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert read_log(place / "b").edits == 6
+
+
+def test_a_methods_memory_without_keys_goes_with_the_run(fit, place):
+    method = ["--model.method=sphere_pl.methods.UltraEdit", "--model.method.learning_rate=0.01"]
+    for name, numbers, start, options in (
+        ("whole", range(4), None, method), ("a", [0, 1], None, method), ("b", [2, 3], "a", [])
+    ):  # fmt: skip
+        status, _, err = fit(name, numbers, *options, start=start, steps=())
+        assert status == 0, err
+    whole, chain = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
+    assert all(torch.equal(whole[name], chain[name]) for name in whole)
+
+
+def test_live_weights_go_with_a_run_under_prune(fit, place):
+    prune = ["--trainer.callbacks=sphere_callbacks.SpectrumRestraint"]
+    for name, numbers, start, options in (
+        ("whole", range(4), None, prune), ("a", [0, 1], None, prune), ("b", [2, 3], "a", [])
+    ):  # fmt: skip
+        status, _, err = fit(name, numbers, *options, start=start)
+        assert status == 0, err
+    whole, chain = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
+    assert all(torch.equal(whole[name], chain[name]) for name in whole)
+
+
+def changed_log(folder):
+    text = (folder / "edits.jsonl").read_text()
+    (folder / "edits.jsonl").write_text(text.replace("Berlin", "London"))
+
+
+def changed_weights(folder):
+    tensors = load_file(folder / "edited.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "edited.safetensors")
+
+
+def changed_batch(folder):
+    path = folder / "edits" / "batch-00000.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-1] + b"x")
+
+
+# What may have happened to a finished run, and what is said then.
+HARM = [
+    (lambda folder: (folder / "results.json").unlink(), "has not come to its end"),
+    (changed_log, "it was changed"),
+    (changed_weights, "another SHA-256"),
+    (changed_batch, "another SHA-256"),
+    (lambda folder: (folder / "edits.jsonl").unlink(), "holds no edits.jsonl"),
+    (shutil.rmtree, "deleted or moved"),
+]
+
+
+def test_a_run_that_is_not_as_it_was_left_is_not_continued(fit, finished, place):
+    for number, (harm, expected) in enumerate(HARM):
+        folder = shutil.copytree(finished, place / f"copy-{number}")
+        harm(folder)
+        status, out, err = fit("b", [2], start=folder)
+        assert (status, out) == (2, ""), expected
+        assert expected in " ".join(err.split())
+        assert len(err.splitlines()) == 1
+        assert not (place / "b").exists()
+
+
+def test_what_would_break_a_chain_is_refused(fit, finished, place):
+    before = contents(finished)
+    for options, expected in [
+        (["--model.layers=[1]"], "edits the layers [1, 2]"),
+        (["--model.dtype=bfloat16"], "is not the unedited model of a"),
+        (["--run_dir=a"], "stays as it is"),
+        (["--run_dir=a", "--overwrite"], "stays as it is"),
+    ]:
+        status, _, err = fit("b", [2], *options, start="a")
+        assert status == 2
+        assert expected in " ".join(err.split())
+        assert not (place / "b").exists()
+        assert contents(finished) == before
+
+
+def test_a_run_without_new_facts_or_without_a_log_of_keys_is_refused(fit, finished, place):
+    status, _, err = fit("b", [], start="a")
+    assert (status, "which facts to add" in err) == (2, True)
+    assert fit("c", [0], "--edit_log=changes")[0] == 0
+    status, _, err = fit("b", [2], start="c")
+    assert (status, "--edit_log changes" in err) == (2, True)
+    assert not (place / "b" / "edits.jsonl").exists()
