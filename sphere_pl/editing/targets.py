@@ -12,6 +12,7 @@ predicts the new object after every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). A
 The targets are those of the literal procedure, request by request, up to rounding.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,8 @@ from sphere_pl.model.tokens import (
 )
 
 Units = Literal["state", "absolute"]
+Optimizer = Literal["adam", "polyak"]
+_AIM, _MOMENTUM, _LONGEST = 0.5, 0.5, 0.15  # of stop_loss, of the last step, of the state's norm
 LEARNING_RATE = 0.07  # of a state's root mean square: what three models of 135 to 500 million parameters share
 
 
@@ -56,6 +59,9 @@ class TargetSettings:
         max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
+        optimizer: `adam` as in the papers, or `polyak`: steps against the gradient that are as long as the loss has
+            still to fall over the gradient's norm (Polyak 1987, with half of the step before). It needs no learning
+            rate and about half as many evaluations; docs/speed.md compares what they reach.
         same_key: Requests whose keys have at least this cosine are edited with one target for all of them, since one
             key has one value (MEMIT-Merge, arXiv 2502.07322); above 1 none are.
         units: What a step is measured in: `state`, the root mean square of the state that it is added to, or
@@ -71,6 +77,7 @@ class TargetSettings:
     max_tokens: int | None = None
     anchor: bool = False
     same_key: float = 0.85
+    optimizer: Optimizer = "adam"
     units: Units | None = None
 
     @property
@@ -87,6 +94,10 @@ class TargetSettings:
         for name in ("weight_decay", "kl_weight", "stop_loss"):
             if getattr(self, name) < 0:
                 raise UserError(f"`targets.{name}={getattr(self, name)}` must be at least 0.")
+        if self.optimizer not in get_args(Optimizer):
+            raise UserError(f"`targets.optimizer={self.optimizer!r}` must be adam or polyak.")
+        if self.optimizer == "polyak" and self.learning_rate is not None:
+            raise UserError("`targets.optimizer=polyak` has no `targets.learning_rate`: leave one of them out.")
         if self.units not in (None, *get_args(Units)):
             raise UserError(f"`targets.units={self.units!r}` must be state or absolute.")
         if self.units == "absolute" and self.learning_rate is None:
@@ -256,8 +267,7 @@ def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> 
     """Run Adam on all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
-    rate, unit = settings.step_size(base)
-    walk = Walk(base, rate, unit)
+    walk = PolyakWalk(base, settings.stop_loss) if settings.optimizer == "polyak" else AdamWalk(base, settings)
     found = torch.zeros_like(base)
     loss, steps, likelihood = base.new_zeros(n), base.new_zeros(n), base.new_zeros(len(of))
     active = torch.ones(n, dtype=torch.bool, device=base.device)
@@ -273,39 +283,88 @@ def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> 
             break
         if done.any():
             objective.keep(active)
-        walk.step(gradient, bound)
+        walk.step(gradient, total, bound)
     clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
     return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped, base.new_empty(n, 0, base.shape[1]))
 
 
-class Walk:
-    """Adam's way of the shifts of all requests, each in a unit of its own.
+class Walk(ABC):
+    """The way of all shifts from zero.
 
     Args:
         base: The states, `[n, d]`.
-        rate: Adam's learning rate.
-        unit: What it counts in, `[n, 1]`; None is 1.
 
     Attributes:
-        shift: Where the walk is, `[n, d]`.
+        shift: Where it is, `[n, d]`.
     """
 
-    def __init__(self, base: Tensor, rate: float, unit: Tensor | None) -> None:
+    def __init__(self, base: Tensor) -> None:
         self.shift = torch.zeros_like(base, requires_grad=True)
+
+    @abstractmethod
+    def step(self, gradient: Tensor, loss: Tensor, bound: Tensor) -> None:
+        """Take a step against the gradient `[n, d]` of the loss `[n]`; no shift exceeds its bound `[n, 1]`."""
+
+    @torch.no_grad()
+    def _hold(self, bound: Tensor) -> None:
+        self.shift.mul_((bound / self.shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+
+
+class AdamWalk(Walk):
+    """Adam's way, each shift in a unit of its own.
+
+    Args:
+        base: The states, `[n, d]`.
+        settings: Learning rate and unit.
+    """
+
+    def __init__(self, base: Tensor, settings: TargetSettings) -> None:
+        super().__init__(base)
+        rate, unit = settings.step_size(base)
         self._unit = unit
         self._place = self.shift if unit is None else torch.zeros_like(base)  # in units
         self._optimizer = torch.optim.Adam([self._place], lr=rate)
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, bound: Tensor) -> None:
-        """Take a step against the gradient `[n, d]`; no shift becomes longer than its bound `[n, 1]`."""
+    def step(self, gradient: Tensor, loss: Tensor, bound: Tensor) -> None:
+        """See `Walk`."""
         self._place.grad = gradient if self._unit is None else gradient * self._unit
         self._optimizer.step()
         if self._unit is not None:
             self.shift.copy_(self._place * self._unit)
-        self.shift.mul_((bound / self.shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
+        self._hold(bound)
         if self._unit is not None:
             self._place.copy_(self.shift / self._unit)
+
+
+class PolyakWalk(Walk):
+    """Steps whose length is what the loss has still to fall over the gradient's norm: no learning rate, no units.
+
+    The loss is aimed below where a shift stops, so that it gets there. Each step takes part of the one before along. How
+    long a step may be halves whenever the loss has risen: what is aimed at may be out of reach.
+
+    Args:
+        base: The states, `[n, d]`.
+        stop_loss: Where a shift stops.
+    """
+
+    def __init__(self, base: Tensor, stop_loss: float) -> None:
+        super().__init__(base)
+        self._aim, self._longest = _AIM * stop_loss, _LONGEST * base.norm(dim=1)
+        self._last = torch.zeros_like(base)
+        self._before = base.new_full((len(base),), torch.inf)  # the loss before the last step
+
+    @torch.no_grad()
+    def step(self, gradient: Tensor, loss: Tensor, bound: Tensor) -> None:
+        """See `Walk`."""
+        rose, self._before = loss > self._before, loss.clone()
+        self._longest = torch.where(rose, self._longest / 2, self._longest)
+        self._last[rose] = 0.0
+        norm = gradient.norm(dim=1).clamp_min(1e-30)
+        length = torch.minimum((loss - self._aim).clamp_min(0.0) / norm, self._longest)
+        self._last = _MOMENTUM * self._last - gradient * (length / norm)[:, None]
+        self.shift.add_(self._last)
+        self._hold(bound)
 
 
 class Objective:

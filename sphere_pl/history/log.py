@@ -334,7 +334,8 @@ def adopt(folder: Path, header: Header, history: EditHistory) -> EditHistory:
 
 def write_log(folder: Path, header: Header, entries: Sequence[Entry] = ()) -> EditHistory:
     """Write the whole edits.jsonl of a folder that has its tensor files."""
-    write_text(folder / LOG_FILE, "".join(_line(asdict(each)) for each in (header, *entries)))
+    lines = [_line(asdict(header)), *(_line(asdict(entry)) for entry in entries)]
+    write_text(folder / LOG_FILE, "".join(lines))
     return EditHistory(folder, header, list(entries))
 
 
