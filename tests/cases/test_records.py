@@ -64,6 +64,12 @@ def test_white_space_and_templates_that_a_user_types_stay_as_they_are(read):  # 
     assert plain.text.startswith("So it is. ")
 
 
+def test_a_context_of_another_script_does_not_change_how_the_target_follows():
+    request = EditRequest("0", "{}建成于", "故宫", "1420")
+    for context in ("", "Therefore we all went to see the old town of it. "):
+        assert in_context(request, context, "1420").whole == f"{context}故宫建成于1420"
+
+
 ENDINGS = {
     "BOS": "<|end|> $A",
     "EOS": "$A <|end|>",
@@ -191,6 +197,7 @@ def test_values_of_other_shapes_are_read_where_it_is_plain_what_they_mean(read):
         ("Near Sa\u0303o Paulo is", "São Paulo"),
         ("The Boeing\u00a0747 was made by", "Boeing 747"),
         ("The ﬁrst one is", "first"),
+        ("한국의 수도는", "\u1112\u1161\u11ab\u1100\u116e\u11a8"),
     ],
 )
 def test_a_subject_in_other_code_points_is_found_and_the_prompt_stays(read, prompt, subject):  # ReMaKE #1
