@@ -19,6 +19,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode
 from sphere_pl.process.console import say
 from sphere_pl.storage.files import write_text
+from sphere_pl.text.joining import asked as without_space
 
 
 class Question(NamedTuple):
@@ -115,7 +116,7 @@ def answer_both(state: State, asked: Sequence[Question], max_tokens: int) -> lis
     Raises:
         UserError: If a prompt is empty, or leaves no room for an answer in the model's context.
     """
-    prompts = [question.prompt for question in asked]
+    prompts = [without_space(question.prompt) for question in asked]
     before = _continue(state.lm, prompts, max_tokens)
     state.edit()
     after = _continue(state.lm, prompts, max_tokens)

@@ -20,7 +20,7 @@ SHOWN = {
 EXAMPLES = (
     ("", "SPHERE on AlphaEdit, 100 built-in facts"),
     ("--data.limit 20 --run_dir runs/small", "a smaller run, in a folder of your own"),
-    ("--config data/jsonl --data.path mine.jsonl", "your own facts, one a line"),
+    ("--data.path mine.jsonl", "your own facts, one a line"),
     ("--config method/memit --model.name gpt2", "another method, another model"),
     ("--projection.strength 0", "without SPHERE"),
     ("--run_dir runs/small --ckpt_path last", "resume an interrupted run"),

@@ -36,18 +36,17 @@ def rename_columns(records: Iterable[Record], columns: Columns) -> Iterator[Reco
     Raises:
         UserError: If the map names a column that no record has.
     """
-    missing, there = set(columns), dict[str, None]()
-    for record in records:
-        found = {column: _inside(record.fields, column) for column in columns}
-        missing -= {column for column, value in found.items() if value is not _ABSENT}
-        there |= dict.fromkeys(map(str, record.fields))
-        yield record._replace(fields=_renamed(record.fields, columns, found))
+    held = list(records)  # a map that fits nothing is said before what is wrong with the first record
+    found = [{column: _inside(record.fields, column) for column in columns} for record in held]
+    missing = [column for column in columns if all(values[column] is _ABSENT for values in found)]
     if missing:
-        column = min(missing)
+        there = dict.fromkeys(str(name) for record in held for name in record.fields)
         raise UserError(
-            f"--data.columns names {column!r}, which no record has. {did_you_mean(column, there)} The columns are "
-            f"{', '.join(there)[:300]}."
+            f"--data.columns names {missing[0]!r}, which no record has. {did_you_mean(missing[0], there)} The columns "
+            f"are {', '.join(there)[:300]}."
         )
+    for record, values in zip(held, found, strict=True):
+        yield record._replace(fields=_renamed(record.fields, columns, values))
 
 
 _ABSENT = object()

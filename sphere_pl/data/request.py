@@ -3,11 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked
+from sphere_pl.text.scripts import is_mark
 
 
 class Form(NamedTuple):
@@ -149,7 +150,8 @@ def find_alike(prompt: str, subject: str) -> tuple[int, int] | None:
         ((5, 15), (4, 14))
     """
     wanted = unicodedata.normalize("NFKC", subject)
-    pieces = [match.span() for match in re.finditer(r".[\u0300-\u036f\u3099\u309a]*", prompt, re.DOTALL)]
+    starts = [place for place, each in enumerate(prompt) if place == 0 or not _attaches(each)]
+    pieces = list(pairwise([*starts, len(prompt)]))
     normal = [unicodedata.normalize("NFKC", prompt[start:stop]) for start, stop in pieces]
     text = "".join(normal)
     place = text.rfind(wanted) if wanted else -1
@@ -159,6 +161,11 @@ def find_alike(prompt: str, subject: str) -> tuple[int, int] | None:
     if place not in borders or place + len(wanted) not in borders:
         return None
     return pieces[borders.index(place)][0], pieces[borders.index(place + len(wanted)) - 1][1]
+
+
+def _attaches(character: str) -> bool:
+    """Whether a character is one with the one before it in normal form: an accent, the end of a Korean syllable."""
+    return is_mark(character) or "\u1160" <= character <= "\u11ff"
 
 
 def check_request(request: EditRequest) -> EditRequest:

@@ -8,9 +8,13 @@ from typing import Literal
 
 from sphere_pl.data.request import EditBatch, EditRequest, shorten
 from sphere_pl.errors import UserError
+from sphere_pl.text.scripts import is_spaceless
 
 log = logging.getLogger(__name__)
 
+# A word, or a character of the scripts without spaces.
+_SPACELESS = "\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
 Conflicts = Literal["ask", "report", "refuse", "keep_last"]
 
 
@@ -167,7 +171,7 @@ def _by_first_word(subjects: set[str]) -> Mapping[str, list[tuple[int, str]]]:
     """Subjects by their first word, with the place of that word in them."""
     index: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
     for subject in sorted(subjects):
-        word = re.search(r"\w+", subject)
+        word = _WORD.search(subject)
         if word is not None:
             index[word.group()].append((word.start(), subject))
     return index
@@ -177,9 +181,9 @@ def _mentioned(text: str, subjects: Mapping[str, list[tuple[int, str]]]) -> set[
     """The subjects that stand in a text as whole words."""
     return {
         subject
-        for word in re.finditer(r"\w+", text)
+        for word in _WORD.finditer(text)
         for offset, subject in subjects.get(word.group(), ())
         if word.start() >= offset
         and text.startswith(subject, word.start() - offset)
-        and not re.match(r"\w", text[word.start() - offset + len(subject) :][:1])
+        and (is_spaceless(subject[-1]) or not re.match(r"\w", text[word.start() - offset + len(subject) :][:1]))
     }

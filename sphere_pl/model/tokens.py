@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.errors import UserError
-from sphere_pl.text.joining import asked, joined, opens_with_template
+from sphere_pl.text.joining import asked, joined, opens_with_template, separator
 
 MOST_TOKENS = 4096  # in one forward pass, if nothing else is said
 LOGITS_AT_ONCE = 3 * 2**21  # numbers, 24 MiB: larger blocks of memory are new to the process each time
@@ -88,7 +88,9 @@ def in_context(request: EditRequest, context: str = "", target: str = "") -> Pro
     if opens_with_template(request.question):
         context = ""
     start, end = (len(context) + place if request.subject else 0 for place in request.subject_span)
-    return in_form(Prompt(context + request.question, target, end, start, request.joiner), request.form)
+    # The question alone says how the target follows, whatever script a context is in.
+    joiner = separator(request.question, target) if target and request.joiner is None else request.joiner
+    return in_form(Prompt(context + request.question, target, end, start, joiner), request.form)
 
 
 def request_prompt(request: EditRequest, text: str, answer: str) -> Prompt:

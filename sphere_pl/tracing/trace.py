@@ -104,6 +104,11 @@ def true_answer(request: EditRequest) -> Prompt:
             f"{where}: the record does not say what is true today, so there is nothing to trace. Give facts with a "
             "true answer: --data.name=known (prompt, subject, attribute), counterfact, or jsonl with target_true."
         )
+    if not request.subject:
+        raise UserError(
+            f"{request.source or f'case {request.case_id}'}: the record has no subject, whose tokens tracing corrupts. "
+            "Add a field `subject`."
+        )
     return in_context(request, "", request.target_true.strip())
 
 

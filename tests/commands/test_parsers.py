@@ -10,7 +10,7 @@ FIT = [
     ("--data.limit abc", "`--data.limit abc` is not valid: expected a whole number", ""),
     ("--data.limit", "`--data.limit` needs a value", ""),
     ("--data mine.jsonl", "`--data mine.jsonl`: no such YAML file", "Did you mean --data.path mine.jsonl?"),
-    ("--data.conflicts=reprot", "expected report, refuse or keep_last", "Did you mean report?"),
+    ("--data.conflicts=reprot", "expected ask, report, refuse or keep_last", "Did you mean report?"),
     ("--model.method memit", "Known: AlphaEdit, ", "Did you mean MEMIT, or --config method/memit,"),
     ("--model.method.rige 3", "`--model.method.rige` is no argument", "--model.method.init_args.ridge?"),
     ("--model.method.init_args.ridge abc", "`--model.method.init_args.ridge abc` is not valid: expected a number", ""),
@@ -27,6 +27,7 @@ OTHERS = [
     ("export --run_dir x --witout 3", "`--witout`", "Did you mean --without?"),
     ("diff --jsn", "`--jsn`", "Did you mean --json?"),
     ("compare", "Missing: runs (run folders", ""),
+    ("check facts.jsonl --data.colums x", "`--data.colums`", "Did you mean --data.columns?"),
     ("locate --trace.fact 3", "`--trace.fact`", "Did you mean --trace.facts?"),
     ("dashboard --projct x", "`--projct`", "Did you mean --project?"),
 ]

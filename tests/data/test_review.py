@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from sphere_pl.data.request import EditRequest
-from sphere_pl.data.review import report_edited_neighbors, report_repeated_ids, settle_conflicts
+from sphere_pl.data.request import EditBatch, EditRequest
+from sphere_pl.data.review import refuse_contradictions, report_edited_neighbors, report_repeated_ids, settle_conflicts
 from sphere_pl.errors import UserError
 
 
@@ -71,3 +71,20 @@ def test_neighbors_that_are_edited_themselves_are_counted(caplog):
     assert report_edited_neighbors(requests) == 3
     assert "3 of 5 neighbour prompts" in caplog.text
     assert report_edited_neighbors(requests[1:]) == 0
+
+
+def test_neighbors_in_a_script_without_spaces_are_searched_by_character():
+    template = "{}的首都是"
+    requests = [
+        edit(1, "挪威", "柏林", template, neighbors=("埃及的首都是", "日本的首都是")),
+        edit(2, "埃及", "罗马", template),
+    ]
+    assert report_edited_neighbors(requests) == 1
+
+
+def test_two_edits_of_one_batch_that_contradict_each_other_are_refused_by_name():
+    with pytest.raises(UserError, match=r"f, line 1 says .*Rome.*f, line 3 says .*Bonn"):
+        refuse_contradictions([EditBatch(tuple(CLASH[:3]))])
+    refuse_contradictions([EditBatch(tuple(CLASH[:2])), EditBatch(tuple(CLASH[2:3]), 2)])
+    bare = [edit(1, "", "green", "The sky is"), edit(2, "", "round", "The earth is")]
+    refuse_contradictions([EditBatch(tuple(bare))])
