@@ -322,7 +322,7 @@ def adopt(folder: Path, header: Header, history: EditHistory) -> EditHistory:
 
 def write_log(folder: Path, header: Header, entries: Sequence[Entry] = ()) -> EditHistory:
     """Write the whole edits.jsonl of a folder that has its tensor files."""
-    write_text(folder / LOG_FILE, "".join(map(_line, map(asdict, [header, *entries]))))
+    write_text(folder / LOG_FILE, "".join([_line(asdict(header)), *(_line(asdict(entry)) for entry in entries)]))
     return EditHistory(folder, header, list(entries))
 
 
