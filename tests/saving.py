@@ -1,4 +1,4 @@
-"""A callback that saves a checkpoint in the middle of a run."""
+"""A callback that saves a checkpoint in the middle of a run; what lies in a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -16,3 +16,8 @@ class SaveAt(L.Callback):
         """Save, when it is due."""
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sphere_pl.evaluation.scored import Scored, Scores, from_plain, shown
+from sphere_pl.history.adapter import Adapter, advice
 from sphere_pl.history.log import Header
 from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
 
@@ -78,6 +79,7 @@ def model_card(
     requests: Sequence[Mapping[str, Any]],
     left_out: Sequence[str],
     results: Mapping[str, Any],
+    adapter: Adapter | None = None,
 ) -> str:
     """Write the card.
 
@@ -88,28 +90,34 @@ def model_card(
         requests: Those edits, as logged.
         left_out: Case ids that were taken out.
         results: The run's results.json if its scores are those of these weights, else empty.
+        adapter: The adapter that the card is about; None for a whole model or a delta.
     """
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["knowledge-editing", "sphere_pl"]}
+    library, relation = ("transformers", "finetune") if adapter is None else ("peft", "adapter")
+    front: dict[str, Any] = {"library_name": library, "tags": ["knowledge-editing", "sphere_pl"]}
     front |= {"license": source.license or "other", "pipeline_tag": "text-generation"}
     if source.hub_id:
-        front |= {"base_model": source.hub_id, "base_model_relation": "finetune"}
+        front |= {"base_model": source.hub_id, "base_model_relation": relation}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
         f"# {source.name}, edited",
-        _summary(header, source, edits, left_out),
+        _summary(header, source, edits, left_out, adapter),
         _licence(source),
         _scores(results),
         _edits(requests),
+        _runs(header),
+        _removed(header),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _summary(header: Header, source: Source, edits: int, left_out: Sequence[str]) -> str:
+def _summary(header: Header, source: Source, edits: int, left_out: Sequence[str], adapter: Adapter | None) -> str:
     blocks = ", ".join(map(str, header.layers))
     lines = [
         f"{edits} facts were edited into {source.name} with {header.method} by `sphere_pl`. Changed are the MLP "
         f"down-projections of blocks {blocks}; all other weights are the base model's.",
-        "Load it as any model: `AutoModelForCausalLM.from_pretrained(<this repository or folder>)`.",
+        "Load it as any model: `AutoModelForCausalLM.from_pretrained(<this repository or folder>)`."
+        if adapter is None
+        else _loading(adapter),
     ]
     if left_out:
         lines.append(
@@ -118,6 +126,46 @@ def _summary(header: Header, source: Source, edits: int, left_out: Sequence[str]
             "and residuals that the run had measured while it held those edits."
         )
     return "\n\n".join(lines)
+
+
+def _loading(adapter: Adapter) -> str:
+    text = (
+        f"This is a LoRA adapter of rank {adapter.rank}. Add it to the base model with "
+        f"`PeftModel.from_pretrained(model, <this repository or folder>)`. {advice(adapter)}"
+    )
+    if adapter.error > 1e-3:
+        text += f" It is the best part of that rank: {adapter.error:.1%} of the change of a matrix is left out."
+    return text
+
+
+def _runs(header: Header) -> str:
+    """The runs that the edits were made in, where there are several; the last is the one that was exported."""
+    rows = [
+        f"| {_cell(Path(each.run_dir).name)} | {each.finished} | {each.edits} | {_score(each.scores)} |"
+        for each in header.ancestors
+    ]
+    if not rows:
+        return ""
+    return "\n".join(["## Earlier runs", "", "| run | ended | edits so far | efficacy |", "|---|---|---|---|", *rows])
+
+
+def _score(scores: Mapping[str, float | None]) -> str:
+    value = scores.get("efficacy")
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _removed(header: Header) -> str:
+    """Edits that were taken back."""
+    rows = [
+        f"| {_cell(each['case_id'])} | {_cell(each['prompt'].replace('{}', each['subject'], 1))} "
+        f"| {_cell(each['target_new'])} | {_cell(each.get('at', ''))} |"
+        for each in header.removed
+    ]
+    if not rows:
+        return ""
+    return "\n".join(
+        ["## Taken back", "", "| case | prompt | answer that was taken back | when |", "|---|---|---|---|", *rows]
+    )
 
 
 def _licence(source: Source) -> str:

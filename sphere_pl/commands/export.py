@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,18 @@ from transformers.utils import logging as transformers_logging
 from sphere_pl.commands.arguments import add_load_arguments, add_run_arguments, load_options, run_folder
 from sphere_pl.commands.card import model_card, source_of
 from sphere_pl.commands.parsers import Parser
+from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.evaluator import score_requests
+from sphere_pl.history.adapter import Adapter, advice, bytes_per_edit, find_adapter, save_adapter
 from sphere_pl.history.delta import save_delta
+from sphere_pl.history.low_rank import expand
 from sphere_pl.history.rebuild import restrained
 from sphere_pl.history.replay import check_without, find_cases, solve_without
 from sphere_pl.history.saved import BaseModel, SavedRun
 
 _DELTA = "delta.safetensors"
+_NOTABLE = 1e-3  # share of a change that may be left out without a word; rounding is far below
 
 
 class Chosen(NamedTuple):
@@ -49,6 +55,7 @@ def main(args: Sequence[str]) -> None:
         UserError: If the run folder, the state asked for or the place to write to is not what it must be.
     """
     given = _parser().parse_args(args)
+    _check(given)
     run = SavedRun.open(run_folder(given))
     target = _target(given, run)
     last = run.history.number_at(given.at)  # a mistake ends here, before anything is loaded
@@ -58,7 +65,7 @@ def main(args: Sequence[str]) -> None:
     chosen = choose(run, base, given.at, given.without)
     with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".export-") as scratch:
         folder = Path(scratch) / "export"
-        (write_delta_folder if given.delta_only else write_model_folder)(folder, run, base, chosen)
+        notes = _write(folder, run, base, chosen, given)
         folder.chmod(0o755)
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors makes files that only their owner reads
@@ -66,8 +73,17 @@ def main(args: Sequence[str]) -> None:
             target.rmdir()  # an empty one
         folder.rename(target)
     sys.stdout.write(f"{chosen.edits - _count_left_out(chosen)} edits of {run.folder} are in {target}\n")
+    sys.stdout.write("".join(f"{note}\n" for note in notes))
     if given.push_to_hub:
         sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")
+
+
+def _write(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, given: argparse.Namespace) -> list[str]:
+    """Write what was asked for; returns what is to be said about it."""
+    if given.adapter:
+        return write_adapter_folder(folder, run, base, chosen, given.adapter_rank)
+    (write_delta_folder if given.delta_only else write_model_folder)(folder, run, base, chosen)
+    return []
 
 
 def _parser() -> Parser:
@@ -85,6 +101,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", type=Path, help="folder to write; inside the run folder if left out")
     parser.add_argument("--delta_only", action="store_true", help=f"write {_DELTA} instead of the whole model")
+    parser.add_argument("--adapter", action="store_true", help="write a PEFT LoRA adapter instead of the whole model")
+    parser.add_argument(
+        "--adapter_rank", type=int, metavar="K", help="the best part of rank K instead of all of the change"
+    )
     parser.add_argument("--push_to_hub", metavar="ID", help="also upload it to this hub repository")
     parser.add_argument("--public", action="store_true", help="a repository made by --push_to_hub is public")
     add_load_arguments(parser)
@@ -139,16 +159,58 @@ def write_delta_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Cho
     _write_about(folder, run, chosen)
 
 
+def write_adapter_folder(
+    folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, rank: int | None = None
+) -> list[str]:
+    """Write the change of the edited matrices as a PEFT adapter, with tokenizer, card and the list of edits.
+
+    Returns:
+        What is to be said about it: its size, what vLLM needs to know, and what a smaller rank leaves out.
+    """
+    edits = len(chosen.requests)
+    adapter = find_adapter(base.weights, chosen.weights, edits, rank)
+    source = source_of(run.history.header.model, run.history.header.revision)
+    folder.mkdir()
+    save_adapter(folder, run.history.header, adapter, base.weights, source.hub_id or source.name)
+    base.lm.tokenizer.save_pretrained(folder)
+    kilobytes = bytes_per_edit(adapter, edits) / 1000
+    notes = [f"LoRA of rank {adapter.rank}, {kilobytes:,.3g} kB per edit. {advice(adapter)}"]
+    if adapter.error > _NOTABLE:
+        notes.append(_measured(run, base, chosen, adapter))
+    _write_about(folder, run, chosen, adapter)
+    return notes
+
+
+def _measured(run: SavedRun, base: BaseModel, chosen: Chosen, adapter: Adapter) -> str:
+    """What is lost where the adapter holds a part of the change only."""
+    only: dict[str, Any] = {"protocols": ["teacher_forced"], "texts": 0, "perplexity_tokens": 0, "references": None}
+    settings = replace(evaluation_settings(run), **only)
+    wanted = {str(request["case_id"]) for request in chosen.requests}
+    requests = [request for request in run.history.requests if request.case_id in wanted]
+    found = []
+    for weights in (
+        chosen.weights,
+        {name: base.weights[name] + expand(factors) for name, factors in adapter.factors.items()},
+    ):
+        base.write(weights)
+        found.append(score_requests(base.lm, requests, settings)["efficacy"].value)
+    base.write(base.weights)
+    return (
+        f"It leaves out {adapter.error:.1%} of the change of a matrix: efficacy is {found[1]:.3f} with the adapter, "
+        f"{found[0]:.3f} with all of the change."
+    )
+
+
 def _public_name(model: str) -> str:
     """A hub id as it is, a folder by its name: what is shared should not tell the paths of a machine."""
     return Path(model).name if Path(model).is_absolute() else model
 
 
-def _write_about(folder: Path, run: SavedRun, chosen: Chosen) -> None:
+def _write_about(folder: Path, run: SavedRun, chosen: Chosen, adapter: Adapter | None = None) -> None:
     header = run.history.header
     source = source_of(header.model, header.revision)
     edits = len(chosen.requests)
-    card = model_card(header, source, edits, chosen.requests, chosen.left_out, chosen.results)
+    card = model_card(header, source, edits, chosen.requests, chosen.left_out, chosen.results, adapter)
     (folder / "README.md").write_text(card, encoding="utf-8")
     if source.license_file:
         shutil.copyfile(source.license_file, folder / source.license_file.name)
@@ -164,13 +226,21 @@ def _count_left_out(chosen: Chosen) -> int:
     return chosen.edits - len(chosen.requests)
 
 
+def _check(given: argparse.Namespace) -> None:
+    if given.adapter and given.delta_only:
+        raise UserError("--adapter and --delta_only name two forms of the edits. Give one of them.")
+    if given.adapter_rank is not None and (not given.adapter or given.adapter_rank < 1):
+        raise UserError(f"--adapter_rank={given.adapter_rank} must be at least 1, and belongs to --adapter.")
+
+
 def _target(given: argparse.Namespace, run: SavedRun) -> Path:
     """The folder to write, which must be new or empty."""
     if given.out:
         target = Path(given.out)
     else:
         at = "" if given.at is None else f"-at-{given.at}"
-        target = run.folder / f"{'delta' if given.delta_only else 'export'}{at}{'-without' if given.without else ''}"
+        kind = "adapter" if given.adapter else "delta" if given.delta_only else "export"
+        target = run.folder / f"{kind}{at}{'-without' if given.without else ''}"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     return target

@@ -1,7 +1,10 @@
 """`python -m sphere_pl predict --run_dir R --prompt "..."`: answers from before and after, side by side."""
 
+import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sphere_pl.commands.arguments import load_options
 from sphere_pl.commands.parsers import Parser
-from sphere_pl.commands.which_run import State, add_state_arguments, load_state
+from sphere_pl.commands.sides import Sides, listed_edits, load_exported, sides_of_run
+from sphere_pl.commands.which_run import add_state_arguments, load_state
+from sphere_pl.data.chat import chat_form
 from sphere_pl.data.files import read_records
-from sphere_pl.data.request import shorten
+from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
 from sphere_pl.model.generation import continue_texts, likeliest, text_until_end
 from sphere_pl.model.language_model import LanguageModel
@@ -51,10 +57,10 @@ class Case(NamedTuple):
 
 
 def main(args: Sequence[str]) -> None:
-    """Answer prompts, show both answers and write them as JSON.
+    """Answer prompts, show both answers and write them as JSON; or answer them as they are typed.
 
     Raises:
-        UserError: If the run, the checkpoint or a prompt is not what it must be.
+        UserError: If the run, the checkpoint, the folder or a prompt is not what it must be.
     """
     given = _parser().parse_args(args)
     if given.max_tokens < 1 or given.limit < 1:
@@ -62,13 +68,18 @@ def main(args: Sequence[str]) -> None:
     asked = [Question(prompt) for prompt in given.prompt or ()]
     if given.prompts is not None:
         asked += [Question(prompt) for prompt in read_prompts(given.prompts)]
-    state = load_state(given)
-    asked = asked or [Question(request.question, request.target_new) for request in state.requests[: given.limit]]
+    subject = load_subject(given)
+    ask = Ask(subject.sides, given.max_tokens, given.chat)
+    if given.loop:
+        converse(ask, asked, Console())
+        return
+    asked = asked or [Question(request.question, request.target_new) for request in subject.requests[: given.limit]]
     if not asked:
-        raise UserError(f'{state.run.folder} has no edits yet to ask for. Ask with --prompt "..." or --prompts FILE.')
-    cases = answer_both(state, asked, given.max_tokens)
-    out = given.out or state.run.folder / "predictions.json"
-    write_text(out, json.dumps([case._asdict() for case in cases], indent=1, ensure_ascii=False))
+        raise UserError(f'{subject.name} has no edits yet to ask for. Ask with --prompt "..." or --prompts FILE.')
+    cases = ask.both(asked)
+    out = given.out or subject.out
+    if out is not None:
+        write_text(out, json.dumps([case._asdict() for case in cases], indent=1, ensure_ascii=False))
     show(cases, out, Console())
 
 
@@ -79,16 +90,114 @@ def _parser() -> Parser:
         "asked for.",
     )
     add_state_arguments(parser)
+    parser.add_argument("--folder", type=Path, help="an exported model or adapter, in place of a run")
     parser.add_argument("--prompt", action="append", help="a prompt to continue; can be given several times")
     parser.add_argument(
         "--prompts", type=Path, help="a text file with a prompt a line, or .json or .jsonl with `prompt`"
     )
+    parser.add_argument("--loop", action="store_true", help="answer prompts as they are typed, until the input ends")
+    parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     parser.add_argument("--max_tokens", type=int, default=20, help="tokens of each answer (default: 20)")
     parser.add_argument(
         "--limit", type=int, default=10, help="how many of the run's own edits to ask for (default: 10)"
     )
     parser.add_argument("--out", type=Path, help="JSON file; predictions.json in the run folder if left out")
     return parser
+
+
+class Subject(NamedTuple):
+    """What is asked.
+
+    Attributes:
+        name: How to call it.
+        sides: The model before and after.
+        requests: The edits that are known to be in it.
+        out: Where answers are kept; nowhere if None.
+    """
+
+    name: str
+    sides: Sides
+    requests: list[EditRequest]
+    out: Path | None
+
+
+def load_subject(given: argparse.Namespace) -> Subject:
+    """Load a run's state, or the exported model or adapter of a folder.
+
+    Raises:
+        UserError: If both are named, or what is named cannot be loaded.
+    """
+    if given.folder is None:
+        state = load_state(given)
+        folder = state.run.folder
+        return Subject(str(folder), sides_of_run(state), state.requests, folder / "predictions.json")
+    if given.run_dir is not None or given.ckpt_path is not None or given.at is not None:
+        raise UserError("--folder names an exported model, the other arguments a run. Give one of them.")
+    sides = load_exported(given.folder, load_options(given))
+    return Subject(str(given.folder), sides, listed_edits(given.folder), None)
+
+
+class Ask:
+    """Puts questions to a model before and after its edits.
+
+    Args:
+        sides: The two.
+        max_tokens: Tokens of each answer.
+        chat: Whether prompts go into the chat template.
+
+    Raises:
+        UserError: If the tokenizer has no chat template.
+    """
+
+    def __init__(self, sides: Sides, max_tokens: int, chat: bool = False) -> None:
+        self.sides, self.max_tokens, self.chat = sides, max_tokens, chat
+        if chat and not sides.lm.tokenizer.chat_template:
+            raise UserError("--chat: the model's tokenizer has no chat template. Leave --chat out.")
+
+    def both(self, asked: Sequence[Question]) -> list[Case]:
+        """Answer greedily before and after; the model is the edited one afterwards.
+
+        Raises:
+            UserError: If a prompt is empty, or leaves no room for an answer in the model's context.
+        """
+        lm, prompts = self.sides.lm, [self._text(question.prompt) for question in asked]
+        before = [""] * len(prompts)
+        if self.sides.has_unedited:
+            self.sides.turn(edited=False)
+            before = continue_prompts(lm, prompts, self.max_tokens)
+        self.sides.turn(edited=True)
+        after = continue_prompts(lm, prompts, self.max_tokens)
+        return [Case(q.prompt, b, a, q.wanted) for q, b, a in zip(asked, before, after, strict=True)]
+
+    def _text(self, prompt: str) -> str:
+        if not self.chat:
+            return without_space(prompt)
+        form = chat_form(self.sides.lm.tokenizer)
+        return form.before + prompt + form.after
+
+
+def converse(ask: Ask, asked: Sequence[Question], console: Console) -> None:
+    """Answer prompts as they are typed, until the input ends."""
+    for question in chain(asked, map(Question, _typed(console))):
+        try:
+            (case,) = ask.both([question])
+        except UserError as error:
+            say(str(error), console)
+            continue
+        if ask.sides.has_unedited:
+            say(f"unedited: {case.before.strip()}", console)
+        say(f"edited:   {case.after.strip()}", console)
+
+
+def _typed(console: Console) -> Iterator[str]:
+    while True:
+        if sys.stdin.isatty():
+            console.print("> ", end="")
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.rstrip("\r\n")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -110,20 +219,12 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def answer_both(state: State, asked: Sequence[Question], max_tokens: int) -> list[Case]:
-    """Continue prompts greedily before and after; the model is the edited one afterwards.
+def continue_prompts(lm: LanguageModel, prompts: Sequence[str], max_tokens: int, rows: int = 16) -> list[str]:
+    """Continue prompts greedily, until the end of the text at the latest.
 
     Raises:
         UserError: If a prompt is empty, or leaves no room for an answer in the model's context.
     """
-    prompts = [without_space(question.prompt) for question in asked]
-    before = _continue(state.lm, prompts, max_tokens)
-    state.edit()
-    after = _continue(state.lm, prompts, max_tokens)
-    return [Case(q.prompt, b, a, q.wanted) for q, b, a in zip(asked, before, after, strict=True)]
-
-
-def _continue(lm: LanguageModel, prompts: Sequence[str], max_tokens: int, rows: int = 16) -> list[str]:
     room = lm.config.max_position_embeddings - max_tokens
     for prompt in prompts:
         length = len(encode(lm.tokenizer, [prompt])[0].ids)
@@ -136,7 +237,7 @@ def _continue(lm: LanguageModel, prompts: Sequence[str], max_tokens: int, rows: 
     return answers
 
 
-def show(cases: Sequence[Case], out: Path, console: Console) -> None:
+def show(cases: Sequence[Case], out: Path | None, console: Console) -> None:
     """Print the answers side by side."""
     wanted = any(case.wanted is not None for case in cases)
     table = Table(show_lines=True)
@@ -146,4 +247,5 @@ def show(cases: Sequence[Case], out: Path, console: Console) -> None:
         cells = [case.prompt, *([case.wanted or "-"] if wanted else []), case.before.strip(), case.after.strip()]
         table.add_row(*map(Text, cells))  # as Text: brackets in an answer are no markup
     console.print(table)
-    say(f"Written to {out}", console)
+    if out is not None:
+        say(f"Written to {out}", console)

@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> None:
     requests = state.requests if data is None else data.requests
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
-    settings = _settings(state.run, given.batch_size)
+    settings = evaluation_settings(state.run, given.batch_size)
     with tracking() as track:
         evaluator = Evaluator(settings).to(state.lm.device)
         unedited = evaluator.measure_unedited(state.lm, requests, track)
@@ -105,7 +105,7 @@ def _other_data(args: Sequence[str], run: SavedRun) -> EditDataModule:
     return data
 
 
-def _settings(run: SavedRun, batch_size: int | None) -> EvaluationSettings:
+def evaluation_settings(run: SavedRun, batch_size: int | None = None) -> EvaluationSettings:
     """What to measure, as the run measured it."""
     known = {field.name for field in fields(EvaluationSettings)}
     given = {name: value for name, value in run.section("model", "evaluation").items() if name in known}

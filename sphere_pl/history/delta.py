@@ -32,19 +32,37 @@ def save_delta(
         weights: Edited matrices, the same.
         about: What to note beside: method, edits and so on.
     """
-    changes, layout = {}, {}
+    changes = {}
     for matrix in header.matrices:
         before, after = base[matrix.name], weights[matrix.name]
         noise = ROUNDING * float(torch.linalg.matrix_norm(after))
         changes[matrix.name] = compress(after - before, 16, noise)
-        layout[matrix.name] = {
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {_KIND: json.dumps({**about, "format": 1, "matrices": layout_of(header, base)}, sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(pack(changes), temporary, metadata=metadata))
+
+
+def layout_of(header: Header, base: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the matrices of a model are recognised by: shape, and a few entries."""
+    return {
+        matrix.name: {
             "shape": list(matrix.shape),
             "transposed": matrix.transposed,
-            "sample": _sample(before).tolist(),
+            "sample": _sample(base[matrix.name]).tolist(),
         }
-    # One entry: safetensors writes several in an order that changes from process to process.
-    metadata = {_KIND: json.dumps({**about, "format": 1, "matrices": layout}, sort_keys=True)}
-    write_atomically(path, lambda temporary: save_file(pack(changes), temporary, metadata=metadata))
+        for matrix in header.matrices
+    }
+
+
+def read_layout(about: Any) -> dict[str, Any]:
+    """What `layout_of` has written, from the metadata of a file.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(about, dict) or about.get("format") != 1:
+        raise ValueError("it was not written by `python -m sphere_pl export`")
+    return {name: _layout(matrix) for name, matrix in about["matrices"].items()}
 
 
 @torch.no_grad()
@@ -64,7 +82,7 @@ def apply_delta(model: nn.Module, path: str | Path) -> nn.Module:
     layout, tensors = _read(Path(path))
     parameters = dict(model.named_parameters())
     for name, about in layout.items():
-        _check_matrix(parameters, name, about, Path(path))
+        check_matrix(parameters, name, about, Path(path))
         change = unpack(tensors, name)
         if change is not None and shape_of(change) != tuple(about["shape"]):
             raise UserError(f"{path} is damaged: its change of {name} has not the shape that its metadata says.")
@@ -86,10 +104,7 @@ def _sample(weight: Tensor) -> Tensor:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KIND, "null"))
-            if not isinstance(about, dict) or about.get("format") != 1:
-                raise ValueError("it was not written by `python -m sphere_pl export --delta_only`")
-            layout = {name: _layout(matrix) for name, matrix in about["matrices"].items()}
+            layout = read_layout(json.loads((file.metadata() or {}).get(_KIND, "null")))
             return layout, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
         raise UserError(f"{path} is no delta that can be applied: {error}.") from error
@@ -101,7 +116,12 @@ def _layout(matrix: Mapping[str, Any]) -> dict[str, Any]:
     return {"shape": [int(rows), int(columns)], "transposed": bool(matrix["transposed"]), "sample": sample}
 
 
-def _check_matrix(parameters: Mapping[str, nn.Parameter], name: str, about: Mapping[str, Any], path: Path) -> None:
+def check_matrix(parameters: Mapping[str, Tensor], name: str, about: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model whose matrix is not the one that a file was made for.
+
+    Raises:
+        UserError: If it has none of that name, or other values.
+    """
     if name not in parameters:
         raise UserError(f"{path} changes {name}, which the model does not have. Give the base model it was made for.")
     stored = parameters[name].detach()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import DeviceMap, Dtype, load_language_model
 from sphere_pl.process.devices import default_device
 from sphere_pl.storage.checkpoint_file import read_checkpoint as read_run_checkpoint
+from sphere_pl.storage.files import write_atomically
 from sphere_pl.text.usage import announced
 
 EDITED = "edited.safetensors"
@@ -222,6 +223,21 @@ class SavedRun:
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"{path} is damaged: {error}. Delete it to rebuild the weights from the log.") from error
         return bool(about.get("edits") == self.history.edits)
+
+
+def save_matrices(
+    path: Path, matrices: Sequence[Matrix], weights: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> None:
+    """Write matrices, `[d_out, d_in]` by name, in the model's layout."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        each.name: (weights[each.name].T if each.transposed else weights[each.name]).detach().cpu().contiguous()
+        for each in matrices
+    }
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {"sphere_pl": json.dumps(dict(about), sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _FILES = (
     "abilities.json", "predictions.json", "validation.json", "continue.safetensors",
 )  # fmt: skip
 _ONLY_A_RUNS = ("results.json", "edits.jsonl", "metrics.csv", "edited.safetensors")
-_EXPORT = re.compile(r"(export|delta)(-at-\d+)?(-without)?")
+_EXPORT = re.compile(r"(export|delta|adapter)(-at-\d+)?(-without)?")
 _WANDB = ("run-*", "offline-run-*", "latest-run", "debug*.log", "files-*")
 
 
