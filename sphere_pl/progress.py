@@ -100,12 +100,14 @@ class EditProgress(ProgressBar):
             self.console.print(f"{description} ...", highlight=False)
         task = progress.add_task(description, total=total, left="", scores="")
         began = time.monotonic()
-        for done, item in enumerate(items, start=1):
-            yield item
-            left = (time.monotonic() - began) / done * (total - done)
-            progress.update(task, completed=done, left=clock(left) if done < total else "")
-        self._took[description] = time.monotonic() - began
-        progress.remove_task(task)
+        try:
+            for done, item in enumerate(items, start=1):
+                yield item
+                left = (time.monotonic() - began) / done * (total - done)
+                progress.update(task, completed=done, left=clock(left) if done < total else "")
+        finally:  # whoever asks for the items may have had enough of them
+            self._took[description] = time.monotonic() - began
+            progress.remove_task(task)
 
     @override
     def setup(self, trainer: "L.Trainer", pl_module: "L.LightningModule", stage: str) -> None:

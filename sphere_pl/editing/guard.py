@@ -1,7 +1,7 @@
 """Updates that would break the model are caught before they touch a weight."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import LayerProblem
 
 log = logging.getLogger(__name__)
+_SEEN = ("tokens", "rank", "dimensions")
 _STABLE = 0.05  # of key space: a null space that twice the text changes by more is not settled
 
 
@@ -239,6 +240,7 @@ def diagnose(
     second_moment: Tensor | None,
     half_spectrum: Tensor | None = None,
     threshold: float | None = None,
+    tokens: int | None = None,
 ) -> dict[str, float]:
     """What can be said about a matrix's statistics before the first edit.
 
@@ -247,12 +249,23 @@ def diagnose(
         second_moment: `E[k kᵀ]`, shape `[d_in, d_in]`.
         half_spectrum: Eigenvalues of the moment of half the text, shape `[d_in]`.
         threshold: Eigenvalues below it span the method's null space.
+        tokens: How many keys the moment was computed from, if that is known.
 
     Returns:
         `null_space_share`, the share of key space that a null-space method may edit in, with `null_space_share_half`,
         what it would be with half the text; or `condition`, a lower bound of the second moment's condition number for
-        the others; nothing without statistics.
+        the others; nothing without statistics. `tokens`, and `rank`, the most that so many keys can give.
     """
+    seen: dict[str, float] = {}
+    if tokens is not None and second_moment is not None:
+        seen = {"tokens": tokens, "rank": min(tokens, len(second_moment)), "dimensions": len(second_moment)}
+    return {**_null_space(state, second_moment, half_spectrum, threshold), **seen}
+
+
+def _null_space(
+    state: Mapping[str, Tensor], second_moment: Tensor | None, half_spectrum: Tensor | None, threshold: float | None
+) -> dict[str, float]:
+    """See `diagnose`."""
     if "basis" in state:
         d_in, directions = state["basis"].shape
         found = {"null_space_share": directions / d_in}
@@ -263,7 +276,8 @@ def diagnose(
 
 
 def report_statistics(found: Mapping[str, Mapping[str, float]]) -> None:
-    """Warn of statistics that editing cannot rest on."""
+    """Say in one line what the statistics rest on, and warn of those that editing cannot rest on."""
+    _report_tokens([numbers for numbers in found.values() if "tokens" in numbers])
     for matrix, numbers in found.items():
         share, condition = numbers.get("null_space_share", 0.5), numbers.get("condition", 1.0)
         if not 0.01 <= share <= 0.999:
@@ -284,3 +298,25 @@ def report_statistics(found: Mapping[str, Mapping[str, float]]) -> None:
                 "%s: the second moment is ill-conditioned (condition number %.1e or more). Use more text: "
                 "--model.statistics.tokens.", matrix, condition,
             )  # fmt: skip
+
+
+def _report_tokens(found: Sequence[Mapping[str, float]]) -> None:
+    """How many tokens gave what rank, over all matrices."""
+    if not found:
+        return
+    shares = [100 * numbers["null_space_share"] for numbers in found if "null_space_share" in numbers]
+    spans = [_span(numbers[part] for numbers in found) for part in _SEEN]
+    room = f"; the null space is {_span(shares)} % of key space" if shares else ""
+    log.info("Second moments: %s tokens, rank at most %s of %s%s.", *spans, room)
+    unseen = max(numbers["dimensions"] - numbers["rank"] for numbers in found)
+    if unseen:
+        log.warning(
+            "The text for second moments has fewer tokens than keys have dimensions: %s directions or more were never "
+            "seen and are edited freely. Use more text: --model.statistics.tokens.", _span([unseen]),
+        )  # fmt: skip
+
+
+def _span(numbers: Iterable[float]) -> str:
+    """The least and the most of some numbers, once if they are the same."""
+    least, *more = sorted({f"{number:,.0f}": number for number in numbers}.items(), key=lambda item: item[1])
+    return f"{least[0]} to {more[-1][0]}" if more else least[0]

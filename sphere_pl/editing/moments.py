@@ -7,8 +7,10 @@ addressed by what they were computed from: the model's weights, the matrix, the 
 import hashlib
 import json
 import logging
+import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sphere_pl.data.builtin import sentence_openers
+from sphere_pl.data.builtin import corpus_passages, corpus_path, sentence_openers
 from sphere_pl.data.hub import hub_rows
 from sphere_pl.editing.representations import capture_input
+from sphere_pl.editing.running_moment import RunningMoment
 from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.families import EditSite
@@ -33,6 +36,14 @@ from sphere_pl.storage.files import write_atomically
 
 log = logging.getLogger(__name__)
 _PADDING = 0.05  # share of padding, above which rows are sorted by length
+_TOLERANCE = 0.5  # of the built-in text; see `RunningMoment` and docs/models.md
+_TOGETHER = 64  # passages that are tokenised at once
+# The default model in bfloat16, float16 and float32, by fingerprint: its settings were searched with text of its own.
+_SAMPLES_ITS_TEXT = frozenset({
+    "6ba44c65d02fef27dcbabd34a1befa355c59682aee13db7035ebef3040ae5fbd",
+    "581b040275a92cf5d514ea80e820f7567b91c63f52e5e96ecc45a9a52a0ba242",
+    "4e8495b73cd03804c669c9bb256db8d9be1e8655648d4827927a59fd1f4c4948",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,17 +51,23 @@ class StatisticsSettings:
     """Which text second moments are computed from.
 
     Args:
-        corpus: A text file, or a hub data set as `id`, `id:config` or `id:config:column`. Without one, text is
-            sampled from the model itself.
-        tokens: How many tokens to use; ten times d_in if None.
+        corpus: `builtin`, text in the public domain that comes with this package; `sampled` (or None), which the model
+            writes itself; a text file; or a hub data set as `id`, `id:config` or `id:config:column`. `auto` is
+            `sampled` for the default model, whose settings were found with it, and `builtin` for all others.
+        tokens: How many tokens to use at most; ten times d_in if None.
+        tolerance: Text is read until keys of further text reach into the null space by no more than this share
+            further than those seen. None stands for 0.5 with `builtin`; with all others, all `tokens` are read.
+        seconds: No more text is read after so many seconds. What is computed depends on the machine then.
         length: Tokens of one sequence.
         batch_size: Sequences of full length in one forward pass; shorter ones are put together by length.
         seed: Seed of the sampling.
         cache_dir: Where results are kept; the user's cache folder if None.
     """
 
-    corpus: str | None = None
+    corpus: str | None = "auto"
     tokens: int | None = None
+    tolerance: float | None = None
+    seconds: float | None = None
     length: int = 128
     batch_size: int = 32
     seed: int = 0
@@ -63,6 +80,33 @@ class StatisticsSettings:
                 raise UserError(f"`statistics.{name}={getattr(self, name)}` must be at least {least}.")
         if self.tokens is not None and self.tokens < 1:
             raise UserError(f"`statistics.tokens={self.tokens}` must be at least 1.")
+        for name in ("tolerance", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"`statistics.{name}={value}` must be above 0, or left out.")
+
+    def settled(self, model: str) -> "StatisticsSettings":
+        """The same with what `auto` stands for.
+
+        Args:
+            model: The model's fingerprint.
+        """
+        if self.corpus in {"sampled", None} or (self.corpus == "auto" and model in _SAMPLES_ITS_TEXT):
+            return replace(self, corpus=None)
+        if self.corpus not in {"auto", "builtin"}:
+            return self
+        tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
+        return replace(self, corpus="builtin", tolerance=tolerance)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether reading may stop before all tokens are used."""
+        return self.tolerance is not None or self.seconds is not None
+
+    @property
+    def source(self) -> str:
+        """What the text is, in words."""
+        return {None: "text that the model wrote", "builtin": "the built-in text"}.get(self.corpus, str(self.corpus))
 
 
 class SecondMoment(NamedTuple):
@@ -72,11 +116,14 @@ class SecondMoment(NamedTuple):
         matrix: `E[k kᵀ]`, float32 `[d_in, d_in]`.
         half_spectrum: Eigenvalues of the moment of the first half of the text, ascending, float32 `[d_in]`: whoever
             cuts the spectrum at a threshold sees in it whether twice the text made a difference. None if there was too
-            little text for two halves, or if the moment was kept before halves were looked at.
+            little text for two halves, if reading stopped by itself, or if the moment was kept before halves were
+            looked at.
+        tokens: How many keys it was computed from; None if it was kept before they were counted.
     """
 
     matrix: Tensor
     half_spectrum: Tensor | None = None
+    tokens: int | None = None
 
 
 def second_moments(
@@ -98,7 +145,9 @@ def second_moments(
     Returns:
         The moment, in main memory, for each site's name.
     """
-    model, corpus = fingerprint(lm), _corpus_identity(settings)
+    model = fingerprint(lm)
+    settings = settings.settled(model)
+    corpus = _corpus_identity(settings)
     identities = {site.name: _identity(model, corpus, site, settings) for site in sites}
     paths = {name: _path(identity, settings) for name, identity in identities.items()}
     if any(not path.exists() for path in paths.values()):
@@ -135,7 +184,10 @@ def compute_second_moments(
     Sums are kept in float64: single precision over 10⁷ tokens would blur the small eigenvalues that the null-space
     threshold looks at.
     """
+    settings = settings.settled(fingerprint(lm))
     sequences = _sequences(lm, settings, _budget(sites, settings), track)
+    if settings.adaptive:
+        return _as_many_as_needed(lm, sites, settings, sequences, track, home)
     first, second = _halves([len(sequence) for sequence in sequences], settings.batch_size)
     sums: dict[str, Tensor] = {}
     spectra: dict[str, Tensor] = {}
@@ -148,7 +200,31 @@ def compute_second_moments(
         count += int(mask.sum())
         if number == len(first) and second:
             spectra = {site.name: _spectrum(sums[site.name], count, site.stored.device) for site in sites}
-    return {name: SecondMoment((total / count).float(), spectra.get(name)) for name, total in sums.items()}
+    return {name: SecondMoment((total / count).float(), spectra.get(name), count) for name, total in sums.items()}
+
+
+def _as_many_as_needed(
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    settings: StatisticsSettings,
+    sequences: Sequence[Sequence[int]],
+    track: Track,
+    home: torch.device | None,
+) -> dict[str, SecondMoment]:
+    """Read on until every matrix has seen enough; one that has costs nothing more, nor do the layers below it."""
+    tolerance = -math.inf if settings.tolerance is None else settings.tolerance
+    running = {site.name: RunningMoment(tolerance, home) for site in sites}
+    batches = _batches([len(sequence) for sequence in sequences], settings.batch_size)
+    began = time.monotonic()
+    for rows in track(batches, "second moments", len(batches)):
+        left = [site for site in sites if not running[site.name].settled]
+        late = settings.seconds is not None and time.monotonic() - began > settings.seconds
+        if not left or (late and running[left[0].name].count):
+            break
+        ids, mask = pad([sequences[row] for row in rows], lm.pad_id, lm.device)
+        for name, keys in _keys_of(lm, left, ids, mask).items():
+            running[name].take(keys)
+    return {name: SecondMoment(moment.moment(), None, moment.count) for name, moment in running.items()}
 
 
 def _spectrum(total: Tensor, count: int, device: torch.device) -> Tensor:
@@ -201,6 +277,8 @@ def _budget(sites: Sequence[EditSite], settings: StatisticsSettings) -> int:
 
 def _sequences(lm: LanguageModel, settings: StatisticsSettings, budget: int, track: Track) -> list[list[int]]:
     """Cut the corpus into token sequences of `settings.length` until the budget is met."""
+    if settings.corpus == "builtin":
+        return _packed(lm, corpus_passages(), settings.length, budget)
     if settings.corpus is None:
         texts: Iterable[str] = _own_texts(lm, settings, budget, track)
     else:
@@ -220,6 +298,27 @@ def _sequences(lm: LanguageModel, settings: StatisticsSettings, budget: int, tra
         raise UserError(f"The corpus {settings.corpus!r} holds no text. Give a text file or a data set with text.")
     log.warning("The corpus %r holds %d tokens, fewer than the %d asked for.", settings.corpus, total, budget)
     return sequences
+
+
+def _packed(lm: LanguageModel, passages: Sequence[str], length: int, budget: int) -> list[list[int]]:
+    """Rows of one length, without padding, that begin as the model's prompts do; passage follows passage."""
+    length = min(length, lm.config.max_position_embeddings)
+    opening = _opening(lm)
+    ids: list[int] = []
+    step = max(1, length - len(opening))
+    for start in range(0, len(passages), _TOGETHER):
+        text = "\n\n".join(passages[start : start + _TOGETHER])
+        ids += lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) // step * length >= budget:
+            break
+    rows = [[*opening, *ids[start : start + step]] for start in range(0, len(ids) - step + 1, step)]
+    return rows[: -(-budget // length)] or [[*opening, *ids]]
+
+
+def _opening(lm: LanguageModel) -> list[int]:
+    """What the tokenizer puts in front of a text, without which some models' states are not what they are."""
+    whole, bare = (lm.tokenizer("A", add_special_tokens=special)["input_ids"] for special in (True, False))
+    return next((whole[:at] for at in range(len(whole)) if whole[at : at + len(bare)] == bare), [])
 
 
 def _own_texts(lm: LanguageModel, settings: StatisticsSettings, budget: int, track: Track) -> Iterator[str]:
@@ -293,6 +392,8 @@ def fingerprint(lm: LanguageModel) -> str:
 
 def _corpus_identity(settings: StatisticsSettings) -> str:
     """What the text is: the hash of a file, the name of a data set, or the seed of the sampling."""
+    if settings.corpus == "builtin":
+        return f"builtin {hashlib.sha256(corpus_path().read_bytes()).hexdigest()}"
     if settings.corpus and Path(settings.corpus).expanduser().is_file():
         return hashlib.sha256(Path(settings.corpus).expanduser().read_bytes()).hexdigest()
     return settings.corpus or f"sampled by the model, seed {settings.seed}"
@@ -300,6 +401,7 @@ def _corpus_identity(settings: StatisticsSettings) -> str:
 
 def _identity(model: str, corpus: str, site: EditSite, settings: StatisticsSettings) -> dict[str, str]:
     """Everything that the result depends on."""
+    adaptive = {"tolerance": str(settings.tolerance), "seconds": str(settings.seconds)} if settings.adaptive else {}
     return {
         "model": model,
         "matrix": site.name,
@@ -308,6 +410,7 @@ def _identity(model: str, corpus: str, site: EditSite, settings: StatisticsSetti
         "length": str(settings.length),
         "batch_size": str(settings.batch_size),
         "format": "1",
+        **adaptive,
     }
 
 
@@ -321,7 +424,8 @@ def _save(moment: SecondMoment, identity: dict[str, str], path: Path) -> None:
     if moment.half_spectrum is not None:
         tensors["half_spectrum"] = moment.half_spectrum.cpu()
     # One entry: safetensors writes several in an order that changes from process to process.
-    about = {**identity, "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()}}
+    seen = {} if moment.tokens is None else {"seen": moment.tokens}
+    about = {**identity, **seen, "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()}}
     metadata = {"about": json.dumps(about)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
@@ -330,7 +434,9 @@ def _load(path: Path) -> SecondMoment:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            sums = _checksums(file.metadata() or {})
+            metadata = file.metadata() or {}
+            sums = _checksums(metadata)
+            seen = json.loads(metadata["about"]).get("seen") if "about" in metadata else None
         moment: Tensor = tensors["second_moment"]
         if any(tensor_digest(tensors[name]) != expected for name, expected in sums.items()):
             raise OSError("its numbers do not have the checksum that was written")
@@ -341,7 +447,7 @@ def _load(path: Path) -> SecondMoment:
         ) from error
     if not torch.isfinite(moment).all():
         raise UserError(f"The kept second moment {path} holds values that are not finite. Delete it and run again.")
-    return SecondMoment(moment, tensors.get("half_spectrum"))
+    return SecondMoment(moment, tensors.get("half_spectrum"), seen)
 
 
 def _checksums(metadata: dict[str, str]) -> dict[str, str]:

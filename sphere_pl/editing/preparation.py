@@ -130,9 +130,9 @@ def prepare_states(
     states, diagnosis = [], {}
     bar = track(sites, "what the edits keep", len(sites)) if moments else sites
     for site in bar:
-        moment, half = moments.pop(site.name, None) or (None, None)
+        moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
         state = method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
-        diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold)
+        diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
         states.append(offload.keep(state))
     report_statistics(diagnosis)
     return MethodStates(states, weights, offload), diagnosis

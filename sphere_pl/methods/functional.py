@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sphere_pl.methods.large_spectrum import null_space_of_large
 from sphere_pl.methods.memory import KeyMemory
 
+_LARGE = 4096  # dimensions from where on a CPU looks for the null space from its large end
 _FAR, _NEAR = 100.0, 10.0  # times the threshold: from where on eigenvalues are cut, and down to where
 _SAFE = 1e-3  # of the largest eigenvalue: nothing is cut below, as rounding could take it under the threshold
 
@@ -39,6 +41,8 @@ def null_space_basis(second_moment: Tensor, threshold: float) -> Tensor:
         tensor([[0.],
                 [1.]])
     """
+    if len(second_moment) >= _LARGE and second_moment.device.type == "cpu":
+        return null_space_of_large(second_moment, threshold)
     eigenvalues, vectors = torch.linalg.eigh(second_moment)
     if eigenvalues[-1] > _FAR * threshold:
         cap = (_SAFE * eigenvalues[-1]).clamp_min(_NEAR * threshold)

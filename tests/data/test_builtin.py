@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sphere_pl
-from sphere_pl.data.builtin import facts_path, heldout_text, sentence_openers
+from sphere_pl.data.builtin import corpus_passages, facts_path, heldout_text, sentence_openers
 from tools.build_facts import (
     Fact,
     Templates,
@@ -217,3 +217,11 @@ def test_sentence_openers_are_short_and_distinct():
     assert len(set(openers)) == len(openers)
     assert all(2 <= len(opener.split()) <= 6 for opener in openers)
     assert not [opener for opener in openers for _, subject, _ in TABLE if holds_name(opener, subject)]
+
+
+def test_any_beginning_of_the_corpus_is_a_mixture_in_which_no_passage_recurs():
+    passages = corpus_passages()
+    assert len(set(passages)) == len(passages)
+    assert all(50 <= len(passage) <= 1500 and "\ufffd" not in passage for passage in passages)
+    for part in (passages[:150], passages[-150:]):
+        assert 0.15 < sum(not passage.isascii() for passage in part) / len(part) < 0.6

@@ -221,3 +221,17 @@ def test_the_estimate_bounds_the_condition_number_from_below():
     basis = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
     moment = basis @ torch.diag(torch.logspace(-6, 0, 8, dtype=torch.float64)) @ basis.T
     assert 1e3 < condition_estimate(moment) <= 1.001e6
+
+
+def test_tokens_and_rank_are_said_in_one_line_and_directions_that_no_token_saw_are_a_warning(caplog):
+    caplog.set_level("INFO")
+    basis = {"basis": torch.zeros(10, 4)}
+    found = {str(n): diagnose(basis, torch.eye(10), None, 0.5, n) for n in (2000, 3000)}
+    report_statistics(found)
+    assert caplog.messages == [
+        "Second moments: 2,000 to 3,000 tokens, rank at most 10 of 10; the null space is 40 % of key space."
+    ]
+    caplog.clear()
+    report_statistics({"a": diagnose({}, torch.eye(10), tokens=7)})
+    assert caplog.messages[0] == "Second moments: 7 tokens, rank at most 7 of 10."
+    assert "3 directions or more were never seen" in caplog.messages[1]

@@ -114,12 +114,74 @@ def test_another_model_text_or_amount_is_computed_anew(tiny_lm, settings, tmp_pa
     assert files() == 4
 
 
-def test_without_a_corpus_the_model_writes_the_text(tiny_lm, tmp_path):
+def test_asked_for_samples_the_model_writes_the_text(tiny_lm, tmp_path):
     lm = tiny_lm()
-    settings = StatisticsSettings(tokens=64, length=32, batch_size=1, cache_dir=str(tmp_path))
+    settings = StatisticsSettings("sampled", tokens=64, length=32, batch_size=1, cache_dir=str(tmp_path))
     moment = compute_second_moments(lm, lm.sites([1]), settings, track)["model.layers.1.mlp.down_proj.weight"].matrix
     assert moment.shape == (48, 48)
     assert torch.linalg.eigvalsh(moment).min() > -1e-5
+
+
+@pytest.fixture
+def builtin(tmp_path):
+    return StatisticsSettings("builtin", tokens=512, length=16, batch_size=2, cache_dir=str(tmp_path / "cache"))
+
+
+def test_another_model_than_the_default_one_reads_the_built_in_text():
+    default = next(iter(statistics._SAMPLES_ITS_TEXT))
+    assert StatisticsSettings().settled(default).corpus is None
+    assert not StatisticsSettings().settled(default).adaptive
+    assert StatisticsSettings().settled("another") == StatisticsSettings("builtin", tolerance=0.5)
+    assert StatisticsSettings("builtin").settled(default).corpus == "builtin"
+    for name in ("sampled", None):
+        assert StatisticsSettings(name).settled("another") == StatisticsSettings(None)
+
+
+def test_the_built_in_text_is_packed_into_rows_that_begin_as_prompts_do(tiny_lm, builtin):
+    lm = tiny_lm()
+    rows = statistics._sequences(lm, builtin, 512, track)
+    opening = statistics._opening(lm)
+    assert [len(row) for row in rows] == [16] * 32
+    assert all(row[: len(opening)] == opening for row in rows)
+    assert lm.tokenizer("A")["input_ids"][: len(opening)] == opening
+
+
+def test_reading_stops_when_more_text_would_change_little(tiny_lm, builtin):
+    lm = tiny_lm()
+    sites = lm.sites([1, 2])
+
+    def tokens(**changed):
+        found = compute_second_moments(lm, sites, replace(builtin, **changed), track)
+        return [moment.tokens for moment in found.values()]
+
+    assert max(tokens(tolerance=3.0)) < 512
+    assert max(tokens(tolerance=1e-6)) == 512
+    assert tokens(tolerance=1e-6, seconds=1e-9) == [32, 32]
+
+
+def test_how_much_is_read_for_a_matrix_does_not_depend_on_the_others(tiny_lm, builtin):
+    lm = tiny_lm()
+    together = compute_second_moments(lm, lm.sites([1, 3]), replace(builtin, tolerance=1.0), track)
+    for layer in (1, 3):
+        ((name, alone),) = compute_second_moments(lm, lm.sites([layer]), replace(builtin, tolerance=1.0), track).items()
+        assert alone.tokens == together[name].tokens
+        assert torch.equal(alone.matrix, together[name].matrix)
+
+
+def test_what_was_read_until_enough_is_kept_with_its_count(tiny_lm, builtin, tmp_path):
+    lm = tiny_lm()
+    first, again = (second_moments(lm, lm.sites([1]), builtin, track) for _ in range(2))
+    ((name, moment),) = again.items()
+    assert moment.tokens == first[name].tokens
+    assert torch.equal(moment.matrix, first[name].matrix)
+    second_moments(lm, lm.sites([1]), replace(builtin, tolerance=1.0), track)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("name", ["tolerance", "seconds"])
+def test_a_bound_of_nothing_is_refused(name):
+    with pytest.raises(UserError, match=f"statistics.{name}=0"):
+        StatisticsSettings(**{name: 0})
 
 
 def test_a_damaged_file_is_refused_with_what_to_do(tiny_lm, settings, tmp_path):

@@ -1,8 +1,9 @@
-"""The data that comes with the package: a fact set, held-out prose and sentence openers."""
+"""The data that comes with the package: a fact set, ordinary text, held-out prose and sentence openers."""
 
+import lzma
 from pathlib import Path
 
-__all__ = ["facts_path", "heldout_text", "sentence_openers"]
+__all__ = ["corpus_passages", "corpus_path", "facts_path", "heldout_text", "sentence_openers"]
 
 _FOLDER = Path(__file__).parent
 
@@ -10,6 +11,21 @@ _FOLDER = Path(__file__).parent
 def facts_path() -> Path:
     """Return the file with the built-in fact set, a JSON list of records in the CounterFact schema."""
     return _FOLDER / "facts.json"
+
+
+def corpus_path() -> Path:
+    """Return the file with ordinary text in many languages, passages separated by one empty line."""
+    return _FOLDER / "corpus.txt.xz"
+
+
+def corpus_passages() -> list[str]:
+    """Return the passages of ordinary text; any beginning of them is a mixture of all sources.
+
+    Example:
+        >>> sum(map(len, corpus_passages())) > 500_000
+        True
+    """
+    return lzma.decompress(corpus_path().read_bytes()).decode("utf-8").strip().split("\n\n")
 
 
 def heldout_text() -> str:
