@@ -18,6 +18,7 @@ from sphere_pl.commands.predict import continue_prompts
 from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.cases import look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.scored import Scores, to_plain
 from sphere_pl.history.log import log_digest
@@ -147,7 +148,7 @@ def _measure(
             base.write(dict(weights))
             scores.append(evaluator.score_end(base.lm, len(remaining), 0, unedited.neighbors, track))
             answers.append(continue_prompts(base.lm, prompts, _ANSWER))
-        failed = evaluator.failed(base.lm)
+        failed = list(look_at_failures(base.lm, evaluator.missed).listed.values())
     return Measured(unedited.scores, scores[0], scores[1], failed, list(zip(*answers, strict=True)))
 
 

@@ -340,8 +340,8 @@ class AdamWalk(Walk):
 class PolyakWalk(Walk):
     """Steps whose length is what the loss has still to fall over the gradient's norm: no learning rate, no units.
 
-    The loss is aimed below where a shift stops, so that it gets there. Each step takes part of the one before along. How
-    long a step may be halves whenever the loss has risen: what is aimed at may be out of reach.
+    The loss is aimed below where a shift stops, so that it gets there. Each step takes part of the one before along.
+    How long a step may be halves whenever the loss has risen: what is aimed at may be out of reach.
 
     Args:
         base: The states, `[n, d]`.

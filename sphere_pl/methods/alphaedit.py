@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import Method, State
-from sphere_pl.methods.functional import alphaedit_update, energy_within, null_space_basis, share_threshold
+from sphere_pl.methods.base import Method, State, change_of
+from sphere_pl.methods.functional import alphaedit_update, energy_within, null_space_basis, null_space_of_share
 from sphere_pl.methods.memory import KeyMemory
 from sphere_pl.methods.problem import LayerProblem
 
@@ -55,11 +55,13 @@ class AlphaEdit(Method):
         if second_moment is None:
             raise ValueError("AlphaEdit needs the second moment of the keys.")
         moment = second_moment.to(weight)
-        threshold = self.null_space_threshold or share_threshold(moment, self.null_space_share)
-        basis = null_space_basis(moment, threshold)
+        if self.null_space_threshold is None:
+            basis = null_space_of_share(moment, self.null_space_share)
+        else:
+            basis = null_space_basis(moment, self.null_space_threshold)
         if basis.shape[1] == 0:
             raise UserError(
-                f"`AlphaEdit(null_space_threshold={threshold})` leaves no direction to edit in. "
+                f"`AlphaEdit(null_space_threshold={self.null_space_threshold})` leaves no direction to edit in. "
                 f"The keys' mean square is {float(second_moment.diagonal().mean()):.2e}: raise the threshold "
                 "towards it."
             )
@@ -70,7 +72,7 @@ class AlphaEdit(Method):
     @property
     def lever(self) -> str:
         """See `Method.lever`."""
-        return f"--model.method.init_args.ridge below {self.ridge:g}"
+        return change_of("below", ridge=self.ridge, relative_ridge=self.relative_ridge)
 
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """Basis and memory, should every direction lie in the null space."""

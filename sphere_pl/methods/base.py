@@ -91,3 +91,18 @@ class Method(ABC):
     def preparation_bytes(self, d_in: int) -> int:
         """How much memory `initial_state` takes while it runs: a float32 moment, and three float64 `[d_in, d_in]`."""
         return 28 * d_in**2 if self.needs_second_moment else 0
+
+
+def change_of(way: str, **settings: float | None) -> str:
+    """Advice to change the first setting that is set.
+
+    Args:
+        way: `above` or `below`.
+        **settings: The absolute one, and the relative one that holds if that is None.
+
+    Example:
+        >>> change_of("below", ridge=None, relative_ridge=1.0)
+        '--model.method.init_args.relative_ridge below 1'
+    """
+    name, value = next((name, value) for name, value in settings.items() if value is not None)
+    return f"--model.method.init_args.{name} {way} {value:g}"

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.base import Method, State, change_of
 from sphere_pl.methods.descent import RELATIVE_RATE, Descent, descend
 from sphere_pl.methods.problem import LayerProblem
 
@@ -55,11 +55,9 @@ class FT(Method):
     @property
     def lever(self) -> str:
         """See `Method.lever`."""
-        return (
-            f"--model.method.init_args.learning_rate above {self.plan.learning_rate:g}"
-            if self.plan.radius is None
-            else f"--model.method.init_args.norm_constraint above {self.plan.radius:g}"
-        )
+        if self.plan.radius is not None:
+            return change_of("above", norm_constraint=self.plan.radius)
+        return change_of("above", learning_rate=self.plan.learning_rate, relative_rate=self.plan.relative_rate)
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Nothing is remembered."""

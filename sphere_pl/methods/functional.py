@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.methods.large_spectrum import null_space_of_large
+from sphere_pl.methods.large_spectrum import null_space_of_large, null_space_of_large_share
 from sphere_pl.methods.memory import KeyMemory
 
 _LARGE = 4096  # dimensions from where on a CPU looks for the null space from its large end
@@ -55,6 +55,23 @@ def null_space_basis(second_moment: Tensor, threshold: float) -> Tensor:
     return basis
 
 
+def null_space_of_share(second_moment: Tensor, share: float) -> Tensor:
+    """The share of key space in which ordinary keys are smallest: columns as of `null_space_basis`.
+
+    Example:
+        >>> null_space_of_share(torch.diag(torch.tensor([4.0, 1.0])), 0.5).abs()
+        tensor([[0.],
+                [1.]])
+    """
+    if len(second_moment) >= _LARGE and second_moment.device.type == "cpu":
+        return null_space_of_large_share(second_moment, _directions(len(second_moment), share))
+    return null_space_basis(second_moment, share_threshold(second_moment, share))
+
+
+def _directions(d_in: int, share: float) -> int:
+    return min(max(1, round(share * d_in)), d_in - 1)
+
+
 def share_threshold(second_moment: Tensor, share: float) -> float:
     """The threshold below which a share of the eigenvalues of a second moment `[d_in, d_in]` lie, one at least.
 
@@ -63,7 +80,7 @@ def share_threshold(second_moment: Tensor, share: float) -> float:
         3.0
     """
     eigenvalues = torch.linalg.eigvalsh(second_moment)
-    place = min(max(1, round(share * len(eigenvalues))), len(eigenvalues) - 1)
+    place = _directions(len(eigenvalues), share)
     # Fewer tokens than dimensions leave many eigenvalues at zero, or below it by rounding.
     least = torch.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
     return float(eigenvalues[place].clamp_min(least))

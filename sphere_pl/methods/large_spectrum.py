@@ -14,6 +14,8 @@ _MASSIVE = 64  # directions among which those are that blur all others
 _FAR, _NEAR, _SAFE = 100.0, 10.0, 1e-3  # see `functional.null_space_basis`
 _EXACT = 1e-4  # relative residual of an eigenpair that may be cut out
 _FEW = 0.2  # of all directions: up to here iteration is faster than a full decomposition
+_FEW_OF_SHARE = 0.4  # the same where the number of directions is given
+_BELOW_MEAN = 0.05
 _STEPS, _LOOKS = 3, 6  # multiplications before the first look at what was found, and looks with one more before each
 _SLACK = 0.02  # of the threshold, by which the energy of an editable direction may exceed it
 
@@ -48,6 +50,33 @@ def null_space_of_large(second_moment: Tensor, threshold: float) -> Tensor:
     return basis
 
 
+def null_space_of_large_share(second_moment: Tensor, directions: int) -> Tensor:
+    """Orthonormal columns that span the directions in which a second moment is smallest.
+
+    Args:
+        second_moment: `E[k kᵀ]`, shape `[d_in, d_in]`.
+        directions: How many, below d_in.
+
+    Returns:
+        Columns Q, shape `[d_in, directions]`. None holds more energy than 1.02 times the least that lies outside of
+        their span, which is checked by inertia wherever iteration was used.
+
+    Example:
+        >>> null_space_of_large_share(torch.diag(torch.tensor([0.01, 4.0, 0.01])), 2).abs().sum(1).round()
+        tensor([1., 0., 1.])
+    """
+    # Massive directions are told from the others by the mean, which is far above what the others hold.
+    moment = _without_massive(second_moment, _BELOW_MEAN * float(second_moment.diagonal().mean()))
+    above = len(moment) - directions
+    block = above + above // 2 + _MASSIVE
+    top = _largest(moment, above, block) if block <= _FEW_OF_SHARE * len(moment) else None
+    if top is not None:
+        complement: Tensor = torch.linalg.qr(top, mode="complete")[0][:, above:]
+        return complement
+    basis: Tensor = torch.linalg.eigh(moment)[1][:, :directions]
+    return basis
+
+
 def count_above(matrix: Tensor, threshold: float) -> int:
     """How many eigenvalues of a symmetric matrix lie above the threshold.
 
@@ -74,15 +103,19 @@ def _without_massive(moment: Tensor, threshold: float) -> Tensor:
     return torch.addmm(moment, cut, vectors[:, massive].T, alpha=-1)
 
 
-def _largest(moment: Tensor, count: int, block: int, most: float) -> Tensor | None:
-    """Orthonormal columns for `count` directions that leave none above `most`; None if they are not found soon."""
+def _largest(moment: Tensor, count: int, block: int, most: float | None = None) -> Tensor | None:
+    """Orthonormal columns for `count` directions that leave none above `most`; None if they are not found soon.
+
+    Without `most` it is the least that they hold themselves, and a little.
+    """
     basis = _start(moment, block)
     for look in range(_LOOKS):
         values, basis = _ritz(moment, basis, 1 if look else _STEPS)
         top = basis[:, block - count :]
         # On the complement of `top` this is the moment itself.
         rest = torch.addmm(moment, top * values[block - count :], top.T, alpha=-1)
-        if count_above(rest, most) == 0:
+        bound = (1 + _SLACK) * float(values[block - count]) if most is None else most
+        if count_above(rest, bound) == 0:
             return top
     return None
 

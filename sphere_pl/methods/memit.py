@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.base import Method, State, change_of
 from sphere_pl.methods.functional import memit_update, moment_factor
 from sphere_pl.methods.memory import KeyMemory
 from sphere_pl.methods.problem import LayerProblem
@@ -51,7 +51,8 @@ class MEMIT(Method):
     @property
     def lever(self) -> str:
         """See `Method.lever`."""
-        return f"--model.method.init_args.second_moment_weight below {self.second_moment_weight:g}"
+        weight, relative = self.second_moment_weight, self.relative_weight
+        return change_of("below", second_moment_weight=weight, relative_weight=relative)
 
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """The inverse, and recent keys beside it if they are remembered."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.base import Method, State, change_of
 from sphere_pl.methods.functional import Moments, ultraedit_update
 from sphere_pl.methods.problem import LayerProblem
 
@@ -47,7 +47,7 @@ class UltraEdit(Method):
     @property
     def lever(self) -> str:
         """See `Method.lever`."""
-        return f"--model.method.init_args.learning_rate above {self.learning_rate:g}"
+        return change_of("above", learning_rate=self.learning_rate, relative_rate=self.relative_rate)
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Statistics of no token at all."""

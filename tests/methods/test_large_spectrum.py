@@ -3,7 +3,7 @@ import torch
 
 from sphere_pl.methods import functional
 from sphere_pl.methods.functional import null_space_basis
-from sphere_pl.methods.large_spectrum import count_above, null_space_of_large
+from sphere_pl.methods.large_spectrum import count_above, null_space_of_large, null_space_of_large_share
 
 WIDTH, THRESHOLD = 400, 0.02
 
@@ -71,3 +71,17 @@ def test_wide_matrices_take_this_way_and_narrow_ones_do_not(monkeypatch):
     assert isinstance(null_space_basis(moment, THRESHOLD), torch.Tensor)
     monkeypatch.setattr(functional, "_LARGE", WIDTH)
     assert null_space_basis(moment, THRESHOLD) == "large"
+
+
+@pytest.mark.parametrize("massive", [None, 1e3])
+@pytest.mark.parametrize("above", [20, 100, 250])
+def test_a_share_of_key_space_is_that_of_the_full_decomposition(above, massive, monkeypatch):
+    monkeypatch.setattr("sphere_pl.methods.large_spectrum._MASSIVE", 8)
+    eigenvalues = spectrum(above, massive)
+    moment, vectors = moment_of(eigenvalues)
+    basis = null_space_of_large_share(moment, WIDTH - above)
+    assert basis.shape == (WIDTH, WIDTH - above)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(WIDTH - above), atol=2e-5, rtol=0)
+    inside = (basis.double().T @ vectors).square().sum(0)
+    assert inside[eigenvalues > 2 * THRESHOLD].sum() < 1e-2
+    assert inside[eigenvalues < THRESHOLD / 2].min() > 0.97
