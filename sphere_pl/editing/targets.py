@@ -108,10 +108,14 @@ class TargetSettings:
         """Whether steps are measured in absolute units."""
         return (self.units or ("state" if self.learning_rate is None else "absolute")) == "absolute"
 
+    @property
+    def rate(self) -> float:
+        """Adam's learning rate, in `units`."""
+        return LEARNING_RATE if self.learning_rate is None else self.learning_rate
+
     def step_size(self, base: Tensor) -> tuple[float, Tensor | None]:
         """Adam's learning rate for shifts of the states `[n, d]`, and the unit `[n, 1]` of each; None is 1."""
-        rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
-        return rate, None if self.absolute else base.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
+        return self.rate, None if self.absolute else base.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
 
     def decay(self, shift: Tensor, base_norm: Tensor) -> Tensor:
         """The penalty `[n]` of shifts `[n, d]` of states of the norms `[n]`."""

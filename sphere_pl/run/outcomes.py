@@ -80,7 +80,8 @@ def _advice(editor: SequentialEditor, cause: Cause, causes: Mapping[int, Cause],
     settings, target = editor.target_settings, editor.requests[places[0]].target_new
     clamped = sum(bool(found[place]["clamped"]) for place in places if place in found)
     longer = f"--model.targets.clamp above {settings.clamp:g}"
-    more = f"--model.targets.learning_rate above {settings.learning_rate:g} or .steps above {settings.steps}"
+    faster = "" if settings.optimizer == "polyak" else f"--model.targets.learning_rate above {settings.rate:g} or "
+    more = f"{faster}--model.targets.steps above {settings.steps}"
     lever = editor.method.lever or "more layers (--model.layers)"
     return {
         Cause.NOT_CONVERGED: longer if 2 * clamped > len(places) else more,
