@@ -102,7 +102,7 @@ class SequentialEditor(L.LightningModule):
         auto: AutoSettings = AutoSettings(),
     ) -> None:
         super().__init__()
-        method, layers, targets = as_known(name, method, layers, targets)
+        method, layers, targets, statistics = as_known(name, method, layers, targets, statistics)
         check_arguments(method, contexts, context_length, name)
         self.automatic_optimization = self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name, self.auto = method, list(layers or ()), name, auto

@@ -1,7 +1,7 @@
 """Updates that would break the model are caught before they touch a weight."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +17,6 @@ from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import LayerProblem
 
 log = logging.getLogger(__name__)
-_SEEN = ("tokens", "rank", "dimensions")
 _STABLE = 0.05  # of key space: a null space that twice the text changes by more is not settled
 
 
@@ -276,8 +275,8 @@ def _null_space(
 
 
 def report_statistics(found: Mapping[str, Mapping[str, float]]) -> None:
-    """Say in one line what the statistics rest on, and warn of those that editing cannot rest on."""
-    _report_tokens([numbers for numbers in found.values() if "tokens" in numbers])
+    """Warn of statistics that editing cannot rest on."""
+    _warn_of_unseen(found)
     for matrix, numbers in found.items():
         share, condition = numbers.get("null_space_share", 0.5), numbers.get("condition", 1.0)
         if not 0.01 <= share <= 0.999:
@@ -300,15 +299,26 @@ def report_statistics(found: Mapping[str, Mapping[str, float]]) -> None:
             )  # fmt: skip
 
 
-def _report_tokens(found: Sequence[Mapping[str, float]]) -> None:
-    """How many tokens gave what rank, over all matrices."""
-    if not found:
-        return
-    shares = [100 * numbers["null_space_share"] for numbers in found if "null_space_share" in numbers]
-    spans = [_span(numbers[part] for numbers in found) for part in _SEEN]
+def tokens_line(found: Mapping[str, Mapping[str, float]], source: str = "text") -> str:
+    """How many tokens gave what rank, over all matrices; empty if nobody knows.
+
+    Args:
+        found: See `diagnose`.
+        source: What the text is.
+    """
+    known = [numbers for numbers in found.values() if "tokens" in numbers]
+    if not known:
+        return ""
+    tokens, rank, dimensions = (_span(numbers[part] for numbers in known) for part in ("tokens", "rank", "dimensions"))
+    shares = [100 * numbers["null_space_share"] for numbers in known if "null_space_share" in numbers]
     room = f"; the null space is {_span(shares)} % of key space" if shares else ""
-    log.info("Second moments: %s tokens, rank at most %s of %s%s.", *spans, room)
-    unseen = max(numbers["dimensions"] - numbers["rank"] for numbers in found)
+    return f"Second moments: {tokens} tokens of {source}, rank at most {rank} of {dimensions}{room}."
+
+
+def _warn_of_unseen(found: Mapping[str, Mapping[str, float]]) -> None:
+    unseen = max(
+        (numbers["dimensions"] - numbers["rank"] for numbers in found.values() if "rank" in numbers), default=0
+    )
     if unseen:
         log.warning(
             "The text for second moments has fewer tokens than keys have dimensions: %s directions or more were never "

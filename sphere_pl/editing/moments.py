@@ -38,12 +38,6 @@ log = logging.getLogger(__name__)
 _PADDING = 0.05  # share of padding, above which rows are sorted by length
 _TOLERANCE = 0.5  # of the built-in text; see `RunningMoment` and docs/models.md
 _TOGETHER = 64  # passages that are tokenised at once
-# The default model in bfloat16, float16 and float32, by fingerprint: its settings were searched with text of its own.
-_SAMPLES_ITS_TEXT = frozenset({
-    "6ba44c65d02fef27dcbabd34a1befa355c59682aee13db7035ebef3040ae5fbd",
-    "581b040275a92cf5d514ea80e820f7567b91c63f52e5e96ecc45a9a52a0ba242",
-    "4e8495b73cd03804c669c9bb256db8d9be1e8655648d4827927a59fd1f4c4948",
-})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,8 +46,7 @@ class StatisticsSettings:
 
     Args:
         corpus: `builtin`, text in the public domain that comes with this package; `sampled` (or None), which the model
-            writes itself; a text file; or a hub data set as `id`, `id:config` or `id:config:column`. `auto` is
-            `sampled` for the default model, whose settings were found with it, and `builtin` for all others.
+            writes itself; a text file; or a hub data set as `id`, `id:config` or `id:config:column`.
         tokens: How many tokens to use at most; ten times d_in if None.
         tolerance: Text is read until keys of further text reach into the null space by no more than this share
             further than those seen. None stands for 0.5 with `builtin`; with all others, all `tokens` are read.
@@ -64,7 +57,7 @@ class StatisticsSettings:
         cache_dir: Where results are kept; the user's cache folder if None.
     """
 
-    corpus: str | None = "auto"
+    corpus: str | None = "builtin"
     tokens: int | None = None
     tolerance: float | None = None
     seconds: float | None = None
@@ -85,15 +78,11 @@ class StatisticsSettings:
             if value is not None and not value > 0:
                 raise UserError(f"`statistics.{name}={value}` must be above 0, or left out.")
 
-    def settled(self, model: str) -> "StatisticsSettings":
-        """The same with what `auto` stands for.
-
-        Args:
-            model: The model's fingerprint.
-        """
-        if self.corpus in {"sampled", None} or (self.corpus == "auto" and model in _SAMPLES_ITS_TEXT):
+    def settled(self) -> "StatisticsSettings":
+        """The same with `sampled` as None, and the tolerance of the built-in text."""
+        if self.corpus in {"sampled", None}:
             return replace(self, corpus=None)
-        if self.corpus not in {"auto", "builtin"}:
+        if self.corpus != "builtin":
             return self
         tolerance = _TOLERANCE if self.tolerance is None else self.tolerance
         return replace(self, corpus="builtin", tolerance=tolerance)
@@ -146,7 +135,7 @@ def second_moments(
         The moment, in main memory, for each site's name.
     """
     model = fingerprint(lm)
-    settings = settings.settled(model)
+    settings = settings.settled()
     corpus = _corpus_identity(settings)
     identities = {site.name: _identity(model, corpus, site, settings) for site in sites}
     paths = {name: _path(identity, settings) for name, identity in identities.items()}
@@ -184,7 +173,7 @@ def compute_second_moments(
     Sums are kept in float64: single precision over 10⁷ tokens would blur the small eigenvalues that the null-space
     threshold looks at.
     """
-    settings = settings.settled(fingerprint(lm))
+    settings = settings.settled()
     sequences = _sequences(lm, settings, _budget(sites, settings), track)
     if settings.adaptive:
         return _as_many_as_needed(lm, sites, settings, sequences, track, home)

@@ -1,9 +1,10 @@
-"""One line at the start of a run that says how much memory it will need; see `sphere_pl.editing.memory_estimate`."""
+"""Lines at the start of a run: how much memory it will need, and what its second moments rest on."""
 
 import lightning as L
 from typing_extensions import override
 
 from sphere_pl.data.datamodule import EditLoader
+from sphere_pl.editing.guard import tokens_line
 from sphere_pl.editing.memory_estimate import Need
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.made_neighbors import count_made
@@ -12,7 +13,10 @@ from sphere_pl.run.editor_callback import EditorCallback
 
 
 class MemoryPreflight(EditorCallback):
-    """Say in one line, before anything large is made, how much memory the run will need."""
+    """Say in one line, before anything large is made, how much memory the run will need.
+
+    A second line says, once they are there, from how many tokens second moments were computed.
+    """
 
     @override
     def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -26,6 +30,14 @@ class MemoryPreflight(EditorCallback):
                 callback.console.print(f"Data: {datamodule.extent}.", highlight=False, markup=False)
                 callback.console.print(side_effects(self.editor, loader), end="", highlight=False, markup=False)
                 callback.console.print(estimate(self.editor, loader).line(), highlight=False)
+
+    @override
+    def on_train_epoch_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Show what the method rests on; the module has prepared it by now."""
+        line = tokens_line(self.editor.diagnosis, self.editor.statistics.settled(self.editor.model_hash).source)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EditProgress) and line:
+                callback.console.print(line, highlight=False, markup=False)
 
 
 def side_effects(editor: SequentialEditor, loader: EditLoader) -> str:

@@ -32,7 +32,7 @@ def write(tmp_path, name, content):
         ("a.json", f'{{"one": {RECORD}, "two": {RECORD}}}'),
         ("a.json", f'{{"set": {{"facts": [{RECORD}, {RECORD}]}}}}'),
         ("a.json", '{"prompt": ["{} is in", "{} is in"], "subject": ["Rome", "Rome"], "target": ["Spain", "Spain"]}'),
-        ("a.jsonl.gz", gzip.compress(f"{RECORD}\n{RECORD}".encode())),
+        ("a.jsonl.gz", gzip.compress(f"{RECORD}\n{RECORD}".encode(), mtime=0)),
         ("a.json", f"[{RECORD}, {RECORD}]".encode("utf-16")),
         ("facts", f"{RECORD}\n{RECORD}"),
         ("a.txt", "prompt\tsubject\ttarget\n{} is in\tRome\tSpain\n{} is in\tRome\tSpain\n"),

@@ -13,6 +13,7 @@ from sphere_pl.editing.guard import (
     condition_estimate,
     diagnose,
     report_statistics,
+    tokens_line,
 )
 from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.targets import TargetSettings
@@ -224,14 +225,15 @@ def test_the_estimate_bounds_the_condition_number_from_below():
 
 
 def test_tokens_and_rank_are_said_in_one_line_and_directions_that_no_token_saw_are_a_warning(caplog):
-    caplog.set_level("INFO")
     basis = {"basis": torch.zeros(10, 4)}
     found = {str(n): diagnose(basis, torch.eye(10), None, 0.5, n) for n in (2000, 3000)}
     report_statistics(found)
-    assert caplog.messages == [
-        "Second moments: 2,000 to 3,000 tokens, rank at most 10 of 10; the null space is 40 % of key space."
-    ]
-    caplog.clear()
-    report_statistics({"a": diagnose({}, torch.eye(10), tokens=7)})
-    assert caplog.messages[0] == "Second moments: 7 tokens, rank at most 7 of 10."
-    assert "3 directions or more were never seen" in caplog.messages[1]
+    assert not caplog.messages
+    assert tokens_line(found, "prose") == (
+        "Second moments: 2,000 to 3,000 tokens of prose, rank at most 10 of 10; the null space is 40 % of key space."
+    )
+    found = {"a": diagnose({}, torch.eye(10), tokens=7)}
+    report_statistics(found)
+    assert tokens_line(found) == "Second moments: 7 tokens of text, rank at most 7 of 10."
+    assert "3 directions or more were never seen" in caplog.text
+    assert tokens_line({"a": {"condition": 1.0}}) == ""

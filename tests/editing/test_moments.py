@@ -127,14 +127,16 @@ def builtin(tmp_path):
     return StatisticsSettings("builtin", tokens=512, length=16, batch_size=2, cache_dir=str(tmp_path / "cache"))
 
 
-def test_another_model_than_the_default_one_reads_the_built_in_text():
-    default = next(iter(statistics._SAMPLES_ITS_TEXT))
-    assert StatisticsSettings().settled(default).corpus is None
-    assert not StatisticsSettings().settled(default).adaptive
-    assert StatisticsSettings().settled("another") == StatisticsSettings("builtin", tolerance=0.5)
-    assert StatisticsSettings("builtin").settled(default).corpus == "builtin"
+def test_a_model_without_a_file_of_its_own_reads_the_built_in_text():
+    assert StatisticsSettings().settled() == StatisticsSettings("builtin", tolerance=0.5)
     for name in ("sampled", None):
-        assert StatisticsSettings(name).settled("another") == StatisticsSettings(None)
+        assert StatisticsSettings(name).settled() == StatisticsSettings(None)
+        assert not StatisticsSettings(name).settled().adaptive
+
+
+def test_the_default_model_samples_its_text(parsed):
+    assert parsed().model.statistics.corpus == "sampled"
+    assert parsed("--model.name=some/other").model.statistics.corpus == "builtin"
 
 
 def test_the_built_in_text_is_packed_into_rows_that_begin_as_prompts_do(tiny_lm, builtin):
