@@ -16,8 +16,8 @@ from sphere_pl.editor import SequentialEditor
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.storage.files import append_text, write_text
 
-COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged")
-KEY_COLUMNS = ("shares_key_with", "overwrites", "asked_after")
+COLUMNS = ("edit", "case_id", "subject", "probability", "loss", "steps", "clamped", "converged",
+           "shares_key_with", "overwrites", "asked_after")  # fmt: skip
 
 
 class TargetTable(EditorCallback):
@@ -85,7 +85,7 @@ class TargetTable(EditorCallback):
         if self._begun:
             append_text(self.path, _text(new, editor.plan))
         else:
-            write_text(self.path, ",".join(COLUMNS + KEY_COLUMNS) + "\n" + _text(self._rows, editor.plan))
+            write_text(self.path, ",".join(COLUMNS) + "\n" + _text(self._rows, editor.plan))
 
 
 def _text(rows: Tensor, plan: KeyPlan) -> str:
