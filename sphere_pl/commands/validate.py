@@ -13,6 +13,7 @@ from rich.table import Table
 from sphere_pl.commands.parsers import Parser, SettingsParser
 from sphere_pl.commands.which_run import add_state_arguments, load_state
 from sphere_pl.commands.wording import options
+from sphere_pl.data.chat import ChatSettings
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
@@ -45,11 +46,12 @@ def main(args: Sequence[str]) -> None:
     requests = state.requests if data is None else data.requests
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
-    settings = _settings(state.run, given.batch_size)
+    settings, data_section = _settings(state.run, given.batch_size), state.run.section("data")
+    chat = ChatSettings(data_section.get("chat", "plain"), data_section.get("system"))
     with tracking() as track:
-        unedited = Evaluator(settings).to(state.lm.device).measure_unedited(state.lm, requests, track)
+        unedited = Evaluator(settings, chat).to(state.lm.device).measure_unedited(state.lm, requests, track)
         state.edit()
-        after = score_requests(state.lm, requests, settings, unedited.neighbors, track)
+        after = score_requests(state.lm, requests, settings, unedited.neighbors, track, chat)
     scores = plain(
         {
             "run_dir": str(state.run.folder),
