@@ -198,7 +198,7 @@ class SequentialEditor(L.LightningModule):
             check_requests(self._resumed["requests"], self.requests)
         loader = cast(EditLoader, self.trainer.train_dataloader)
         self.evaluator.chat = loader.chat
-        first = self.requests[: loader.batch_size]
+        first = self.preparation.first_phrasings(loader, self.requests)
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
             lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars

@@ -3,6 +3,7 @@
 import pytest
 
 from sphere_pl.data.chat import ChatSettings, chat_form
+from sphere_pl.data.datamodule import EditDataModule, FactList
 from sphere_pl.data.request import EditRequest, Form, check_request
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import in_context, tokenize
@@ -67,3 +68,23 @@ def test_a_wording_names_its_subject():
     assert check_request(request).wordings == ("Where is {}? In",)
     with pytest.raises(UserError, match=r"wording 'It lies in' does not contain the subject"):
         check_request(request._replace(wordings=("It lies in",)))
+
+
+def test_paraphrases_that_name_the_subject_are_edited_if_so_wished_and_the_others_scored(caplog):
+    facts = [
+        {"prompt": "{} is in", "subject": "Rome", "target": "Spain", "paraphrases": ["Where is Rome? In", "It is in"]},
+        {"prompt": "{} is in", "subject": "Oslo", "target": "Peru", "paraphrases": ["It lies in"]},
+    ]
+    data = FactList(facts, edit_paraphrases=1)
+    data.setup("fit")
+    assert [(each.wordings, each.paraphrases) for each in data.requests] == [
+        (("Where is {}? In",), ("It is in",)),
+        ((), ("It lies in",)),
+    ]
+    assert "1 of 2 edits have fewer than 1 paraphrases" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"chat": "talk"}, {"edit_paraphrases": -1}])
+def test_settings_out_of_range_are_refused(changes):
+    with pytest.raises(UserError, match=f"--data.{next(iter(changes))}"):
+        EditDataModule(**changes)

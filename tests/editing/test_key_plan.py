@@ -29,7 +29,7 @@ SETTINGS = TargetSettings(steps=30, learning_rate=0.5, clamp=8.0, weight_decay=0
 
 
 def plan_of(lm, requests, batch_size, **changes):
-    plan = look_at_keys(lm, requests, lm.sites([1]), 4096, 0.999, "It is so. ")
+    plan = look_at_keys(lm, requests, lm.sites([1]), 4096, 0.999)
     return plan._replace(batch_size=batch_size, **changes)
 
 
@@ -127,7 +127,10 @@ def test_a_subject_at_a_sink_is_asked_after_a_context_and_said_to_be(tiny_lm, mo
     requests = [EditRequest("0", "{} is a city in", "Rome", "France"), CURIE[2]]
     monkeypatch.setattr("sphere_pl.editing.key_plan.at_first_position", lambda *_: [0])
     plan = plan_of(tiny_lm(), requests, 2)
-    assert [each.asked for each in plan.requests] == ["It is so. Rome is a city in", "The capital of France is"]
+    assert [each.asked for each in plan.requests] == [
+        "This is well known. Rome is a city in",
+        "The capital of France is",
+    ]
     report_keys(plan)
     assert "attention sink" in caplog.text
 
