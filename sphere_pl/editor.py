@@ -234,7 +234,7 @@ class SequentialEditor(L.LightningModule):
             check_requests(self._resumed["requests"], self.requests)
         loader = cast(EditLoader, self.trainer.train_dataloader)
         self.evaluator.chat = loader.chat
-        loader.failing, first = self.failing, loader.requests[: loader.batch_size]
+        first, loader.failing = self.preparation.first_phrasings(loader, loader.requests), self.failing
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
             lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars

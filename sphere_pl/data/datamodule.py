@@ -238,7 +238,20 @@ class EditDataModule(L.LightningDataModule):
         chosen = settle_conflicts(requests[self.offset : stop], self.conflicts)
         report_repeated_ids(chosen)
         report_edited_neighbors(chosen)
-        return [learn_paraphrases(request, self.edit_paraphrases) for request in chosen]
+        return self._learned(chosen)
+
+    def _learned(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
+        """The requests with the paraphrases that are edited among their wordings."""
+        learned = [learn_paraphrases(request, self.edit_paraphrases) for request in requests]
+        gained = [len(new.wordings) - len(old.wordings) for new, old in zip(learned, requests, strict=True)]
+        few = sum(count < self.edit_paraphrases for count in gained)
+        if few:
+            log.warning(
+                "%d of %d edits have fewer than %d paraphrases that name their subject: --data.edit_paraphrases edits "
+                "those that there are.",
+                few, len(requests), self.edit_paraphrases,
+            )  # fmt: skip
+        return learned
 
     def _records(self) -> Iterator[Record]:
         if self.path is None:

@@ -40,6 +40,11 @@ class Joint(NamedTuple):
         return self.shift[self.request]
 
     @property
+    def phrasings_of_each_shift(self) -> Tensor:
+        """How many phrasings each shift serves, `[G]`."""
+        return torch.bincount(self.shift_of_phrasing)
+
+    @property
     def weights(self) -> list[float]:
         """Weight of each phrasing in its request's loss, `P`: one over their number."""
         return (1 / torch.bincount(self.request)[self.request].double()).tolist()

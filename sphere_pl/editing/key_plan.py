@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 SINK = 0.75  # mean cosine of the keys of different tokens at the first position from which on it is a sink
 SKETCH = 512  # dimensions that keys of many requests are compared in
-OPENING = "This is well known. "  # where there are no context templates
+OPENING = "This is well known. "  # what a subject at a sink is asked after
 EARLIER = 8  # edits of earlier batches that a target serves besides, the latest ones
 _TOGETHER = 256  # requests whose keys are compared with all earlier ones at a time
 _LEAST, _MOST = 8, 32  # different tokens that are tried at the first position
@@ -98,7 +98,6 @@ def look_at_keys(
     sites: Sequence[EditSite],
     max_tokens: int,
     same: float,
-    opening: str,
 ) -> KeyPlan:
     """Look at the keys of all requests of a run on the unedited model.
 
@@ -108,11 +107,10 @@ def look_at_keys(
         sites: The matrices to edit, shallow to deep.
         max_tokens: Tokens in one forward pass.
         same: Cosine of two keys from which on they are nearly equal.
-        opening: What a subject at a sink is asked after.
     """
     starts = set(at_first_position(lm, requests))
     if starts and sink_at_first_position(lm, requests, sites):
-        form = Form(opening)
+        form = Form(OPENING)
         requests = [each._replace(form=form) if at in starts else each for at, each in enumerate(requests)]
     some = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
     directions = torch.cat([_directions(lm, each, sites, max_tokens) for each in some])

@@ -12,7 +12,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
 from sphere_pl.editing.guard import diagnose, report_statistics
-from sphere_pl.editing.key_plan import OPENING, KeyPlan, check_last_block, look_at_keys, report_keys
+from sphere_pl.editing.key_plan import KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
 from sphere_pl.editing.representations import SubjectStream
@@ -85,20 +85,29 @@ class Preparation(NamedTuple):
         count = self.contexts if self.method.needs_targets else 0
         return sample_contexts(self.lm, count=count, length=self.context_length, seed=seed)
 
+    def first_phrasings(self, loader: EditLoader, requests: Sequence[EditRequest]) -> list[EditRequest]:
+        """A batch's requests in all forms that they are edited in; what cannot be edited in them is refused now.
+
+        Raises:
+            UserError: If the tokenizer lacks a form, or one is edited at the last block.
+        """
+        if self.method.needs_targets:
+            check_last_block(self.lm, requests, [site.layer for site in self.sites])
+        forms = loader.chat.forms(self.lm.tokenizer)
+        return [each._replace(form=form) for form in forms for each in requests[: loader.batch_size]]
+
     @doing("looking at keys")
     def look_at_keys(
         self, loader: EditLoader, requests: Sequence[EditRequest], contexts: Sequence[str], max_tokens: int, same: float
     ) -> KeyPlan:
-        """Find out which requests share a key, in which forms each is asked, and refuse what cannot be edited.
+        """Find out which requests share a key, say so, and refuse those that are too long.
 
         Raises:
-            UserError: If one has no room after the longest context template or no token for its target, or is edited
-                at the last block.
+            UserError: If one has no room after the longest context template or no token for its target.
         """
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
         if self.method.needs_targets:
-            check_last_block(self.lm, requests, [site.layer for site in self.sites])
-            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, contexts[-1] or OPENING)
+            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same)
         plan = plan._replace(batch_size=loader.batch_size, forms=loader.chat.forms(self.lm.tokenizer))
         report_keys(plan)
         longest, most = max(contexts, key=len), self.lm.config.max_position_embeddings

@@ -275,9 +275,11 @@ def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> 
     found = torch.zeros_like(base)
     loss, steps, likelihood = base.new_zeros(n), base.new_zeros(n), base.new_zeros(len(of))
     active = torch.ones(n, dtype=torch.bool, device=base.device)
-    for step in range(settings.steps):
-        last = step == settings.steps - 1
-        with torch.set_grad_enabled(not last):  # nothing is done with the last gradient
+    # A shift that serves several phrasings has more to fit, and is given twice the steps.
+    budget = settings.steps * (1 + (objective.joint.phrasings_of_each_shift > 1).long().to(base.device))
+    for step in range(int(budget.max())):
+        last: Tensor = torch.eq(budget, step + 1)
+        with torch.set_grad_enabled(not bool(last[active].all())):  # nothing is done with the last gradient
             total, nll, gradient = objective(walk.shift)
         done = active & ((total < settings.stop_loss) | last)
         found[done], loss[done], steps[done] = walk.shift.detach()[done], total[done], step

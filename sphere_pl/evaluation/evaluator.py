@@ -58,19 +58,19 @@ class Evaluator(nn.Module):
 
     Args:
         settings: What is measured.
+        chat: In which form facts are edited, and asked in chat form; a fit takes it from its data.
 
     Raises:
         UserError: If the reference texts cannot be read.
     """
 
-    def __init__(self, settings: EvaluationSettings) -> None:
+    def __init__(self, settings: EvaluationSettings, chat: ChatSettings | None = None) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.chat = settings, chat or ChatSettings()
         self.references = read_references(settings.references) if settings.references else None
         self.everything, self.latest = EditingMetrics(), EditingMetrics()
         self.ages = nn.ModuleDict({age: EditingMetrics() for age in AGES})
         self.requests: Sequence[EditRequest] = ()
-        self.chat = ChatSettings()
         self.edits = self.batch_start = 0
         self.last = False
         self._scored: set[int] = set()
@@ -266,6 +266,7 @@ def score_requests(
     settings: EvaluationSettings = EvaluationSettings(),
     unedited: NeighborAnswers | None = None,
     track: Track = untracked,
+    chat: ChatSettings | None = None,
 ) -> Scores:
     """Score a model on requests outside a fit, by the names of results.json.
 
@@ -276,8 +277,9 @@ def score_requests(
         unedited: The unedited model's answers to the neighbours, by place, as a run keeps them; without them there is
             no neighbourhood agreement.
         track: Shows progress.
+        chat: In which form facts were edited, and are asked in chat form.
     """
-    evaluator = Evaluator(settings).to(lm.device)
+    evaluator = Evaluator(settings, chat).to(lm.device)
     evaluator.plan(requests)
     return evaluator.score_end(lm, len(requests), 0, unedited or {}, track)
 

@@ -34,7 +34,7 @@ class MemoryPreflight(EditorCallback):
     @override
     def on_train_epoch_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Show what the method rests on; the module has prepared it by now."""
-        line = tokens_line(self.editor.diagnosis, self.editor.statistics.settled(self.editor.model_hash).source)
+        line = tokens_line(self.editor.diagnosis, self.editor.statistics.settled().source)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EditProgress) and line:
                 callback.console.print(line, highlight=False, markup=False)

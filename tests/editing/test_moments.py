@@ -135,8 +135,8 @@ def test_a_model_without_a_file_of_its_own_reads_the_built_in_text():
 
 
 def test_the_default_model_samples_its_text(parsed):
-    assert parsed().model.statistics.corpus == "sampled"
-    assert parsed("--model.name=some/other").model.statistics.corpus == "builtin"
+    assert parsed()["model"]["statistics"]["corpus"] == "sampled"
+    assert parsed("--model.name=some/other")["model"]["statistics"]["corpus"] == "builtin"
 
 
 def test_the_built_in_text_is_packed_into_rows_that_begin_as_prompts_do(tiny_lm, builtin):
