@@ -20,10 +20,11 @@ from sphere_pl.data.chat import chat_form
 from sphere_pl.data.files import read_records
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.model.generation import continue_texts, likeliest, text_until_end
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode
-from sphere_pl.process.console import say
+from sphere_pl.process.console import as_shown, say
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.joining import asked as without_space
 
@@ -34,10 +35,12 @@ class Question(NamedTuple):
     Attributes:
         prompt: The prompt.
         wanted: What the edit asked for, if the prompt is an edit's own.
+        accepted: All answers that count as right then.
     """
 
     prompt: str
     wanted: str | None = None
+    accepted: tuple[str, ...] = ()
 
 
 class Case(NamedTuple):
@@ -48,12 +51,14 @@ class Case(NamedTuple):
         before: The unedited model's continuation.
         after: The edited model's.
         wanted: What the edit asked for, if the prompt is an edit's own.
+        right: Whether the edited model's continuation begins with it; None if nothing was asked for.
     """
 
     prompt: str
     before: str
     after: str
     wanted: str | None
+    right: bool | None = None
 
 
 def main(args: Sequence[str]) -> None:
@@ -73,7 +78,7 @@ def main(args: Sequence[str]) -> None:
     if given.loop:
         converse(ask, asked, Console())
         return
-    asked = asked or [Question(request.question, request.target_new) for request in subject.requests[: given.limit]]
+    asked = asked or [_own(request) for request in subject.requests[: given.limit]]
     if not asked:
         raise UserError(f'{subject.name} has no edits yet to ask for. Ask with --prompt "..." or --prompts FILE.')
     cases = ask.both(asked)
@@ -81,6 +86,10 @@ def main(args: Sequence[str]) -> None:
     if out is not None:
         write_text(out, json.dumps([case._asdict() for case in cases], indent=1, ensure_ascii=False))
     show(cases, out, Console())
+
+
+def _own(request: EditRequest) -> Question:
+    return Question(request.question, request.target_new, (request.target_new, *request.aliases))
 
 
 def _parser() -> Parser:
@@ -167,7 +176,10 @@ class Ask:
             before = continue_prompts(lm, prompts, self.max_tokens)
         self.sides.turn(edited=True)
         after = continue_prompts(lm, prompts, self.max_tokens)
-        return [Case(q.prompt, b, a, q.wanted) for q, b, a in zip(asked, before, after, strict=True)]
+        return [
+            Case(q.prompt, b, a, q.wanted, begins_with(a.strip(), q.accepted) if q.accepted else None)
+            for q, b, a in zip(asked, before, after, strict=True)
+        ]
 
     def _text(self, prompt: str) -> str:
         if not self.chat:
@@ -237,15 +249,24 @@ def continue_prompts(lm: LanguageModel, prompts: Sequence[str], max_tokens: int,
     return answers
 
 
+def _mark(case: Case, console: Console) -> str:
+    """A tick or a cross; nothing where nothing was wanted."""
+    return "" if case.right is None else as_shown("✓" if case.right else "✗", console)
+
+
 def show(cases: Sequence[Case], out: Path | None, console: Console) -> None:
     """Print the answers side by side."""
     wanted = any(case.wanted is not None for case in cases)
     table = Table(show_lines=True)
-    for column in ("prompt", *(("wanted",) if wanted else ()), "before", "after"):
-        table.add_column(column, overflow="fold")
+    for column in (*(("",) if wanted else ()), "prompt", *(("wanted",) if wanted else ()), "before", "after"):
+        table.add_column(column, overflow="fold", min_width=1 if not column else None)
     for case in cases:
-        cells = [case.prompt, *([case.wanted or "-"] if wanted else []), case.before.strip(), case.after.strip()]
-        table.add_row(*map(Text, cells))  # as Text: brackets in an answer are no markup
+        answers = [text.strip() or "(nothing)" for text in (case.before, case.after)]
+        cells = [_mark(case, console), case.prompt, case.wanted or "-"] if wanted else [case.prompt]
+        table.add_row(*map(Text, (*cells, *answers)))  # as Text: brackets in an answer are no markup
     console.print(table)
+    judged = [case.right for case in cases if case.right is not None]
+    if judged:
+        say(f"{sum(judged):,} of {len(judged):,} facts that were asked hold.", console)
     if out is not None:
         say(f"Written to {out}", console)

@@ -88,8 +88,9 @@ def made_prompts(requests: Sequence[EditRequest], size: int, seed: int) -> dict[
 
     def made(request: EditRequest) -> list[str]:
         draw = random.Random(f"{seed} {request.question}")  # noqa: S311 (a sample, not a secret)
-        subjects = [*_nearest(request, own, draw)[: (size + 1) // 2], *_nearest(request, known, draw)]
-        return list(dict.fromkeys(_questions(request, subjects, edited)))[:size]
+        others = list(_questions(request, _nearest(request, own, draw), edited))[: (size + 1) // 2]
+        prompts = dict.fromkeys([*others, *_questions(request, _nearest(request, known, draw), edited)])
+        return list(prompts)[:size]
 
     chosen = [without[index] for index in fixed_sample(len(without), MOST, seed)]
     return {place: made(requests[place]) for place in chosen}

@@ -50,7 +50,7 @@ def failures(run: RunData) -> Html:
     keys = [key for key in ("subject", "prompt", "wanted", "given", "cause") if any(key in edit for edit in failed)]
     numbers = [key for key in _PROBABILITIES if any(edit.get(key) is not None for edit in failed)]
     count = max(len(failed), sum((run.results.get("causes") or {}).values()))
-    shown = f"the first {FAILED_SHOWN} of {count:,}" if count > FAILED_SHOWN else f"all {count:,}"
+    shown = f"the first {FAILED_SHOWN} of {count:,}" if count > FAILED_SHOWN else "all of them"
     caption = f"Edits whose prompt does not give the wanted answer at the end of the run, {shown}."
     rows = [
         [*(_cell(edit, key) for key in keys), *(percent(number(edit.get(key))) for key in numbers)]
@@ -60,8 +60,8 @@ def failures(run: RunData) -> Html:
     return section("Failed edits", caption, table(head, rows, "text"), _explained(run))
 
 
-# Probability of the wanted answer, with its columns' headings.
-_PROBABILITIES = {"probability": "with its target value", "edited_probability": "after its batch"}
+# Probability of the wanted answer, with the target value and on the edited model right after its batch.
+_PROBABILITIES = {"probability": "probability, target value", "edited_probability": "probability, edited model"}
 
 
 def _cell(row: Mapping[str, Any], key: str) -> Html:

@@ -61,7 +61,9 @@ class TargetTable(EditorCallback):
         self._restored = self._begun = False
 
     @override
-    def on_train_batch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: "L.Trainer", pl_module: "L.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Add the rows of the batch."""
         targets, places = self.editor.targets, self.editor.places
         if targets is None:
@@ -72,11 +74,11 @@ class TargetTable(EditorCallback):
             torch.tensor(places), targets.probability, targets.loss, targets.steps, targets.clamped, converged, *learned
         ]  # fmt: skip
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
-        known = torch.isin(self._rows[:, 0], rows[:, 0])
-        if known.any():  # edited again: what the last batch made of them counts
-            self._rows, self._begun = self._rows[~known], False
         self._rows = torch.cat([self._rows, rows])
-        self._rows = self._rows[self._rows[:, 0].argsort()]
+        if batch.again:  # what the last batch made of them counts
+            first = self._rows[: -len(rows)]
+            kept = torch.cat([first[~torch.isin(first[:, 0], rows[:, 0])], rows])
+            self._rows, self._begun = kept[kept[:, 0].argsort()], False
         if trainer.is_global_zero:
             self._write(rows)
         self._begun = True
@@ -125,11 +127,11 @@ class TargetTable(EditorCallback):
     def _write(self, new: Tensor) -> None:
         if self.path is None:
             return
-        rows = new if self._begun else self._rows
-        self._written |= self._causes_after_batch(rows)
         if self._begun:
+            self._written |= self._causes_after_batch(new)
             append_text(self.path, self._text(new))
         else:
+            self._written = self._causes_after_batch(self._rows)
             write_text(self.path, _HEAD + self._text(self._rows))
 
     def _causes_after_batch(self, rows: Tensor) -> dict[int, str]:
@@ -143,7 +145,8 @@ class TargetTable(EditorCallback):
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         plan = self.editor.plan
-        for place, each in _named(rows).items():
+        for row in rows.tolist():
+            each, place = dict(zip(_NUMBERS, row, strict=True)), int(row[0])
             request = plan.requests[place]
             numbers = [_number(each[name]) for name in ("probability", "edited_probability", "loss")]
             flags = ["yes" if each[name] else "no" for name in ("clamped", "converged")]

@@ -69,6 +69,7 @@ def fit(model_folder, tmp_path, bare_trainer, requests):
         ckpt_path=None,
         keep="all",
         gigabytes=20.0,
+        retry=0,
         **trainer_arguments,
     ):
         kind, arguments, layers, size = METHODS[method]
@@ -100,7 +101,9 @@ def fit(model_folder, tmp_path, bare_trainer, requests):
             "trainer": {"callbacks": _specs(callbacks)},
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        trainer.fit(editor, EditLoader(rich(requests if records is None else records), size), ckpt_path=ckpt_path)
+        trainer.fit(
+            editor, EditLoader(rich(requests if records is None else records), size, retry), ckpt_path=ckpt_path
+        )
         return Fit(folder, editor, trainer)
 
     return run

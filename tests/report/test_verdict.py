@@ -1,0 +1,46 @@
+import pytest
+
+from sphere_pl.evaluation.outcomes import Cause
+from sphere_pl.report.verdict import MEANINGS, closing_lines, summary
+
+FAILED = {"subject": "Oslo", "prompt": "Oslo is", "wanted": "Norway", "given": "in\nSpain \x07", "cause": "overwritten"}
+
+
+def results(edits=4, held=3, **more):
+    failed = [FAILED] * min(edits - held, 50)
+    return {"edits": edits, "held": held, "failed": failed, "advice": ["--retry 1"], "weights_moved": 0.0123} | more
+
+
+def test_every_cause_is_explained():
+    assert set(MEANINGS) == {str(cause) for cause in Cause}
+
+
+def test_a_run_whose_facts_hold_says_so_in_one_line():
+    assert closing_lines(results(held=4)) == ["✓ All 4 facts hold."]
+
+
+def test_the_one_that_failed_is_named_with_what_the_model_says_and_what_to_turn():
+    first, second = closing_lines(results())
+    assert first == '✗ 3 of 4 facts hold; failed: Oslo: wanted "Norway", says "in Spain �" (overwritten)'
+    assert second == "What to turn: --retry 1"
+
+
+def test_a_run_in_which_all_failed_says_how_far_the_weights_moved():
+    lines = closing_lines(results(edits=90, held=0))
+    assert lines[0] == "✗ None of 90 facts holds, the weights moved by 1.2 % of their norm; failed:"
+    assert lines[-2:] == ["  and 87 more", "What to turn: --retry 1"]
+
+
+@pytest.mark.parametrize("unknown", [{}, {"edits": 4, "held": None}, {"edits": 0, "held": 0}])
+def test_nothing_is_said_where_nothing_was_scored(unknown):
+    assert closing_lines(unknown) == []
+    assert summary(unknown) == ""
+
+
+def test_the_first_sentence_tells_of_edits_neighbours_and_other_text():
+    after = {"neighborhood_agreement": 0.875, "perplexity": 50.0}
+    said = summary(results(after=after, before={"perplexity": 40.0}))
+    assert said == (
+        "3 of 4 facts hold, 12 % of neighbouring answers changed and other text is less likely (perplexity +25 %)."
+    )
+    assert "(made ones)" in summary(results(after=after, made_neighbors={"records": 3}))
