@@ -11,17 +11,19 @@ from transformers import PreTrainedModel
 from sphere_pl.api.checks import check_held, check_named, held_name
 from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.report import EditReport, report_of
+from sphere_pl.api.session import check_unchanged, merged, unedited
 from sphere_pl.api.settings import Asked, command_line, method_object
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
 from sphere_pl.commands.fit import run
 from sphere_pl.data.datamodule import Fact, fact_list
+from sphere_pl.errors import UserError
 from sphere_pl.methods import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.loading import model_in_memory
 
 
 def edit(
-    model: PreTrainedModel | str | Path = EMBEDDED_MODEL,
+    model: PreTrainedModel | EditReport | str | Path = EMBEDDED_MODEL,
     tokenizer: Any = None,
     facts: Iterable[Fact] = (),
     *,
@@ -47,7 +49,9 @@ def edit(
     warnings and loggers are afterwards as they were before; the run itself is seeded with `seed_everything`, 0.
 
     Args:
-        model: A transformers model, edited in place, or the name of one: hub id, folder, GGUF file, or the default.
+        model: A transformers model, edited in place, or the name of one: hub id, folder, GGUF file, or the default. The
+            report of an earlier call continues that: `edit(report, more_facts)` edits the same model further, with the
+            arguments of that call unless said otherwise, and remembers its facts.
         tokenizer: The model's fast tokenizer; a model that is given by its name brings its own.
         facts: The facts, as dictionaries with the fields of format `jsonl` (`prompt`, `subject`, `target` and, as far
             as there are any, `paraphrases`, `neighbors` and so on), or as `EditRequest`s.
@@ -72,6 +76,8 @@ def edit(
     """
     asked = Asked(method, layers, batch_size, projection, config, settings, run_dir, quiet)
     with as_python_does(), left_as_they_were():
+        if isinstance(model, EditReport):
+            return _edit_further(model, facts if tokenizer is None else tokenizer, asked, copy)
         if isinstance(model, str | Path):
             return _edit_named(str(model), tokenizer, facts, asked)
         check_held(model, tokenizer, settings)
@@ -90,13 +96,35 @@ def _edit_named(name: str, tokenizer: Any, facts: Iterable[Fact], asked: Asked) 
     check_named(name, tokenizer)
     cli = run(command_line(asked, {"model.name": name}), partial(GivenFit, _given(facts, asked)))
     edited: PreTrainedModel = cli.model.language_model.model.requires_grad_(True)
-    return edited, report_of(cli)
+    return edited, report_of(cli, asked)
 
 
-def _edit_held(model: PreTrainedModel, tokenizer: Any, given: Given, asked: Asked) -> EditReport:
+def _edit_further(
+    report: EditReport, facts: Iterable[Fact], asked: Asked, copy: bool
+) -> tuple[PreTrainedModel, EditReport]:
+    """Edit the model of a report further."""
+    session = report.session
+    if session is None:
+        raise UserError("The report comes from no call of `edit` in this process, and has no model to edit further.")
+    check_unchanged(session)
+    asked = merged(session.asked, asked)
+    given = _given(facts, asked)
+    if asked.run_dir is None:
+        given = given._replace(earlier=session.earlier)
+    model = deepcopy(session.model) if copy else session.model
+    with borrowed(model), unedited(model, session):
+        before = None if asked.run_dir is None else session.asked.run_dir
+        return model, _edit_held(model, session.tokenizer, given, asked, before)
+
+
+def _edit_held(
+    model: PreTrainedModel, tokenizer: Any, given: Given, asked: Asked, before: str | Path | None = None
+) -> EditReport:
     """Edit a model that is in memory, in place."""
     name, settings = held_name(model), asked.settings
     architecture = settings.get("model.architecture") if isinstance(settings, Mapping) else None
     held = given._replace(held=model_in_memory(name, model, tokenizer, architecture))
     decided = {"model.name": name, "model.dtype": str(model.dtype).removeprefix("torch.")}
-    return report_of(run(command_line(asked, decided), partial(GivenFit, held)))
+    if before is not None:
+        decided["from"] = str(before)
+    return report_of(run(command_line(asked, decided), partial(GivenFit, held)), asked)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import torch
@@ -17,12 +17,14 @@ from sphere_pl.api.settings import FACTS_FILE
 from sphere_pl.commands.fit import EditingCLI
 from sphere_pl.data.datamodule import Fact, FactList
 from sphere_pl.data.formats.jsonl import write_jsonl
+from sphere_pl.history.continuation import Earlier
 from sphere_pl.methods import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel
 from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.evaluated_weights import evaluated_weights
+from sphere_pl.run.handover import Handover
 from sphere_pl.run.loggers import MetricsFile
 from sphere_pl.run.preflight import MemoryPreflight
 from sphere_pl.run.results import Results, RunResults
@@ -38,12 +40,14 @@ class Given(NamedTuple):
         method: The method, if it is an object.
         run_dir: The run folder; nothing is written if None.
         held: The model, if it is in memory.
+        earlier: The edits that it holds, if they were made without a run folder.
     """
 
     facts: Sequence[Fact]
     method: Method | None
     run_dir: str | Path | None
     held: tuple[OpenedModel, LanguageModel] | None = None
+    earlier: Earlier | None = None
 
 
 class GivenFit(EditingCLI):
@@ -63,6 +67,20 @@ class GivenFit(EditingCLI):
     def results(self) -> dict[str, Any]:
         """What results.json says."""
         return self._results.results
+
+    @property
+    def in_memory(self) -> "InMemory":
+        """What a further call needs."""
+        return self._in_memory if self.given.run_dir is not None else cast(InMemory, self._handover)
+
+    @override
+    def follow(self) -> None:
+        """Come after the edits of an earlier call, which may have kept no folder."""
+        if self.given.earlier is None:
+            super().follow()
+        else:
+            self.model.earlier = self.given.earlier
+            self.datamodule.follow(self.given.earlier.requests)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -84,16 +102,15 @@ class GivenFit(EditingCLI):
             self.model.source.adopt(opened)
         if given.run_dir is not None:
             return super().instantiate_trainer(**kwargs)
-        self._results = Results()
-        self.trainer_defaults["callbacks"] = [
-            *self.progress(),
-            MemoryPreflight(),
-            TargetTable(None),
-            self._results,
-            self._get(self.config_init, "abilities"),
-        ]
+        self._results, self._handover = Results(), InMemory(None)
+        own = [
+            MemoryPreflight(), TargetTable(None), self._results, self._handover, self._get(self.config_init, "abilities"),
+        ]  # fmt: skip
+        self.trainer_defaults["callbacks"] = [*self.progress(), *own]
         self.read_inputs()
         self.find_settings()
+        self._dump_config()
+        self._handover.depend_on(self.stream_settings())
         return LightningCLI.instantiate_trainer(self, logger=False, **self.placement(), **kwargs)
 
     @override
@@ -106,7 +123,8 @@ class GivenFit(EditingCLI):
     @override
     def run_callbacks(self, run_dir: str) -> list[Callback]:
         """Those of every run, and the facts in its folder; the table is the caller's to print."""
-        callbacks = [*super().run_callbacks(run_dir), KeptFacts(Path(run_dir) / FACTS_FILE)]
+        self._in_memory = InMemory(None)
+        callbacks = [*super().run_callbacks(run_dir), KeptFacts(Path(run_dir) / FACTS_FILE), self._in_memory]
         self._results = RunResults(run_dir, shown=False)
         return [self._results if isinstance(each, RunResults) else each for each in callbacks]
 
@@ -160,6 +178,28 @@ def all_or_nothing(sites: Sequence[EditSite]) -> Iterator[None]:
 def _put(sites: Sequence[EditSite], tensors: Sequence[torch.Tensor]) -> None:
     for site, tensor in zip(sites, tensors, strict=True):
         site.stored.copy_(tensor)
+
+
+class InMemory(Handover):
+    """Keep in memory what a further call needs, the unedited matrices among it."""
+
+    def __init__(self, run_dir: str | None) -> None:
+        super().__init__(run_dir)
+        self.unedited: dict[str, torch.Tensor] = {}
+        self.weights: dict[str, torch.Tensor] = {}
+
+    @override
+    def on_fit_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Copy the unedited matrices."""
+        super().on_fit_start(trainer, pl_module)
+        self.unedited = {site.name: site.stored.detach().to("cpu", copy=True) for site in self.editor.sites}
+
+    @override
+    def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Copy those that editing would continue with."""
+        super().on_fit_end(trainer, pl_module)
+        pairs = zip(self.editor.sites, self.editor.weights, strict=True)
+        self.weights = {site.name: weight.detach().to("cpu", copy=True) for site, weight in pairs}
 
 
 class KeptFacts(L.Callback):

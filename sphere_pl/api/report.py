@@ -4,12 +4,14 @@ import html
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from sphere_pl.api.fit import GivenFit
+from sphere_pl.api.session import Session, stored_sums
+from sphere_pl.api.settings import Asked
 from sphere_pl.data.request import shorten
 from sphere_pl.run.results import show_table
 
@@ -40,11 +42,13 @@ class EditReport:
 
     Attributes:
         results: What results.json says of a run.
-        facts: What became of each fact, in their order.
+        facts: What became of each fact, in their order; after several calls, those of all of them.
+        session: The model and what `edit(report, more_facts)` needs beside it; it stays in memory with the report.
     """
 
     results: dict[str, Any]
     facts: tuple[FactResult, ...]
+    session: Session | None = field(default=None, repr=False, compare=False)
 
     @property
     def before(self) -> dict[str, float]:
@@ -84,7 +88,7 @@ class EditReport:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def report_of(cli: GivenFit) -> EditReport:
+def report_of(cli: GivenFit, asked: Asked) -> EditReport:
     """What is known when a run has ended."""
     editor, evaluator = cli.model, cli.model.evaluator
     given = {(each["prompt"], each["wanted"]): each["given"] for each in cli.results["failed"]}
@@ -98,4 +102,12 @@ def report_of(cli: GivenFit) -> EditReport:
         )
         for place, each in enumerate(editor.requests[: editor.edits_seen])
     ]
-    return EditReport(cli.results, tuple(facts))
+    return EditReport(cli.results, tuple(facts), _session(cli, asked))
+
+
+def _session(cli: GivenFit, asked: Asked) -> Session:
+    editor, kept = cli.model, cli.in_memory
+    lm = editor.language_model
+    sums = stored_sums(lm.model, kept.unedited)
+    requests = editor.requests[: editor.edits_seen]
+    return Session(lm.model, lm.tokenizer, asked, kept.unedited, sums, kept.weights, kept.kept, requests)

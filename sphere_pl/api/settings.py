@@ -20,6 +20,7 @@ _DECIDED = {
     "data.path": "give the facts as `facts`",
     "data.file": "give the facts as `facts`",
     "data.split": "give the facts as `facts`",
+    "from": "continue a call with edit(report, more_facts)",
     "ckpt_path": "resume a run with `python -m sphere_pl fit`",
     "wandb": "runs with wandb are those of `python -m sphere_pl fit`",
     "trainer.logger": "runs with loggers are those of `python -m sphere_pl fit`",

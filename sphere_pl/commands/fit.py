@@ -233,10 +233,7 @@ class EditingCLI(LightningCLI):
         self.find_settings()
         self._dump_config()
         self._get(self.config_init, "checkpoints").settings = settings_that_count(self.config_dump)
-        self._handover.depend_on(
-            {name: self.config_dump.get(name) for name in ("projection", "energy", "correlation")}
-            | {"callbacks": (self.config_dump.get("trainer") or {}).get("callbacks")}
-        )
+        self._handover.depend_on(self.stream_settings())
         trial = bool(self._get(self.config_init, "trainer").get("fast_dev_run"))
         if trial:  # Lightning would leave the configuration out, and close the loggers that are open already
             self.trainer_defaults["callbacks"].append(RunConfig(self._parser(self.subcommand), self._run_config()))
@@ -245,6 +242,11 @@ class EditingCLI(LightningCLI):
             kwargs["logger"] = self.loggers(run_dir, resumed)
             self._held.push(partial(_end_failed, kwargs["logger"]))
         return super().instantiate_trainer(default_root_dir=run_dir, **self.placement(), **kwargs)
+
+    def stream_settings(self) -> dict[str, Any]:
+        """Settings of the callbacks whose states belong to the stream of edits."""
+        found = {name: self.config_dump.get(name) for name in ("projection", "energy", "correlation")}
+        return found | {"callbacks": (self.config_dump.get("trainer") or {}).get("callbacks")}
 
     def loggers(self, run_dir: str, resumed: bool) -> list[Logger]:
         """What writes the run's curves."""

@@ -29,11 +29,12 @@ class Handover(EditorCallback):
     goes back to), and what a method remembers that has no keys in the log. It must stand after the run's results.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder; what would be written stays in `kept` if None, with all that the method remembers.
     """
 
-    def __init__(self, run_dir: str) -> None:
-        self.path = Path(run_dir) / KEPT
+    def __init__(self, run_dir: str | None) -> None:
+        self.path = None if run_dir is None else Path(run_dir) / KEPT
+        self.kept: dict[str, Any] = {}
         self.settings = ""
         self._fresh: list[CollapseGuard] = []
 
@@ -64,14 +65,16 @@ class Handover(EditorCallback):
         """Write what the next run needs, on the first rank."""
         if not trainer.is_global_zero:
             return
-        with after_results(KEPT):
-            write_checkpoint(self._to_keep(trainer), self.path)
+        self.kept = self._to_keep(trainer)
+        if self.path is not None:
+            with after_results(KEPT):
+                write_checkpoint(self.kept, self.path)
 
     def _to_keep(self, trainer: "L.Trainer") -> dict[str, Any]:
         editor = self.editor
         kept: dict[str, Any] = {"settings": self.settings, "random": random_states(), "max_tokens": editor.max_tokens}
         kept["callbacks"] = {each.state_key: state for each in _of_the_stream(trainer) if (state := each.state_dict())}
-        memory = memory_to_keep(editor.method, editor.states, solvable=True)
+        memory = memory_to_keep(editor.method, editor.states, solvable=self.path is not None)
         if memory is not None:
             kept["memory"] = memory
         if callbacks_of(trainer, SpectrumRestraint):  # edited.safetensors holds the restrained ones

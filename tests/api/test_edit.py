@@ -370,3 +370,38 @@ def test_two_facts_in_the_default_model(capsys):
         sys.stderr.write(f"{report}\nwhole call: {wall:.1f} s, processor: {used:.1f} s\n")
     assert report.after["efficacy"] == 1.0
     assert report.failed == ()
+
+
+def test_a_report_is_continued_with_the_weights_of_one_call(model_folder, facts, settings, tmp_path):
+    settings |= NULL_SPACE
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    whole, chained, filed = (AutoModelForCausalLM.from_pretrained(model_folder) for _ in range(3))
+    edit(whole, tokenizer, facts, batch_size=2, settings=settings)
+    _, report = edit(chained, tokenizer, facts[:2], batch_size=2, settings=settings)
+    model, further = edit(report, facts[2:])
+    assert model is chained
+    assert [fact.subject for fact in further.facts] == ["France", "Rome", "Anna Karlsson"]
+    _, report = edit(filed, tokenizer, facts[:2], batch_size=2, settings=settings, run_dir=tmp_path / "a")
+    edit(report, facts[2:], run_dir=tmp_path / "b")
+    for name in EDITED:
+        assert torch.equal(chained.get_parameter(name), whole.get_parameter(name)), name
+        assert torch.equal(filed.get_parameter(name), whole.get_parameter(name)), name
+    lines = (tmp_path / "b" / "edits.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["requests"]) for line in lines[1:]] == [2, 1]
+
+
+def test_a_call_that_cannot_be_continued_leaves_the_model_edited(held, facts, settings, tmp_path):
+    _, report = edit(*held, facts[:1], settings=settings)
+    edited = weights(held[0])
+    for arguments, expected in [
+        ({"facts": [{"prompt": "no subject"}]}, "subject"),
+        ({"facts": facts[1:], "run_dir": tmp_path / "b"}, "kept no run folder"),
+        ({"facts": facts[1:], "settings": {"model.targets.steps": -1}}, "steps"),
+    ]:
+        with pytest.raises(UserError, match=expected):
+            edit(report, **arguments)
+        assert same(weights(held[0]), edited)
+    with torch.no_grad():
+        held[0].get_parameter(EDITED[0]).mul_(2)
+    with pytest.raises(UserError, match="has changed them since"):
+        edit(report, facts[1:])

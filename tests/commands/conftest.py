@@ -36,18 +36,23 @@ def facts(place):
 
 
 @pytest.fixture
-def fit(place, command_line, model_folder, facts):
+def tiny_settings(place, model_folder):
+    """Arguments of a quick run on a tiny model."""
+    return [
+        f"--model.name={model_folder}", "--model.layers=[1,2]", "--model.dtype=float32", "--model.targets.steps=3",
+        "--model.method.init_args.null_space_threshold=10.0", f"--model.statistics.corpus={place / 'corpus.txt'}",
+        "--model.statistics.tokens=10", f"--model.statistics.cache_dir={place / 'cache'}",
+        "--model.evaluation.perplexity_tokens=64", "--data.batch_size=2", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def fit(command_line, facts, tiny_settings):
     """Run `fit` on some of the facts, into a folder of that name; from nothing, or from another run."""
 
-    def run(name, numbers, *options, start=None, steps=("--model.targets.steps=3",)):
-        settings = [] if start else [
-            *steps,
-            f"--model.name={model_folder}", "--model.layers=[1,2]", "--model.dtype=float32",
-            "--model.method.init_args.null_space_threshold=10.0", f"--model.statistics.corpus={place / 'corpus.txt'}",
-            "--model.statistics.tokens=10", f"--model.statistics.cache_dir={place / 'cache'}",
-            "--model.evaluation.perplexity_tokens=64", "--data.name=jsonl",
-            "--data.batch_size=2", "--trainer.accelerator=cpu",
-        ]  # fmt: skip
+    def run(name, numbers, *options, start=None, steps=True):
+        settings = [] if start else ["--data.name=jsonl", *tiny_settings]
+        settings = [each for each in settings if steps or not each.startswith("--model.targets")]
         start = [f"--from={start}"] if start else []
         data = [f"--data.path={facts(*numbers)}"] if numbers else []
         return command_line("fit", *start, *settings, *data, f"--run_dir={name}", *options)

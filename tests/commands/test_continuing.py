@@ -91,7 +91,7 @@ def test_a_methods_memory_without_keys_goes_with_the_run(fit, place):
     for name, numbers, start, options in (
         ("whole", range(4), None, method), ("a", [0, 1], None, method), ("b", [2, 3], "a", [])
     ):  # fmt: skip
-        status, _, err = fit(name, numbers, *options, start=start, steps=())
+        status, _, err = fit(name, numbers, *options, start=start, steps=False)
         assert status == 0, err
     whole, chain = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
     assert all(torch.equal(whole[name], chain[name]) for name in whole)

@@ -15,7 +15,7 @@ COMMANDS = [
     shlex.split(line.split(" #")[0])
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     for line in block.splitlines()
-    if re.match(r"python -m sphere_pl (export|diff|validate|test|predict) ", line)
+    if re.match(r"python -m sphere_pl (export|diff|validate|test|predict|undo|log|verify) ", line)
 ]
 
 
@@ -27,7 +27,16 @@ def test_every_command_is_understood(words):
 
 
 def test_the_commands_are_found():
-    assert {words[3] for words in COMMANDS} == {"export", "diff", "validate", "test", "predict"}
+    assert {words[3] for words in COMMANDS} == {
+        "export",
+        "diff",
+        "validate",
+        "test",
+        "predict",
+        "undo",
+        "log",
+        "verify",
+    }
 
 
 def test_each_argument_of_the_edit_log_is_one_of_fit(capsys, monkeypatch):
