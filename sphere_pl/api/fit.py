@@ -103,9 +103,8 @@ class GivenFit(EditingCLI):
         if given.run_dir is not None:
             return super().instantiate_trainer(**kwargs)
         self._results, self._handover = Results(), InMemory(None)
-        own = [
-            MemoryPreflight(), TargetTable(None), self._results, self._handover, self._get(self.config_init, "abilities"),
-        ]  # fmt: skip
+        after = [self._results, self._handover, self._get(self.config_init, "abilities")]
+        own = [MemoryPreflight(), TargetTable(None), *after]
         self.trainer_defaults["callbacks"] = [*self.progress(), *own]
         self.read_inputs()
         self.find_settings()
