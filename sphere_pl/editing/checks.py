@@ -77,11 +77,11 @@ def check_subjects(method: Method, requests: Sequence[EditRequest]) -> None:
     """Refuse requests without a subject where the method edits at one.
 
     Raises:
-        MisconfigurationException: Naming the first of them, and methods that need none.
+        UserError: Naming the first of them, and methods that need none.
     """
     bare = [request for request in requests if not request.subject]
     if bare and method.needs_targets:
-        raise MisconfigurationException(
+        raise UserError(
             f"{bare[0].source or f'case {bare[0].case_id}'} has no subject ({len(bare)} of {len(requests)} edits): "
             f"{method.name} edits at the subject's last token. Add a field `subject` that names what the prompt is "
             "about, or choose a method that needs none: --config method/ft, method/locft_bf or method/ultraedit."

@@ -7,7 +7,6 @@ import json
 import warnings
 
 import pytest
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tokenizers import AddedToken, processors
 
 from sphere_pl.data.datamodule import EditDataModule
@@ -230,7 +229,7 @@ def test_records_without_a_subject_are_for_methods_that_need_none(read):  # EE #
     assert in_context(bare[0], "So. ", "green").text == "So. The sky at noon is {blue} or"
     for method in (FT(), LocFTBF(), UltraEdit()):
         check_subjects(method, bare)
-    with pytest.raises(MisconfigurationException, match=r"line 1 has no subject \(1 of 1 edits\): MEMIT edits at"):
+    with pytest.raises(UserError, match=r"line 1 has no subject \(1 of 1 edits\): MEMIT edits at"):
         check_subjects(MEMIT(1.0), bare)
     with pytest.raises(UserError, match="the field 'subject' is missing"):
         read({"prompt": "The capital of {} is", "target": "Rome"})
