@@ -236,7 +236,7 @@ def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> 
     # A shift that serves several phrasings has more to fit, and is given twice the steps.
     budget = settings.steps * (1 + (objective.joint.phrasings_of_each_shift > 1).long().to(base.device))
     for step in range(int(budget.max())):
-        last = step == budget - 1
+        last = budget == step + 1
         with torch.set_grad_enabled(not bool(last[active].all())):  # nothing is done with the last gradient
             total, nll, gradient = objective(shift)
         done = active & ((total < settings.stop_loss) | last)
