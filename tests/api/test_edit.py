@@ -226,7 +226,10 @@ GOOD = {"prompt": "The capital of France is", "subject": "France", "target": "Ly
         (GOOD, "`facts` is dict"),
         (7, "`facts` is int"),
         ([GOOD, "Paris"], r"facts\[1\] is str"),
-        ([{"prompt": "The capital of France is", "target": "Lyon"}], r"facts\[0\] has no subject \(1 of 1 edits\): AlphaEdit"),
+        (
+            [{"prompt": "The capital of France is", "target": "Lyon"}],
+            r"facts\[0\] has no subject \(1 of 1 edits\): AlphaEdit",
+        ),
         ([{**GOOD, "subject": "Italy"}], r"facts\[0\]: the prompt .* does not contain the subject"),
         ([GOOD, {**GOOD, "targets": "x"}], r"facts\[1\]: the field 'targets' is unknown"),
         ([{**GOOD, "target": True}], r"facts\[0\]: the field 'target' is bool"),

@@ -190,13 +190,14 @@ def left(run):
     with (run / "metrics.csv").open() as file:
         rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
     results = json.loads((run / "results.json").read_text())
-    measured = ("seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes")
+    measured = ("seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes", "edit_log_sha256")
+    lines = [json.loads(line) for line in (run / "edits.jsonl").read_text().splitlines()]
     return {
         "weights": (run / "edited.safetensors").read_bytes(),
         "rows": rows,
         "results": {name: value for name, value in results.items() if name not in measured},
         "targets": (run / "targets.csv").read_text(),
-        "edits": (run / "edits.jsonl").read_text(),
+        "edits": [{name: value for name, value in line.items() if name != "time"} for line in lines],
     }
 
 
