@@ -15,7 +15,7 @@ SHOWN = {
     "facts": ("data.name", "data.path", "data.limit", "data.batch_size"),
     "model and method": ("model.name", "model.layers", "model.method"),
     "SPHERE": ("projection.strength",),
-    "the run": ("run_dir", "from", "ckpt_path", "retry", "quiet", "config", "print_config"),
+    "the run": ("run_dir", "from", "ckpt_path", "retry", "config"),
 }
 EXAMPLES = (
     ("", "SPHERE on AlphaEdit, 100 built-in facts"),

@@ -41,18 +41,20 @@ class KeyPlan(NamedTuple):
         alike: The earlier requests that have nearly the key of each.
         batch_size: Requests in a batch.
         forms: The forms that each request is edited in; the plain one stands for its own.
+        earlier: How many of the stream an earlier run has edited; batches begin after them.
     """
 
     requests: tuple[EditRequest, ...] = ()
     alike: tuple[tuple[int, ...], ...] = ()
     batch_size: int = 1
     forms: tuple[Form, ...] = (Form(),)
+    earlier: int = 0
 
     def ask(self, batch: EditBatch) -> Asked:
         """How a batch is put to the model: requests of nearly one key together, with the earlier ones of that key."""
-        n, stop = len(batch.requests), batch.start + len(batch.requests)
-        places = list(range(batch.start, stop))
-        places += sorted({other for place in places for other in self.overwritten(place) if self.lasts(other, stop)})
+        n, stop, places = len(batch.requests), batch.edits, list(batch.places)
+        others = {other for place in places for other in self.overwritten(place) if self.lasts(other, stop)}
+        places += sorted(others - set(places))
         number = {place: at for at, place in enumerate(places)}
         group = list(range(len(places)))
         for place, at in number.items():
@@ -77,7 +79,8 @@ class KeyPlan(NamedTuple):
         return self._last_word(place, stop) == place
 
     def _start(self, place: int) -> int:
-        return place - place % self.batch_size
+        first = 0 if place < self.earlier else self.earlier
+        return place - (place - first) % self.batch_size
 
     def _last_word(self, place: int, stop: int) -> int:
         """The last request before `stop` of the same key that contradicts one; the request itself if none does."""

@@ -108,7 +108,8 @@ class Preparation(NamedTuple):
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
         if self.method.needs_targets:
             plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same)
-        plan = plan._replace(batch_size=loader.batch_size, forms=loader.chat.forms(self.lm.tokenizer))
+        forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
+        plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
         report_keys(plan)
         longest, most = max(contexts, key=len), self.lm.config.max_position_embeddings
         for place in range(len(requests)):

@@ -397,7 +397,7 @@ def test_a_call_that_cannot_be_continued_leaves_the_model_edited(held, facts, se
     _, report = edit(*held, facts[:1], settings=settings)
     edited = weights(held[0])
     for arguments, expected in [
-        ({"facts": [{"prompt": "no subject"}]}, "subject"),
+        ({"facts": [{"prompt": "no subject"}]}, "target"),
         ({"facts": facts[1:], "run_dir": tmp_path / "b"}, "kept no run folder"),
         ({"facts": facts[1:], "settings": {"model.targets.steps": -1}}, "steps"),
     ]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import evaluation, models, moments, representations, targets, whole_run
+from benchmarks import evaluation, language_models, moments, representations, targets, whole_run
 
 SMALL = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 14,
@@ -16,19 +16,19 @@ NAME = "llama3-8b"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tiny_lm):
-    monkeypatch.setitem(models.SHAPES, NAME, SMALL)
+    monkeypatch.setitem(language_models.SHAPES, NAME, SMALL)
     monkeypatch.setattr(whole_run, "SETTINGS", replace(whole_run.SETTINGS, steps=3))
-    monkeypatch.setattr(models, "load_language_model", lambda dtype: tiny_lm("llama"))
+    monkeypatch.setattr(language_models, "load_language_model", lambda dtype: tiny_lm("llama"))
 
 
 def test_a_large_model_is_short_where_results_are_checked():
-    whole, checked = (models.model_of(NAME, dtype) for dtype in ("bfloat16", "float32"))
-    assert (whole.n_layers, checked.n_layers) == (14, models.BLOCKS)
+    whole, checked = (language_models.model_of(NAME, dtype) for dtype in ("bfloat16", "float32"))
+    assert (whole.n_layers, checked.n_layers) == (14, language_models.BLOCKS)
     assert (whole.dtype, checked.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_contexts_of_random_weights_are_pieces_of_text():
-    first, *others = models.contexts_of(NAME, None, 5)
+    first, *others = language_models.contexts_of(NAME, None, 5)
     assert first == ""
     assert len(set(others)) == 5
     assert all(context.endswith(". ") and "{" not in context for context in others)

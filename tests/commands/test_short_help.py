@@ -21,7 +21,7 @@ def test_every_argument_shown_exists_with_its_help_and_default(fit_parser):
         assert f"--{name}" in text
         assert re.split(r"[.:;,]", action.help)[0].replace("``", "") in text
     assert "(default: AlphaEdit)" in text
-    assert "(default: [2, 3, 4, 5, 6])" in text
+    assert "(default: 10)" in text
 
 
 def test_every_example_names_arguments_that_exist(fit_parser):

@@ -285,7 +285,7 @@ def test_jsonl_is_written_as_it_is_read():
     request = EditRequest(
         "7", "The capital of {} is", "France", "Lyon", "Paris", "P36", ("So {} has",), ("Rome is in",), ("Italy",),
         ("France is",), "here", aliases=("L", "M"), portability=("Who?",), portability_answers=(("A",),),
-        joiner="",
+        joiner="", wordings=("{} has its capital in",),
     )  # fmt: skip
     written = write_jsonl(request)
     assert set(written) == set(FIELDS)

@@ -102,7 +102,7 @@ def fit(model_folder, tmp_path, bare_trainer, requests):
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         trainer.fit(
-            editor, EditLoader(rich(requests if records is None else records), size, retry), ckpt_path=ckpt_path
+            editor, EditLoader(rich(requests if records is None else records), size, retry=retry), ckpt_path=ckpt_path
         )
         return Fit(folder, editor, trainer)
 
