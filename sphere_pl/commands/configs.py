@@ -82,7 +82,7 @@ def resolve_group_files(args: Sequence[str]) -> list[str]:
     for word in rest:
         flag, equals, value = word.partition("=")
         name = (value if equals else next(rest, None)) if flag in _FLAGS else None
-        if name is not None and name.startswith("-"):
+        if name is not None and not equals and name.startswith("-"):
             raise UserError(f"--config needs a name, found {name}: a YAML file, or a group such as method/memit.")
         words.append(word if name is None else None)
         names += [] if name is None else [name]

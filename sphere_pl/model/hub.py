@@ -2,7 +2,8 @@
 
 import time
 
-from huggingface_hub import constants, get_session
+from huggingface_hub import constants, get_session, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 _CONNECT = 5.0  # seconds for a connection; the answer itself may take as long as HF_HUB_ETAG_TIMEOUT says
 _PATIENCE = 2.0  # seconds in which a refusal at once may be a passing trouble
@@ -31,3 +32,16 @@ def hub_trouble(name: str) -> str | None:
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
                 return f"{constants.ENDPOINT} cannot be reached ({reason})"
         time.sleep(_PATIENCE / 2)
+
+
+def cached_snapshot(name: str, revision: str | None) -> str | None:
+    """The folder of the hub's cache that holds a model, without asking the hub; None if there is none.
+
+    Args:
+        name: A hub id.
+        revision: Branch, tag or commit; the default branch if None.
+    """
+    try:
+        return snapshot_download(name, revision=revision, local_files_only=True)
+    except (LocalEntryNotFoundError, ValueError, OSError):  # a name that is no hub id is refused elsewhere
+        return None

@@ -24,7 +24,7 @@ from sphere_pl.model.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.model.families import ARCHITECTURES, architecture_of
 from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_model, suggestion
 from sphere_pl.model.gguf import dequantized, gguf_dtype
-from sphere_pl.model.hub import hub_trouble
+from sphere_pl.model.hub import cached_snapshot, hub_trouble
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.self_check import check_parts
 
@@ -142,9 +142,10 @@ def _find(name: str, revision: str | None, trust_remote_code: bool, cache_dir: s
         path = local_model(name)
         if path is None:
             trouble = hub_trouble(name)
-            return Source(
-                name, name, {**options, "revision": revision, "local_files_only": bool(trouble)}, trouble=trouble
-            )
+            # With peft installed, transformers asks the hub for an adapter even if told not to: not of a folder.
+            place = (trouble and cached_snapshot(name, revision)) or name
+            options |= {"revision": revision, "local_files_only": bool(trouble)}
+            return Source(name, place, options, trouble=trouble)
         gguf = gguf_of(path)
         if gguf is not None:
             return Source(name, str(gguf.absolute().parent), {**options, "gguf_file": gguf.name}, gguf_dtype(gguf))

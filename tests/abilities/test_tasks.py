@@ -174,7 +174,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(tmp_path, name):
         ("boolq", "boolq-dev.jsonl", "\u00e9".encode("latin-1"), "is not UTF-8"),
         ("gsm8k", "gsm8k-test.jsonl", '{"question": "a", "answer": "it is 2"}', "does not end in '#### <result>'"),
         ("nq", "nq-open-dev.jsonl", '{"question": "a", "answer": []}', "holds no answer"),
-        ("nq", "nq-open-dev.jsonl", '{"question": "a", "answer": [1]}', "must be a list of strings"),
+        ("nq", "nq-open-dev.jsonl", '{"question": "a", "answer": [[]]}', "must be a list of strings"),
         ("rte", "rte-train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\n", "line 2: the row does not have"),
         ("rte", "rte-train.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t-1\n", "line 2: .* is '-1', expected"),
         ("sst2", "sst2-dev.tsv", "text\tlabel\na\t1\n", "line 2: the field 'sentence' is missing"),
