@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks.__main__ import markdown
 from benchmarks.measure import Measurement
+from benchmarks.models import reached
 from sphere_pl.evaluation.metrics.table import ACCURACIES
 from sphere_pl.evaluation.scored import from_plain
 from sphere_pl.run.results import show
@@ -118,6 +119,19 @@ def soak(summary: dict[str, Any]) -> str:
     )
 
 
+def models(found: dict[str, Any]) -> str:
+    """Real models with nothing set but their names."""
+    lines = [
+        "| model | efficacy | generalization | agreement | perplexity | first run | an edit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, run in found.items():
+        efficacy, generalization, agreement, growth, seconds, each = reached(run)
+        scores = f"{efficacy:.2f} | {generalization:.2f} | {agreement:.2f} | x{growth:.3f}"
+        lines.append(f"| {name} | {scores} | {seconds:.0f} s | {each:.2f} s |")
+    return "\n".join(lines)
+
+
 def fill(text: str, marker: str, content: str) -> str:
     """Replace what stands between a marker's two comments."""
     pattern = rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)"
@@ -133,6 +147,7 @@ PARTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "abilities": ("abilities.json", abilities),
     "drift": ("drift.json", drift),
     "soak": ("soak.json", soak),
+    "models": ("models.json", models),
     "costs": ("costs.json", lambda found: markdown([Measurement(**entry) for entry in found])),
 }
 

@@ -9,7 +9,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
@@ -142,24 +141,6 @@ def test_the_facts_of_ones_own_are_read(page, tmp_path):
     data.setup("fit")
     assert len(data.requests) == len(text.splitlines()) >= 2
     assert data.requests[0].question == "The capital of Norway is"
-
-
-def test_the_method_of_ones_own_solves_for_what_it_is_asked(tmp_path, monkeypatch, capsys):
-    from sphere_pl.commands import main
-    from sphere_pl.methods import KnownProblem
-
-    code = blocks("python")[1]
-    (tmp_path / "my_methods.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sphere_pl", "fit", "--model.method", "my_methods.Ridge", "--print_config"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "class_path: my_methods.Ridge" in capsys.readouterr().out
-    method = sys.modules["my_methods"].Ridge()
-    keys, residuals = 100 * torch.eye(3, 8), torch.randn(3, 5)
-    problem = KnownProblem(keys, residuals)
-    update = method.update(problem, method.initial_state(problem.weight, None))
-    torch.testing.assert_close(keys @ update.T, residuals, rtol=1e-3, atol=1e-3)
 
 
 def first_screen(model, tokenizer, folder):

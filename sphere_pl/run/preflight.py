@@ -10,6 +10,7 @@ from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.made_neighbors import count_made
 from sphere_pl.progress import EditProgress
 from sphere_pl.run.editor_callback import EditorCallback
+from sphere_pl.run.summaries import method_name
 
 
 class MemoryPreflight(EditorCallback):
@@ -27,6 +28,7 @@ class MemoryPreflight(EditorCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             loader = datamodule.train_dataloader()
             if isinstance(callback, EditProgress) and isinstance(loader, EditLoader):
+                callback.console.print(method_line(self.editor, trainer), highlight=False, markup=False)
                 callback.console.print(f"Data: {datamodule.extent}.", highlight=False, markup=False)
                 callback.console.print(side_effects(self.editor, loader), end="", highlight=False, markup=False)
                 callback.console.print(estimate(self.editor, loader).line(), highlight=False)
@@ -38,6 +40,15 @@ class MemoryPreflight(EditorCallback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EditProgress) and line:
                 callback.console.print(line, highlight=False, markup=False)
+
+
+def method_line(editor: SequentialEditor, trainer: "L.Trainer") -> str:
+    """What edits where, and whether SPHERE is on: files of methods turn it off."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    on = any(getattr(callback, "label", None) == "SPHERE" for callback in callbacks)
+    state = "on" if on else "off (--config callbacks/sphere turns it on)"
+    layers = ", ".join(map(str, editor.layers))
+    return f"Method: {method_name(editor.method, callbacks)} in layers {layers}; SPHERE is {state}."
 
 
 def side_effects(editor: SequentialEditor, loader: EditLoader) -> str:

@@ -167,3 +167,15 @@ def test_the_table_in_the_docs_is_the_one_that_the_formula_gives():
 
     text = (Path(__file__).parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
     assert table() in text
+
+
+def test_what_edits_where_is_said_and_whether_sphere_is_on():
+    from types import SimpleNamespace
+
+    from sphere_callbacks import SparseProjection
+    from sphere_pl.run.preflight import method_line
+
+    editor = SimpleNamespace(method=MEMIT(), layers=[1, 2])
+    on, off = (SimpleNamespace(callbacks=[SparseProjection(strength=strength)]) for strength in (0.5, 0.0))
+    assert method_line(editor, on) == "Method: MEMIT + SPHERE in layers 1, 2; SPHERE is on."
+    assert "SPHERE is off (--config callbacks/sphere" in method_line(editor, off)
