@@ -81,11 +81,12 @@ def decode(
         hidden = lm.run(calls.hidden, calls, 0, lm.n_layers)
         tokens = pick(lm.logits(hidden[:, -1].contiguous()))
         for row, token in zip(active, tokens.tolist(), strict=True):
-            written[row].append(token)
+            if not (lm.recurrent and written[row] and ended(written[row])):
+                written[row].append(token)
         going = [place for place, row in enumerate(active) if not ended(written[row])]
         if not going:
             break
-        if len(going) < len(active):
+        if len(going) < len(active) and not lm.recurrent:  # no rows can be taken out of a recurrent layer's state
             keep = torch.tensor(going)  # on the CPU it serves every layer's cache, wherever that is
             active = [active[place] for place in going]
             tokens, mask, positions = tokens[keep], mask[keep], positions[keep]

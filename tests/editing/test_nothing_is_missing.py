@@ -17,8 +17,11 @@ LAYERS = {1: [2], 2: [1, 2], 4: [0, 1, 2, 3]}
 
 
 @pytest.fixture
-def edited(tiny_lm, tmp_path, bare_trainer):
+def edited(tiny_lm, tmp_path, bare_trainer, monkeypatch):
     """Edit some requests at once without a regulariser; returns the states before, after, and the target values."""
+    # What is asked is asked as it stands, at every block: this is about the solve, not about which requests it suits.
+    monkeypatch.setattr("sphere_pl.editing.preparation.check_last_block", lambda *_: None)
+    monkeypatch.setattr("sphere_pl.editing.key_plan.sink_at_first_position", lambda *_: False)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris.\n\nRome is a city in Italy by the sea.")
 
@@ -27,7 +30,7 @@ def edited(tiny_lm, tmp_path, bare_trainer):
             MEMIT(second_moment_weight=1e-3),
             layers,
             name="tiny",
-            targets=TargetSettings(steps=12, learning_rate=0.5, clamp=4, weight_decay=0),
+            targets=TargetSettings(steps=12, learning_rate=0.5, clamp=4, weight_decay=0, same_key=2),
             statistics=StatisticsSettings(corpus=str(corpus), tokens=20, cache_dir=str(tmp_path / "cache")),
             evaluation=EvaluationSettings(perplexity_tokens=0),
             contexts=0,

@@ -90,8 +90,9 @@ def test_texts_are_those_of_one_prompt_at_a_time(tiny_lm, model_type, bos, max_t
     assert generate(lm, PROMPTS, 9, stop, max_tokens) == stopped
 
 
-def test_an_end_token_ends_a_text_and_its_row_leaves_the_batch(tiny_lm):
-    lm = tiny_lm()
+@pytest.mark.parametrize("family", ["llama", "qwen3_5_text", "lfm2"])
+def test_an_end_token_ends_a_text_and_its_row_leaves_the_batch(tiny_lm, family):
+    lm = tiny_lm(family)
     plain = generate(lm, PROMPTS, 6)
     ends = lm.tokenizer(plain[0])["input_ids"][2]
     lm.model.generation_config.eos_token_id = [ends, 1]
