@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.errors import UserError
 from sphere_pl.history.low_rank import Change, Factors
 from sphere_pl.model.loading import Dtype
@@ -394,11 +394,12 @@ def remove_log(folder: Path) -> None:
 
 def stored_request(request: EditRequest) -> dict[str, Any]:
     """The fields of a request that are not empty, as JSON can hold them."""
-    return {name: value for name, value in request._asdict().items() if value not in (None, "", ())}
+    return {name: value for name, value in request._asdict().items() if value not in (None, "", (), Form())}
 
 
 def _request(stored: Mapping[str, Any]) -> EditRequest:
-    return EditRequest(**{name: _tuples(value) for name, value in stored.items()})
+    fields = {name: _tuples(value) for name, value in stored.items()}
+    return EditRequest(**{**fields, "form": Form(*fields.get("form", ()))})
 
 
 def _tuples(value: Any) -> Any:
