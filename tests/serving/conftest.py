@@ -42,14 +42,15 @@ class Served:
     Attributes:
         session: The session.
         address: Where it listens.
+        app: The application.
     """
 
     def __init__(self, session, token=None, patience=60.0):
         self.session = session
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        app = make_app(session, token, patience)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        self.app = make_app(session, token, patience)
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 
     def __enter__(self):
