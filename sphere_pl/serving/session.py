@@ -42,6 +42,7 @@ from sphere_pl.history.continuation import open_earlier
 from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
+from sphere_pl.model.files import lasting_name
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import model_in_memory
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
@@ -181,7 +182,13 @@ class EditingSession:
         states = States(run_dir)
         if states.current is not None:
             open_earlier(states.current, "--run_dir")
-            return cls(states, SavedRun.open(states.current).load_base(options).lm, start)
+            run = SavedRun.open(states.current)
+            if start is not None and lasting_name(start.name) != run.history.header.model:
+                raise UserError(
+                    f"--model.name={start.name}: {run_dir} holds edits of {run.history.header.model}. Leave "
+                    "--model.name out, or name another --run_dir."
+                )
+            return cls(states, run.load_base(options).lm, start)
         if start is None:
             raise UserError(f"--run_dir={run_dir} holds no run. Name the model to edit with --model.name.")
         return cls(states, load_start(start, options), start)

@@ -7,7 +7,7 @@ import torch
 
 from sphere_pl.errors import UserError
 from sphere_pl.history.saved import LoadOptions, SavedRun
-from sphere_pl.serving.session import EditingSession
+from sphere_pl.serving.session import EditingSession, Start
 from tests.serving.conftest import FACT, OTHER
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
@@ -104,6 +104,13 @@ def test_a_run_is_served_with_its_edits_and_stays_as_it_is(open_session, tmp_pat
         log.write("\n")
     with pytest.raises(UserError, match="another run"):
         EditingSession.open(run_dir, LoadOptions(device="cpu"))
+
+
+def test_a_folder_with_edits_of_another_model_is_refused(open_session):
+    open_session().edit(FACT)
+    folder = open_session().states.run_dir
+    with pytest.raises(UserError, match="holds edits of"):
+        EditingSession.open(folder, LoadOptions(device="cpu"), Start("other", "float32", {}))
 
 
 def test_a_killed_edit_is_gone_and_the_ones_before_are_not(open_session):
