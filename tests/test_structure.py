@@ -29,6 +29,7 @@ ROOMS = [
     "tracing",
     "commands",
     "api",
+    "serving",
     "__main__",
 ]
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "validate": ("sphere_pl.commands.validate", "score a saved run or a checkpoint"),
     "test": ("sphere_pl.commands.validate", "the same as validate"),
     "predict": ("sphere_pl.commands.predict", "answer prompts before and after the edits"),
+    "serve": ("sphere_pl.serving.command", "edit, ask and undo by hand, on a page in the browser or by a JSON API"),
     "export": ("sphere_pl.commands.export", "write the edited model, as it was after any batch or without some edits"),
     "undo": ("sphere_pl.commands.undo", "take edits back, into a run folder of its own"),
     "log": ("sphere_pl.commands.log", "list what was edited when, and what was taken back"),

@@ -84,15 +84,15 @@ def _shown(tokenizer: Any, request: EditRequest) -> str:
     prompt = in_context(request, "", request.target_new)
     (tokens,) = tokenize(tokenizer, [prompt])
     text = prompt.text if len(prompt.text) <= _WIDTH else f"...{prompt.text[-_WIDTH:]}"
-    pieces = "|".join(_pieces(tokenizer, tokens.target))
+    parts = "|".join(pieces(tokenizer, tokens.target))
     length = tokens.subject_last + 1 - tokens.subject_first
     about = f"the last of the {length} tokens" if length > 1 else "the only token"
     at = f"; edited at {about} of {request.subject!r}" if request.subject else "; it has no subject"
     between = prompt.whole[len(prompt.text) : len(prompt.whole) - len(prompt.target)]
-    return f"  {Path(request.source).name}: {text!r} + {between!r} + {request.target_new!r} = |{pieces}|{at}"
+    return f"  {Path(request.source).name}: {text!r} + {between!r} + {request.target_new!r} = |{parts}|{at}"
 
 
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
+def pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
     """The texts of tokens; those of parts of characters together, with their number."""
     held: list[int] = []
     for token in ids:

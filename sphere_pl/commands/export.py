@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,19 +63,33 @@ def main(args: Sequence[str]) -> None:
         check_without(run, given.without, last)
     base = run.load_base(load_options(given))
     chosen = choose(run, base, given.at, given.without)
+    notes = write_whole(target, lambda folder: _write(folder, run, base, chosen, given))
+    sys.stdout.write(f"{chosen.edits - _count_left_out(chosen)} edits of {run.folder} are in {target}\n")
+    sys.stdout.write("".join(f"{note}\n" for note in notes))
+    if given.push_to_hub:
+        sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")
+
+
+def write_whole(target: Path, write: Callable[[Path], list[str]]) -> list[str]:
+    """Let a new folder, or an empty one, be there when all of it is written.
+
+    Args:
+        target: The folder.
+        write: Writes into the folder that it is given.
+
+    Returns:
+        What `write` returns.
+    """
     with tempfile.TemporaryDirectory(dir=_parent(target), prefix=".export-") as scratch:
         folder = Path(scratch) / "export"
-        notes = _write(folder, run, base, chosen, given)
+        notes = write(folder)
         folder.chmod(0o755)
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors makes files that only their owner reads
         if target.is_dir():
             target.rmdir()  # an empty one
         folder.rename(target)
-    sys.stdout.write(f"{chosen.edits - _count_left_out(chosen)} edits of {run.folder} are in {target}\n")
-    sys.stdout.write("".join(f"{note}\n" for note in notes))
-    if given.push_to_hub:
-        sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")
+    return notes
 
 
 def _write(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, given: argparse.Namespace) -> list[str]:

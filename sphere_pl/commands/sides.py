@@ -63,12 +63,12 @@ def load_exported(folder: Path, options: LoadOptions) -> Sides:
         raise UserError(f"--folder={folder} is no folder. Give one that `python -m sphere_pl export` wrote.")
     if is_adapter(folder):
         return _load_adapter(folder, options)
-    edited = _load(str(folder), options)
+    edited = load_named(str(folder), options)
     name = options.model or _card(folder).get("base_model")
     if name is None:
         return Sides(edited, None, {})
     dtype = str(edited.dtype).removeprefix("torch.")
-    base = dict(_load(_own_name(name), options, dtype=dtype).model.named_parameters())
+    base = dict(load_named(_own_name(name), options, dtype=dtype).model.named_parameters())
     after = dict(edited.model.named_parameters())
     if base.keys() != after.keys() or any(base[each].shape != after[each].shape for each in base):
         raise UserError(f"{name} is not the model that {folder} was made from. Name that one with --model.")
@@ -81,13 +81,18 @@ def _load_adapter(folder: Path, options: LoadOptions) -> Sides:
     name = options.model or _own_name(named)
     if not name:
         raise UserError(f"{folder} does not name its base model. Name it with --model <hub id or folder>.")
-    lm = _load(name, options, revision=None if options.model else revision)
+    lm = load_named(name, options, revision=None if options.model else revision)
     matrices = adapted(folder, dict(lm.model.named_parameters()))
     edited = {each: value.to(lm.model.get_parameter(each)) for each, value in matrices.items()}
     return Sides(lm, _copies(lm, matrices), edited)
 
 
-def _load(name: str, options: LoadOptions, dtype: str = "auto", revision: str | None = None) -> LanguageModel:
+def load_named(name: str, options: LoadOptions, dtype: str = "auto", revision: str | None = None) -> LanguageModel:
+    """Load a model by its name.
+
+    Raises:
+        UserError: If it is not to be had, or cannot be edited.
+    """
     with announced(f"loading {name} ..."), own_options():
         lm = load_language_model(
             name,

@@ -74,18 +74,35 @@ def main(args: Sequence[str]) -> None:
     cases = check_without(run, given.edits, len(run.history.entries))
     if len(cases) == len(run.history.requests):
         raise UserError(f"That would take back all edits of {run.folder}: what is left is its base model.")
-    base = run.load_base(load_options(given))
+    undone, measured = take_back(target, run, run.load_base(load_options(given)), cases)
+    _show(measured, run, undone, cases, target, Console())
+
+
+def take_back(
+    target: Path, run: SavedRun, base: BaseModel, cases: Sequence[str], quiet: bool = False
+) -> tuple[Undone, Measured]:
+    """Write a run without some of its edits; the model is the one without them afterwards.
+
+    Args:
+        target: A new folder, or an empty one; after an error a new one is gone.
+        run: The run.
+        base: Its unedited model.
+        cases: The edits' case ids, of which some others are left.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: If the run cannot be solved again.
+    """
     held = run.weights(base)
     made = not target.exists()
     try:
         with RunLock(target):
             undone = write_without(target, run, base, cases)
-            measured = _finish(target, run, base, held, undone, cases)
+            return undone, _finish(target, run, base, held, undone, cases, quiet)
     except BaseException:
         if made:
             shutil.rmtree(target, ignore_errors=True)
         raise
-    _show(measured, run, undone, cases, target, Console())
 
 
 def _parser() -> Parser:
@@ -102,12 +119,18 @@ def _parser() -> Parser:
 
 
 def _finish(
-    target: Path, run: SavedRun, base: BaseModel, held: Mapping[str, Tensor], undone: Undone, cases: Sequence[str]
+    target: Path,
+    run: SavedRun,
+    base: BaseModel,
+    held: Mapping[str, Tensor],
+    undone: Undone,
+    cases: Sequence[str],
+    quiet: bool,
 ) -> Measured:
     """Write the weights and the results of the new folder."""
     weights = restrained(base.weights, undone.weights, run.history.header.restraint)
     removed = [request for request in run.history.requests if request.case_id in cases]
-    measured = _measure(run, base, (held, weights), undone.history.requests, removed)
+    measured = _measure(run, base, (held, weights), undone.history.requests, removed, quiet)
     about = {"model": run.history.header.model, "method": run.results.get("method_name"), "edits": undone.history.edits}
     save_matrices(target / EDITED, run.history.header.matrices, weights, about)
     results = {**_unmeasured(run), "edits": undone.history.edits, "before": to_plain(measured.before)}
@@ -137,10 +160,11 @@ def _measure(
     both: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     remaining: Sequence[EditRequest],
     removed: Sequence[EditRequest],
+    quiet: bool,
 ) -> Measured:
     evaluator = Evaluator(evaluation_settings(run)).to(base.lm.device)
     prompts = [request.question for request in removed]
-    with tracking() as track:
+    with tracking(quiet) as track:
         unedited = evaluator.measure_unedited(base.lm, remaining, track)
         answers = [continue_prompts(base.lm, prompts, _ANSWER)]
         scores = []

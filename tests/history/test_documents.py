@@ -15,7 +15,7 @@ COMMANDS = [
     shlex.split(line.split(" #")[0])
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     for line in block.splitlines()
-    if re.match(r"python -m sphere_pl (export|diff|validate|test|predict|undo|log|verify) ", line)
+    if re.match(r"python -m sphere_pl (export|diff|validate|test|predict|undo|log|verify|serve) ", line)
 ]
 
 
@@ -36,6 +36,7 @@ def test_the_commands_are_found():
         "undo",
         "log",
         "verify",
+        "serve",
     }
 
 

@@ -252,3 +252,9 @@ def test_a_log_with_any_value_of_another_kind_is_read_or_refused(fit, number):
                 assert len(history.requests) <= 4
             except UserError:
                 continue
+
+
+def test_a_request_is_read_as_it_was_edited(fit):
+    run = fit(method="ROME", max_steps=1)
+    assert read_log(run.folder).requests == run.editor.requests[:1]
+    assert "form" not in run.lines[1]["requests"][0]

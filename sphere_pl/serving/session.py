@@ -1,0 +1,394 @@
+"""A model that is edited, asked and put back by hand, with the log of a run underneath.
+
+An edit is the run of `fit --from`, an undo that of `undo`, an export that of `export`: what is new here is only that
+the model stays in memory between them.
+"""
+
+import gc
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sphere_callbacks.functional import hyperspherical_energy
+from sphere_pl.api.fit import Given, GivenFit
+from sphere_pl.api.settings import Asked, command_line
+from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
+from sphere_pl.commands.export import (
+    choose,
+    write_adapter_folder,
+    write_delta_folder,
+    write_model_folder,
+    write_whole,
+)
+from sphere_pl.commands.fit import run as run_fit
+from sphere_pl.commands.log import edits_of
+from sphere_pl.commands.predict import Ask, Case, Question, continue_prompts
+from sphere_pl.commands.sides import Sides, load_named
+from sphere_pl.commands.undo import take_back
+from sphere_pl.data.request import EditRequest
+from sphere_pl.errors import UserError
+from sphere_pl.evaluation.metrics.texts import begins_with
+from sphere_pl.history.continuation import open_earlier
+from sphere_pl.history.replay import check_without
+from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
+from sphere_pl.history.undo import is_exact
+from sphere_pl.model.files import lasting_name
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.loading import model_in_memory
+from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
+from sphere_pl.serving.states import States
+from sphere_pl.text.joining import asked as without_space
+
+TOKENS = 10  # of an answer that is shown beside an edit
+# What a person waits for is measured; the page asks the fact and its neighbours itself.
+_LEAN = {
+    "model.evaluation.protocols": ["teacher_forced"],
+    "model.evaluation.perplexity_tokens": 0,
+    "model.evaluation.texts": 0,
+    "model.evaluation.references": "null",
+    "model.evaluation.cases": 0,
+    "model.evaluation.facts": 0,
+    "model.evaluation.made_neighbors": 0,
+    "drift.tokens": 0,
+}
+
+
+class Answer(NamedTuple):
+    """A prompt's answers around an edit.
+
+    Attributes:
+        kind: `fact`, `paraphrase` or `neighbor`.
+        prompt: The prompt.
+        unedited: What the model said before all edits.
+        before: Before this one.
+        after: After it.
+    """
+
+    kind: str
+    prompt: str
+    unedited: str
+    before: str
+    after: str
+
+
+class Geometry(NamedTuple):
+    """How far the edited matrices are from the unedited ones.
+
+    Attributes:
+        energy: Relative change of their hyperspherical energy, mean over the matrices.
+        norm: Norm of the change of all edits, as a share of the unedited matrices'.
+    """
+
+    energy: float = 0.0
+    norm: float = 0.0
+
+
+class Edited(NamedTuple):
+    """What came of an edit.
+
+    Attributes:
+        case_id: What the edit is called from here on.
+        learned: Whether the answer begins with the fact's.
+        reading: How the fact was read.
+        answers: Those of the fact, its paraphrases and neighbours.
+        geometry: How far the edited matrices are from the unedited ones now.
+        seconds: How long it took.
+    """
+
+    case_id: str
+    learned: bool
+    reading: Reading
+    answers: list[Answer]
+    geometry: Geometry
+    seconds: float
+
+
+class TakenBack(NamedTuple):
+    """What came of an undo.
+
+    Attributes:
+        case_id: The edit.
+        prompt: Its question.
+        unedited: What the unedited model says to it.
+        before: What the model said with the edit.
+        after: What it says now.
+        exact: Whether the model is that of a run that had never seen the edit.
+        geometry: How far the edited matrices are from the unedited ones now.
+    """
+
+    case_id: str
+    prompt: str
+    unedited: str
+    before: str
+    after: str
+    exact: bool
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a session begins with, in a folder that holds no edits yet.
+
+    Attributes:
+        name: The model, as `fit --model.name` takes it.
+        dtype: In which type it is edited.
+        settings: Further settings of `fit`, by their dotted names.
+    """
+
+    name: str
+    dtype: str
+    settings: Mapping[str, Any]
+
+
+class EditingSession:
+    """A loaded model and the chain of runs that its edits are in.
+
+    Args:
+        states: Where the runs are.
+        lm: The unedited model.
+        start: How it was named, if no run says so.
+
+    Attributes:
+        lm: The model, edited but for moments inside a call.
+        geometry: How far its edited matrices are from the unedited ones.
+    """
+
+    def __init__(self, states: States, lm: LanguageModel, start: Start | None = None) -> None:
+        self.states, self.lm, self.start = states, lm, start
+        self.geometry = Geometry()
+        self.run: SavedRun | None = None
+        self._base: BaseModel | None = None
+        self._sides = Sides(lm, {}, {})
+        if states.current is not None:
+            self._settle(states.current)
+
+    @classmethod
+    def open(cls, run_dir: Path, options: LoadOptions, start: Start | None = None) -> "EditingSession":
+        """Load the run in a folder with what was edited by hand since.
+
+        Raises:
+            UserError: If it is no finished run, or its model cannot be loaded.
+        """
+        states = States(run_dir)
+        if states.current is not None:
+            open_earlier(states.current, "--run_dir")
+            run = SavedRun.open(states.current)
+            if start is not None and lasting_name(start.name) != run.history.header.model:
+                raise UserError(
+                    f"--model.name={start.name}: {run_dir} holds edits of {run.history.header.model}. Leave "
+                    "--model.name out, or name another --run_dir."
+                )
+            return cls(states, run.load_base(options).lm, start)
+        if start is None:
+            raise UserError(f"--run_dir={run_dir} holds no run. Name the model to edit with --model.name.")
+        return cls(states, load_start(start, options), start)
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        """The edits that the model holds."""
+        return [] if self.run is None else self.run.history.requests
+
+    def overview(self) -> dict[str, Any]:
+        """Model, edits and what was taken back, as plain values."""
+        header = None if self.run is None else self.run.history.header
+        return {
+            "model": self.start.name if header is None and self.start else getattr(header, "model", ""),
+            "method": getattr(header, "method", None),
+            "edits": [] if self.run is None else list(edits_of(self.run)),
+            **self.geometry._asdict(),
+            "run_dir": None if self.run is None else str(self.run.folder),
+        }
+
+    def read(self, fact: Mapping[str, Any]) -> Reading:
+        """How a fact joins and what its tokens are; nothing is edited.
+
+        Raises:
+            UserError: If it cannot be edited.
+        """
+        return read_closely(self.lm.tokenizer, read_fact(fact), self.requests)
+
+    def ask(self, prompts: Sequence[str], max_tokens: int = 20, chat: bool = False) -> list[Case]:
+        """Answer prompts with the unedited and the edited model.
+
+        Raises:
+            UserError: If a prompt is empty or too long, or there is no chat template.
+        """
+        return Ask(self._sides, max_tokens, chat).both([Question(prompt) for prompt in prompts])
+
+    def edit(self, fact: Mapping[str, Any]) -> Edited:
+        """Edit one fact into the model; it is in the log when this returns.
+
+        Raises:
+            UserError: If it cannot be edited. The model is then as it was.
+        """
+        started, request = time.monotonic(), read_fact(fact)
+        reading = read_closely(self.lm.tokenizer, request, self.requests)
+        request = request._replace(case_id=self._free_id())
+        kinds = [("fact", request.question), *(("paraphrase", each) for each in request.paraphrases)]
+        kinds += [("neighbor", each) for each in neighbors_of(request, self.requests)]
+        asked = [without_space(prompt) for _, prompt in kinds]
+        cases = self.ask(asked, TOKENS)  # a prompt that is too long ends here
+        with self._change() as folder, borrowed(self.lm.model):
+            self._fit(request, folder)
+        after = continue_prompts(self.lm, asked, TOKENS)
+        answers = [
+            Answer(kind, prompt, case.before, case.after, now)
+            for (kind, prompt), case, now in zip(kinds, cases, after, strict=True)
+        ]
+        learned = begins_with(after[0].strip(), (request.target_new, *request.aliases))
+        seconds = time.monotonic() - started
+        return Edited(request.case_id, learned, reading, answers, self.geometry, seconds)
+
+    def undo(self, case: str) -> TakenBack:
+        """Take an edit back, by case id or subject.
+
+        Raises:
+            UserError: If there is none, or it cannot be taken back. The model is then as it was.
+        """
+        run, base = self._edited("take back")
+        (case_id, *others) = check_without(run, [case], len(run.history.entries))
+        if others:
+            raise UserError(f"{case!r} names {1 + len(others)} edits. Give a case id: {', '.join([case_id, *others])}.")
+        (request,) = (each for each in run.history.requests if each.case_id == case_id)
+        ((_, unedited, before, *_),) = self.ask([request.question], TOKENS)
+        exact = is_exact(run.history, [case_id])
+        if len(run.history.requests) == 1:
+            self._forget()
+        else:
+            with self._change() as folder:
+                take_back(folder, run, base, [case_id], quiet=True)
+        (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS)
+        return TakenBack(case_id, request.question, unedited, before, after, exact, self.geometry)
+
+    def export(self, kind: str) -> tuple[Path, list[str]]:
+        """Write the edited model, its adapter or its delta into a new folder beside the states.
+
+        Args:
+            kind: `model`, `adapter` or `delta`.
+
+        Returns:
+            The folder, and what is to be said about it.
+
+        Raises:
+            UserError: If there is nothing to export, or it cannot be written in that form.
+        """
+        run, base = self._edited("export")
+        number = 1 + len(list(self.states.folder.glob(f"{kind}-*")))
+        target = self.states.folder / f"{kind}-{number}"
+        self._sides.turn(edited=False)
+        try:
+            chosen = choose(run, base, None, [])
+            if kind == "adapter":
+                notes = write_whole(target, lambda folder: write_adapter_folder(folder, run, base, chosen))
+            else:
+                write = write_delta_folder if kind == "delta" else write_model_folder
+                notes = write_whole(target, lambda folder: write(folder, run, base, chosen) or [])
+        finally:
+            self._sides.turn(edited=True)
+        return target, notes
+
+    def _edited(self, what: str) -> tuple[SavedRun, BaseModel]:
+        if self.run is None or self._base is None:
+            raise UserError(f"There is no edit to {what} yet.")
+        return self.run, self._base
+
+    @contextmanager
+    def _change(self) -> Iterator[Path]:
+        """A folder for a change of the unedited model, which is that of the folder afterwards, or as it was."""
+        self._sides.turn(edited=False)
+        try:
+            with self.states.new() as folder, as_python_does(), left_as_they_were():
+                yield folder
+        except BaseException:
+            self._sides.turn(edited=True)
+            raise
+        self._sides.turn(edited=False)
+        self._settle(folder)
+
+    def _fit(self, request: EditRequest, folder: Path) -> None:
+        """Continue the chain by one fact; the model is unedited afterwards."""
+        named = self._named()
+        held = model_in_memory(named["model.name"], self.lm.model, self.lm.tokenizer, self._architecture())
+        asked = Asked(None, None, None, None, (), self._settings(), folder, quiet=True)
+        cli = run_fit(command_line(asked, named), partial(GivenFit, Given([request], None, folder, held)))
+        # Which matrices are edited is known from here on, if this is the first edit.
+        Sides(self.lm, cli.in_memory.unedited, {}).turn(edited=False)
+        del cli
+        gc.collect()  # a trainer and what it holds know one another
+
+    def _named(self) -> dict[str, str]:
+        dtype = {"model.dtype": str(self.lm.dtype).removeprefix("torch.")}
+        if self.run is not None:
+            return {"model.name": self.run.history.header.model, "from": str(self.run.folder), **dtype}
+        assert self.start is not None  # noqa: S101 (an empty session has been given a model)
+        return {"model.name": self.start.name, **dtype}
+
+    def _architecture(self) -> dict[str, Any] | None:
+        return None if self.run is None else self.run.history.header.architecture
+
+    def _settings(self) -> dict[str, Any]:
+        own = dict(self.start.settings) if self.start is not None and self.run is None else {}
+        watched = self.run is not None and "monitor" in json.dumps(self.run.recipe, default=str)
+        return {**({} if watched else _LEAN), **own}  # a guard may go by what would not be measured
+
+    def _forget(self) -> None:
+        """Become the unedited model, of which no run says anything.
+
+        Raises:
+            UserError: If the session began with a run, and what would be left is no run.
+        """
+        if self.states.origin is not None:
+            raise UserError("That would take back the run's only edit: what is left is its base model.")
+        self._sides.turn(edited=False)
+        self.states.clear()
+        self.run, self._base, self._sides, self.geometry = None, None, Sides(self.lm, {}, {}), Geometry()
+
+    def _settle(self, folder: Path) -> None:
+        """From the unedited model to that of a run folder, which counts from now on."""
+        run = SavedRun.open(folder)
+        self._base = self._base or BaseModel(self.lm, run.history.header.layers)
+        names = [site.name for site in self._base.sites]
+        unedited, weights = _copies(self.lm, names), run.weights(self._base)
+        self._base.write(weights)
+        self.run, self._sides = run, Sides(self.lm, unedited, _copies(self.lm, names))
+        self.geometry = _geometry(self._base.weights, weights)
+
+    def _free_id(self) -> str:
+        """A case id that no edit has or had."""
+        run = self.run
+        taken = {str(each["case_id"]) for each in edits_of(run)} if run is not None else set()
+        number = len(taken) + 1
+        while f"s{number}" in taken:
+            number += 1
+        return f"s{number}"
+
+
+def load_start(start: Start, options: LoadOptions) -> LanguageModel:
+    """Load the model that a session begins with."""
+    return load_named(start.name, options, start.dtype)
+
+
+def _copies(lm: LanguageModel, names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: lm.model.get_parameter(name).detach().clone() for name in names}
+
+
+def _geometry(unedited: Mapping[str, Tensor], edited: Mapping[str, Tensor]) -> Geometry:
+    changes = [edited[name] - weight for name, weight in unedited.items()]
+    before = [float(hyperspherical_energy(weight)) for weight in unedited.values()]
+    after = [float(hyperspherical_energy(edited[name])) for name in unedited]
+    norm = _norm(changes) / _norm(list(unedited.values()))
+    return Geometry(mean((now - was) / abs(was) for was, now in zip(before, after, strict=True)), norm)
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.matrix_norm(each.double())) for each in tensors))

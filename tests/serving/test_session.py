@@ -1,0 +1,139 @@
+"""Edits, questions and undoes by hand, and what is left of them when the process is gone."""
+
+import json
+
+import pytest
+import torch
+
+from sphere_pl.errors import UserError
+from sphere_pl.history.saved import LoadOptions, SavedRun
+from sphere_pl.serving.session import EditingSession, Start
+from tests.serving.conftest import FACT, OTHER
+
+pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
+PROMPTS = ["The capital of France is", "Rome is a city in"]
+
+
+def weights(session):
+    return {name: value.detach().clone() for name, value in session.lm.model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_edits_are_asked_undone_and_there_again_in_a_new_process(open_session):
+    session = open_session()
+    unedited = weights(session)
+    with pytest.raises(UserError, match="no edit to export"):
+        session.export("model")
+    first, second = session.edit(FACT), session.edit(OTHER)
+    assert (first.case_id, second.case_id) == ("s1", "s2")
+    assert [each.kind for each in second.answers] == ["fact", "neighbor"]
+    assert second.geometry.norm > first.geometry.norm > 0
+    edited, asked = weights(session), session.ask(PROMPTS)
+    assert not same(edited, unedited)
+    assert [each.name for each in session.states.folder.iterdir() if each.is_dir()] == ["00002"]
+
+    again = open_session()  # as after a kill: nothing was closed
+    assert same(weights(again), edited)
+    assert again.ask(PROMPTS) == asked
+    assert [each["case_id"] for each in again.overview()["edits"]] == ["s1", "s2"]
+
+    undone = again.undo("Rome")
+    assert (undone.case_id, undone.exact) == ("s2", True)
+    assert undone.geometry.norm == pytest.approx(first.geometry.norm, rel=1e-3)
+    assert again.edit(OTHER).case_id == "s3"
+    states = [each["state"] for each in open_session().overview()["edits"]]
+    assert states == ["edited", "edited", "taken back"]
+
+
+def test_taking_back_the_only_edit_of_a_model_gives_the_unedited_model(open_session):
+    session = open_session()
+    unedited = weights(session)
+    session.edit(FACT)
+    assert session.undo("s1").geometry.norm == 0
+    assert same(weights(session), unedited)
+    assert same(weights(open_session()), unedited)
+    assert session.edit(FACT).case_id == "s1"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"target": " "}, "no target"), ({"subject": ""}, "no subject"), ({"prompt": "{} x" + "x" * 5000}, "tokens")],
+)
+def test_what_cannot_be_edited_leaves_everything_as_it_was(open_session, change, said):
+    session = open_session()
+    before = weights(session)
+    with pytest.raises(UserError, match=said):
+        session.edit({**FACT, **change})
+    assert same(weights(session), before)
+    assert session.states.current is None
+
+
+def test_an_edit_that_fails_midway_leaves_no_folder_and_the_model_as_it_was(open_session, monkeypatch):
+    session = open_session()
+    session.edit(FACT)
+    before, current = weights(session), session.states.current
+    monkeypatch.setattr("sphere_pl.serving.states.write_text", _fail)
+    with pytest.raises(OSError, match="disk"):
+        session.edit(OTHER)
+    assert same(weights(session), before)
+    assert session.states.current == current
+    assert [each for each in session.states.folder.iterdir() if each.is_dir()] == [current]
+    monkeypatch.undo()
+    assert session.edit(OTHER).case_id == "s2"
+
+
+def _fail(*_):
+    raise OSError("no room on the disk")
+
+
+def test_a_run_is_served_with_its_edits_and_stays_as_it_is(open_session, tmp_path):
+    run_dir = tmp_path / "run"
+    open_session().edit(FACT)
+    (tmp_path / "served" / "serving" / "00001").rename(run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    session = EditingSession.open(run_dir, LoadOptions(device="cpu"))
+    with pytest.raises(UserError, match="base model"):
+        session.undo("s1")
+    session.edit(OTHER)
+    assert {path: path.read_bytes() for path in before} == before
+    assert SavedRun.open(session.states.current).history.edits == 2
+    with (run_dir / "edits.jsonl").open("a") as log:
+        log.write("\n")
+    with pytest.raises(UserError, match="another run"):
+        EditingSession.open(run_dir, LoadOptions(device="cpu"))
+
+
+def test_a_folder_with_edits_of_another_model_is_refused(open_session):
+    open_session().edit(FACT)
+    folder = open_session().states.run_dir
+    with pytest.raises(UserError, match="holds edits of"):
+        EditingSession.open(folder, LoadOptions(device="cpu"), Start("other", "float32", {}))
+
+
+def test_a_killed_edit_is_gone_and_the_ones_before_are_not(open_session):
+    session = open_session()
+    session.edit(FACT)
+    (session.states.folder / "00002").mkdir()
+    (session.states.folder / "00002" / "edits.jsonl").write_text("half")
+    assert [each["case_id"] for each in open_session().overview()["edits"]] == ["s1"]
+    assert not (session.states.folder / "00002").exists()
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "delta"])
+def test_what_is_exported_holds_the_edits_and_the_model_stays_edited(open_session, kind):
+    session = open_session()
+    session.edit(FACT)
+    before = weights(session)
+    folder, _ = session.export(kind)
+    assert [each["case_id"] for each in json.loads((folder / "edits.json").read_text())] == ["s1"]
+    assert same(weights(session), before)
+
+
+def test_a_fact_is_read_before_it_is_edited(open_session):
+    reading = open_session().read(FACT)
+    assert (reading.text, reading.between) == ("The capital of France is", " ")
+    assert "".join(reading.pieces).strip() == "Berlin"
+    assert len(reading.neighbors) == 2
