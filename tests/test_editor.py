@@ -50,7 +50,9 @@ def build(tiny_lm, tmp_path):
         tokenizer="byte_level", **kwargs
     ):  # fmt: skip
         statistics = StatisticsSettings(corpus=str(corpus), tokens=20, cache_dir=str(tmp_path / "cache"))
-        settings = TargetSettings(steps=6, learning_rate=0.5, clamp=4.0, weight_decay=0.0, anchor=anchor)
+        settings = TargetSettings(
+            steps=6, learning_rate=0.5, clamp=4.0, kl_weight=0.0625, stop_loss=0.05, anchor=anchor
+        )
         editor = SequentialEditor(
             method or AlphaEdit(ridge=1.0, null_space_threshold=10.0),
             list(layers),

@@ -45,7 +45,7 @@ def test_peft_makes_the_edited_model_of_it(fit, model_folder, model_type, tiny_l
     for name, weight in edited.named_parameters():
         if name in run.live:  # each of the two batches has rounded the float32 entries, which no product gives back
             ulp = torch.finfo(torch.float32).eps * weight.abs().max()
-            assert float((merged[name] - weight).abs().max()) <= 6 * ulp, name
+            assert float((merged[name] - weight).abs().max()) <= 16 * ulp, name
         else:
             assert torch.equal(merged[name], weight), name
 
