@@ -73,7 +73,8 @@ def holds(figures: tuple[float, ...], asked: tuple[float, ...]) -> list[bool]:
         >>> holds((1.0, 0.5, 0.7, 1.0, 100, 0.5), (0.96, 0.53, 0.7, 1.03, 150, 0.6))
         [True, False, True, True, True, True]
     """
-    return [f >= a if place < 3 else f <= a for place, (f, a) in enumerate(zip(figures, asked, strict=True))]
+    rounded = [round(figure, 5) for figure in figures]  # scores are single-precision numbers
+    return [f >= a if place < 3 else f <= a for place, (f, a) in enumerate(zip(rounded, asked, strict=True))]
 
 
 def main() -> None:
