@@ -77,7 +77,7 @@ def test_the_commands_are_found():
     assert len(COMMANDS) >= 30
     assert len([line for line in lines(README) if line.startswith("python -m sphere_pl fit")]) >= 6
     assert len(set(LOCATE)) >= 3
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 1
 
 
 def test_the_readme_is_short():
