@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from sphere_callbacks import LayerwiseEdit
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
-from sphere_pl.editing.algorithm import edit_batch
+from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
@@ -163,11 +163,7 @@ class SequentialEditor(L.LightningModule):
 
     def configure_optimizers(self) -> LayerwiseEdit:
         """One parameter group for each edited matrix, under its Hugging Face name."""
-        groups = [
-            {"params": [weight], "name": site.name, "fan_in_fan_out": False}
-            for site, weight in zip(self.sites, self.weights, strict=True)
-        ]
-        return LayerwiseEdit(groups, after_update=lambda layer: self.sites[layer].write(self.weights[layer]))
+        return layer_walk(self.sites, self.weights)
 
     def refresh_model(self) -> None:
         """Copy every edited matrix into the language model."""
@@ -317,7 +313,7 @@ class SequentialEditor(L.LightningModule):
     def _look_at_first(self, batch: EditBatch) -> None:
         targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self._norms())
         before = self.scores.before
-        seen = look(self.language_model, batch.requests, targets, norms, self.evaluator, before)
+        seen = look(self.language_model, batch.requests, batch.places, targets, norms, self.evaluator, before)
         limits = self.guard.settings
         wrecks = seen.wrecks(limits.max_perplexity_ratio, limits.max_norm_ratio)
         self.guard.judge(seen.line(), seen.fails, wrecks)

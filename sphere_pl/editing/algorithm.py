@@ -1,6 +1,9 @@
 """The algorithm: how one edit batch changes the weights, layer by layer."""
 
+from collections.abc import Sequence
 from functools import partial
+
+from torch import Tensor, nn
 
 from sphere_callbacks import LayerwiseEdit
 from sphere_callbacks.functional import exact_products
@@ -8,6 +11,7 @@ from sphere_pl.editing.guard import Guard
 from sphere_pl.editing.problem import BatchProblem
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.methods.base import Method
+from sphere_pl.model.families import EditSite
 from sphere_pl.process.failures import doing
 
 
@@ -44,6 +48,20 @@ def edit_batch(
     if attempt.kept:
         remember(batch, method, states)
     return attempt.kept
+
+
+def layer_walk(sites: Sequence[EditSite], weights: Sequence[Tensor] | nn.ParameterList) -> LayerwiseEdit:
+    """The optimizer that walks some matrices: one group for each, under its Hugging Face name; the model follows.
+
+    Args:
+        sites: Where the matrices are in the model, shallow to deep.
+        weights: Their float32 copies `[d_out, d_in]`, which are edited.
+    """
+    groups = [
+        {"params": [weight], "name": site.name, "fan_in_fan_out": False}
+        for site, weight in zip(sites, weights, strict=True)
+    ]
+    return LayerwiseEdit(groups, after_update=lambda layer: sites[layer].write(weights[layer]))
 
 
 @doing("remembering the batch's keys")

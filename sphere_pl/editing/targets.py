@@ -109,6 +109,11 @@ class TargetSettings:
         return (self.units or ("state" if self.learning_rate is None else "absolute")) == "absolute"
 
     @property
+    def rate_is_open(self) -> bool:
+        """Whether there is a learning rate, and it is left to be found."""
+        return self.learning_rate is None and self.optimizer == "adam"
+
+    @property
     def rate(self) -> float:
         """Adam's learning rate, in `units`."""
         return LEARNING_RATE if self.learning_rate is None else self.learning_rate

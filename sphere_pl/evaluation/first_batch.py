@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.targets import Targets, TargetSettings
-from sphere_pl.evaluation.answers import answer_requests
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.outcomes import ask_targets
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.model.language_model import LanguageModel
 
@@ -60,6 +60,7 @@ class FirstBatch(NamedTuple):
 def look(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
+    places: Sequence[int],
     targets: tuple[Targets | None, TargetSettings],
     norms: tuple[Sequence[Tensor], Sequence[Tensor]],
     evaluator: Evaluator,
@@ -70,16 +71,17 @@ def look(
     Args:
         lm: The edited model.
         requests: The batch.
+        places: Where its requests are in the stream.
         targets: Its target values, None for a method without, and how they were optimised.
         norms: Of the edited matrices before and after, each `[]`.
         evaluator: Measures the perplexity.
         before: Scores of the unedited model.
     """
-    bare = [
-        each._replace(paraphrases=(), neighbors=(), neighbor_answers=(), portability=(), portability_answers=())
-        for each in requests
-    ]
-    held = sum(all(a.predicted == a.target for a in each.rewrite) for each in answer_requests(lm, bare))
+    known_of = [evaluator.learned.get(place) for place in places]  # a callback may have asked already
+    learned = [each for each in known_of if each is not None]
+    if len(learned) < len(requests):
+        learned = ask_targets(lm, requests)
+    held = sum(each.right for each in learned)
     values, settings = targets
     unconverged = None if values is None else int(values.unconverged(settings).sum())
     growth = max(float(new / old.clamp_min(1e-30)) for old, new in zip(*norms, strict=True))

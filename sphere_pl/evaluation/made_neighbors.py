@@ -107,14 +107,14 @@ def ask_unedited(lm: LanguageModel, prompts: Mapping[int, Sequence[str]]) -> dic
     """Ask the unedited model for the made neighbours."""
     texts = [text for each in prompts.values() for text in each]
     written = complete(lm, texts, WORDS) if texts else []
-    said = answer(lm, [Prompt(text.rstrip(), words) for text, words in zip(texts, written, strict=True)])
+    said = answer(lm, [Prompt(text, words) for text, words in zip(texts, written, strict=True)])
     found = iter(MadeNeighbor(*each) for each in zip(texts, written, (each.predicted for each in said), strict=True))
     return {place: [next(found) for _ in each] for place, each in prompts.items()}
 
 
 def ask_edited(lm: LanguageModel, made: Sequence[Sequence[MadeNeighbor]]) -> list[list[Answer]]:
     """Answers to made neighbours, given the unedited model's words; without a target, as none of them is right."""
-    prompts = [Prompt(each.prompt.rstrip(), each.answer) for some in made for each in some]
+    prompts = [Prompt(each.prompt, each.answer) for some in made for each in some]
     answers = iter([each._replace(target=[]) for each in answer(lm, prompts)])
     return [[next(answers) for _ in some] for some in made]
 

@@ -72,7 +72,7 @@ class Found(NamedTuple):
 
     def targets(self, given: TargetSettings) -> TargetSettings:
         """The settings of the targets, where the user has left the learning rate open."""
-        if self.learning_rate is None or given.learning_rate is not None:
+        if self.learning_rate is None or not given.rate_is_open:
             return given
         return replace(given, learning_rate=self.learning_rate, units="state")
 
@@ -81,7 +81,7 @@ class Found(NamedTuple):
         layers = ",".join(map(str, self.layers))
         if self.outcome is None:
             return f"Layers for this model: [{layers}], by its depth. Choose others with --model.layers."
-        rate = f"learning rate {self.learning_rate:g} of the state" if self.learning_rate else "your learning rate"
+        rate = f"learning rate {self.learning_rate:g} of the state" if self.learning_rate else "targets as set"
         tried = f"{self.tried} tried in {self.seconds:.0f} s" if self.seconds else "kept from an earlier run"
         return (
             f"Settings found for this model: layers [{layers}], {rate} ({tried}).\n"
@@ -141,7 +141,7 @@ def _search(bench: Bench, targets: TargetSettings, editable: Sequence[int], seco
     """Try candidates until one is good or the time is over; the best of them."""
     begun, latest = time.monotonic(), 0.0
     tried: list[Tried] = []
-    for layers, rate in _candidates(bench.lm.n_layers, editable, targets.learning_rate is not None):
+    for layers, rate in _candidates(bench.lm.n_layers, editable, not targets.rate_is_open):
         start = time.monotonic()
         if tried and start - begun + latest > seconds:
             break

@@ -111,7 +111,7 @@ def search(study: "Study", bench: Bench, seconds: float, picture: Path, track: T
     if not study.trials:
         study.enqueue_trial(_usual(editable, n_layers))
     end = time.monotonic() + seconds
-    # A minute a step: how many trials there will be is not known.
+    # How many trials there will be is not known.
     for _ in track(_until(end), "trials", 0):
         study.optimize(partial(_try, bench, editable, n_layers), n_trials=1)
         draw(study, picture)

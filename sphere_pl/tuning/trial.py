@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_callbacks import LayerwiseEdit
 from sphere_pl.data.request import EditBatch, EditRequest
-from sphere_pl.editing.algorithm import edit_batch
+from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
@@ -25,7 +24,14 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import Track, untracked
 
 _SCORED = EvaluationSettings(
-    protocols=["teacher_forced"], sample=0, texts=0, cases=0, perplexity_tokens=400, batch_size=10
+    protocols=["teacher_forced"],
+    sample=0,
+    texts=0,
+    cases=0,
+    facts=0,
+    made_neighbors=0,
+    perplexity_tokens=400,
+    batch_size=10,
 )
 _FAIR, _GOOD = 1.05, 0.9  # a perplexity's ratio that is no damage, and an efficacy that needs no second look
 
@@ -140,12 +146,7 @@ class Bench(NamedTuple):
         posing = Posing(self.method, sites, self.contexts, most, Shares(0, 1))
         batch = EditBatch(tuple(self.facts), 0)
         problem = ModelBatch(lm, weights, batch, posing, lambda each: each.optimize_targets(targets))
-        groups = [
-            {"params": [weight], "name": site.name, "fan_in_fan_out": False}
-            for site, weight in zip(sites, weights, strict=True)
-        ]
-        walk = LayerwiseEdit(groups, after_update=lambda layer: sites[layer].write(weights[layer]))
-        edit_batch(problem, self.method, states, walk, Guard(GuardSettings()))
+        edit_batch(problem, self.method, states, layer_walk(sites, weights), Guard(GuardSettings()))
 
     def _outcome(self) -> Outcome:
         scores = self.evaluator.score_end(self.lm, len(self.facts), 0, self.unedited.neighbors)

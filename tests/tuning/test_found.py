@@ -11,7 +11,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.methods import FT, AlphaEdit, UltraEdit
 from sphere_pl.progress import untracked
 from sphere_pl.tuning import found as module
-from sphere_pl.tuning.found import AutoSettings, find_settings, trial_facts
+from sphere_pl.tuning.found import AutoSettings, Found, find_settings, trial_facts
 from sphere_pl.tuning.trial import Outcome
 
 
@@ -70,6 +70,14 @@ def test_a_learning_rate_that_the_user_gives_stays(find):
     found = find(targets=TargetSettings(steps=2, learning_rate=0.3))
     assert found.learning_rate is None
     assert found.targets(TargetSettings(learning_rate=0.3)) == TargetSettings(learning_rate=0.3)
+
+
+def test_targets_without_a_learning_rate_are_given_none(find):
+    polyak = TargetSettings(steps=2, optimizer="polyak")
+    found = find(targets=polyak)
+    assert found.learning_rate is None
+    assert found.targets(polyak) == polyak
+    assert Found([1], 0.07).targets(polyak) == polyak
 
 
 def test_methods_of_one_layer_and_without_targets_take_layers_by_depth(find):
