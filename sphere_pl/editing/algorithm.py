@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from sphere_callbacks import LayerwiseEdit
@@ -10,7 +11,9 @@ from sphere_callbacks.functional import exact_products
 from sphere_pl.editing.guard import Guard
 from sphere_pl.editing.problem import BatchProblem
 from sphere_pl.editing.states import MethodStates
-from sphere_pl.methods.base import Method
+from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.functional import room_of_taken_keys
+from sphere_pl.methods.problem import LayerProblem
 from sphere_pl.model.families import EditSite
 from sphere_pl.process.failures import doing
 
@@ -40,6 +43,7 @@ def edit_batch(
         layer = optimizer.active_group
         problem = batch.at(layer)  # keys K [n, d_in] and residuals R [n, d_out]
         with states.lent(layer) as state:
+            problem.row_weights = make_room(method, problem, state)
             update = guard.solve(method, problem, state)  # Δ [d_out, d_in]
         batch.weights[layer].grad = -update  # SparseProjection on its way: Δ ← Δ - α (Δ U) Uᵀ
 
@@ -48,6 +52,17 @@ def edit_batch(
     if attempt.kept:
         remember(batch, method, states)
     return attempt.kept
+
+
+def make_room(method: Method, problem: LayerProblem, state: State) -> Tensor | None:
+    """How much each request counts where earlier ones have nearly its key and hold it back; None if none do."""
+    taken = problem.taken()
+    if taken is None:
+        return None
+    keys, in_the_way = taken
+    with exact_products():
+        overlap = method.overlap(torch.cat([problem.keys, keys]), state)
+    return None if overlap is None else room_of_taken_keys(overlap, in_the_way)
 
 
 def layer_walk(sites: Sequence[EditSite], weights: Sequence[Tensor] | nn.ParameterList) -> LayerwiseEdit:

@@ -96,11 +96,14 @@ class Asked(NamedTuple):
         phrasings: Those of each request, `N` tuples, in the order of the shifts.
         shift: The shift of each request, `N` numbers that never fall.
         place: Where among the `N` each request of the batch is; others are earlier ones that a shift serves as well.
+        replaced: How many earlier requests of nearly its key each request of the batch has besides, which are not asked
+            again; none if empty.
     """
 
     phrasings: tuple[tuple[EditRequest, ...], ...]
     shift: tuple[int, ...]
     place: tuple[int, ...]
+    replaced: tuple[int, ...] = ()
 
     @property
     def every_phrasing(self) -> list[EditRequest]:
@@ -137,6 +140,19 @@ class Asked(NamedTuple):
         """Those of the batch's requests, in its order, among rows of all `N`."""
         every = self.place == tuple(range(len(self.shift)))
         return rows if every else rows[list(self.place)]
+
+    def taken(self, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What `LayerProblem.taken` says, from the keys of all `N`, `[N, d_in]`."""
+        again = [number for number in range(len(self.shift)) if number not in set(self.place)]
+        replaced = self.replaced or (0,) * len(self.place)
+        if not again and not any(replaced):
+            return None
+        # Those that are asked no more have nearly the key of the request itself.
+        owner = [request for request, count in enumerate(replaced) for _ in range(count)]
+        keys = rows[again + [self.place[request] for request in owner]]
+        shared = [[self.shift[number] == self.shift[own] for number in again] for own in self.place]
+        alone = [[request == each for each in owner] for request in range(len(self.place))]
+        return keys, torch.tensor([one + other for one, other in zip(shared, alone, strict=True)])
 
 
 def ask_once(batch: EditBatch) -> Asked:

@@ -62,7 +62,10 @@ class KeyPlan(NamedTuple):
                 joined = (group[at], group[other])
                 group = [min(joined) if each in joined else each for each in group]
         groups = [[at for at, each in enumerate(group) if each == first] for first in sorted(set(group))]
-        return ask_together([self.phrasings(self._last_word(place, stop)) for place in places], groups, n)
+        asked = ask_together([self.phrasings(self._last_word(place, stop)) for place in places], groups, n)
+        earlier = [{each for each in self.alike[place] if each < self._start(place)} for place in batch.places]
+        replaced = tuple(len(each - others) for each in earlier)
+        return asked._replace(replaced=replaced) if any(replaced) else asked
 
     def sharing(self, place: int) -> list[int]:
         """Others of its batch that have nearly the key of a request."""

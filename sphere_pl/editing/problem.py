@@ -172,8 +172,11 @@ class ModelBatch(BatchProblem):
 
         Each request gets the mean over its phrasings, and over the requests that share its target.
         """
-        found = self.asked.together(self.share.joint.per_request(part), self.posing.shares)
-        return self.asked.of_batch(self.asked.joint.shared(found))
+        return self.asked.of_batch(self.asked.joint.shared(self.of_all(part)))
+
+    def of_all(self, part: Tensor) -> Tensor:
+        """The same of all requests that are asked, `[N, ...]`, those of earlier batches among them."""
+        return self.asked.together(self.share.joint.per_request(part), self.posing.shares)
 
     def scalars(self, settings: TargetSettings) -> dict[str, Tensor | float]:
         """What the optimisation reached at its last look, mean over the batch."""
@@ -203,22 +206,27 @@ class _ModelProblem(LayerProblem):
     def _residuals(self) -> Tensor:
         return self._measured[1]
 
+    def taken(self) -> tuple[Tensor, Tensor] | None:
+        """See `LayerProblem`."""
+        return self._measured[2] if self.batch.targets is not None else None
+
     def measure(self) -> None:
         """Run the model for keys and residuals, if that has not been done."""
         _ = self._measured
 
     @cached_property
-    def _measured(self) -> tuple[Tensor, Tensor]:
-        """Keys, and what is missing of the targets, shared over the layers that are left."""
+    def _measured(self) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Keys, what is missing of the targets, shared over the layers that are left, and keys that are taken."""
         batch, sites = self.batch, self.batch.posing.sites
         if batch.targets is None:
             raise RuntimeError(
                 f"{type(batch.posing.method).__name__} asks for keys and residuals but says `needs_targets = False`: "
                 "no target values were found for the batch. Set it to True."
             )
-        keys = batch.together(batch.stream.keys(sites[self.layer]))
+        found = batch.of_all(batch.stream.keys(sites[self.layer]))
+        keys = batch.asked.of_batch(batch.asked.joint.shared(found))
         residuals = self._before_norm(batch.targets) if batch.targets.outputs.shape[1] else self._spread(batch.targets)
-        return keys, residuals.to(self.weight.device)
+        return keys, residuals.to(self.weight.device), batch.asked.taken(found)
 
     def _spread(self, targets: Targets) -> Tensor:
         """What is missing of the target values, shared over the layers that are left and divided by the factor."""

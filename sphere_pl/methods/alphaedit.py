@@ -86,6 +86,10 @@ class AlphaEdit(Method):
         """See `alphaedit_update`."""
         return alphaedit_update(problem.keys, problem.residuals, state["basis"], _memory(state))
 
+    def overlap(self, keys: Tensor, state: State) -> Tensor:
+        """See `Method.overlap`; keys count by their part in the null space."""
+        return _memory(state).overlap(keys @ state["basis"])
+
     def remember(self, problem: LayerProblem, state: State) -> State:
         """Add the batch's keys to the past."""
         return {**state, **_memory(state).extend(problem.keys @ state["basis"])._asdict()}

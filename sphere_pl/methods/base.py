@@ -84,6 +84,14 @@ class Method(ABC):
         """
         return state
 
+    def overlap(self, keys: Tensor, state: State) -> Tensor | None:
+        """How far keys are held by the regulariser and all earlier keys: `K (B + Σ k kᵀ)⁻¹ Kᵀ`, `[n, n]`.
+
+        None for a method that remembers no keys. With it, a request whose key an earlier one has taken gets as much
+        room as if it came first; see `methods.functional.room_of_taken_keys`.
+        """
+        return None
+
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """How much memory the state of one matrix takes at most: a float64 `[d_in, d_in]`, or all but nothing."""
         return 8 * d_in**2 if self.needs_second_moment else 16 * (d_in + d_out)

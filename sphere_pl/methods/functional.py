@@ -14,6 +14,7 @@ from sphere_pl.methods.memory import KeyMemory
 
 _LARGE = 4096  # dimensions from where on a CPU looks for the null space from its large end
 _FAR, _NEAR = 100.0, 10.0  # times the threshold: from where on eigenvalues are cut, and down to where
+_LEAST_LEFT, _MOST_ROOM = 0.01, 99.0  # of a taken key: what the others leave of it; how much weight it adds
 _SAFE = 1e-3  # of the largest eigenvalue: nothing is cut below, as rounding could take it under the threshold
 
 
@@ -114,6 +115,39 @@ def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMe
     reduced = keys @ basis  # [n, m]
     # Leaving the null space costs n rows here; after the solve it would cost d_out.
     return _regression(reduced, residuals, past.whiten(reduced), basis)
+
+
+def room_of_taken_keys(overlap: Tensor, taken: Tensor) -> Tensor:
+    """Weights that give requests the room that earlier ones have taken at their keys.
+
+    A memory of earlier keys asks that nothing changes there. A request of nearly the same key wants just that, and is
+    held back: to `h / (1 + h)` of its residual with `h = kᵀ A⁻¹ k`. Without the keys that are taken, A would be smaller
+    and `h` larger, by Woodbury's identity; a row of weight `w` gets `w h / (1 + w h)`, so their ratio is the weight.
+    Where the keys are equal, the update is that of a memory without them.
+
+    Args:
+        overlap: `K A⁻¹ Kᵀ` of the keys of `n` requests and `e` taken ones, `[n + e, n + e]`; A holds the taken ones.
+        taken: Which of those are in the way of which request, `[n, e]`.
+
+    Returns:
+        Weights of at least 1, `[n]`; at most 100, since keys are measured on a model that has changed since.
+
+    Example:
+        >>> h = 2 / (1 + 2)  # a key of which the memory has one already, h = 2 without it
+        >>> room_of_taken_keys(torch.full((2, 2), h), torch.tensor([[True]]))
+        tensor([3.0000])
+    """
+    n = len(taken)
+    weights = overlap.new_ones(n)
+    for request, others in enumerate(taken.to(overlap.device)):
+        if not others.any():
+            continue
+        kept = torch.cat([others.new_zeros(n), others])
+        across, inner, own = overlap[request, kept], overlap[kept][:, kept], overlap[request, request]
+        left, vectors = torch.linalg.eigh(torch.eye(len(inner)).to(inner) - (inner + inner.T) / 2)
+        gained = ((across @ vectors).square() / left.clamp_min(_LEAST_LEFT)).sum()
+        weights[request] = 1 + (gained / own).clamp(0, _MOST_ROOM)
+    return weights
 
 
 def moment_factor(second_moment: Tensor) -> Tensor:

@@ -64,6 +64,10 @@ class MEMIT(Method):
         found = memit_update(wide, problem.residuals.double(), KeyMemory(**state).whiten(wide))
         return found.to(problem.weight.dtype)
 
+    def overlap(self, keys: Tensor, state: State) -> Tensor | None:
+        """See `Method.overlap`."""
+        return KeyMemory(**state).overlap(keys.double()) if self.remember_past else None
+
     def remember(self, problem: LayerProblem, state: State) -> State:
         """Add the batch's keys to the ordinary ones, if asked to."""
         return KeyMemory(**state).extend(problem.keys.double())._asdict() if self.remember_past else state

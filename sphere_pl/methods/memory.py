@@ -59,6 +59,10 @@ class KeyMemory(NamedTuple):
             return plain
         return plain - torch.cholesky_solve(self.whitened @ keys.T, self.factor).T @ self.whitened
 
+    def overlap(self, keys: Tensor) -> Tensor:
+        """`K (B + Σ k kᵀ)⁻¹ Kᵀ` for the rows of `keys` `[n, m]`, `[n, n]`."""
+        return self.whiten(keys) @ keys.T
+
     def extend(self, keys: Tensor) -> "KeyMemory":
         """Take in further keys `[n, m]`."""
         plain = self._older(keys)

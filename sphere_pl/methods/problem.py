@@ -19,11 +19,14 @@ class LayerProblem(ABC):
         strength: How many times as strong the method's regulariser shall be; see `GuardSettings`. Keys and residuals
             are divided by its square root, which for least squares weighs the regulariser and all earlier keys that
             many times.
+        row_weights: How many times as much each request counts, `[n]`; all once if None. Rows of keys and residuals
+            are multiplied by its square root.
     """
 
     def __init__(self, weight: Tensor, name: str = "the matrix") -> None:
         self.weight, self.name = weight, name
         self.strength = 1.0
+        self.row_weights: Tensor | None = None
 
     @property
     def keys(self) -> Tensor:
@@ -43,7 +46,16 @@ class LayerProblem(ABC):
 
     def _weighed(self, rows: Tensor) -> Tensor:
         # At strength 1 the tensor as it lies in memory: a copy could be rounded in another way.
-        return rows if self.strength == 1 else rows / self.strength**0.5
+        rows = rows if self.strength == 1 else rows / self.strength**0.5
+        return rows if self.row_weights is None else rows * self.row_weights.to(rows).sqrt()[:, None]
+
+    def taken(self) -> tuple[Tensor, Tensor] | None:
+        """Keys that earlier requests have taken, where a request of the batch has nearly the same.
+
+        Returns:
+            The keys `[e, d_in]`, and which of them are in the way of which request `[n, e]`; None if there are none.
+        """
+        return None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -1,9 +1,12 @@
 """Requests that share a key, across and within batches; sinks at the first position; the last block."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from sphere_pl.data.request import EditBatch, EditRequest, Form
+from sphere_pl.editing.algorithm import make_room
 from sphere_pl.editing.asked import Joint, ask_once
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.key_plan import (
@@ -14,9 +17,10 @@ from sphere_pl.editing.key_plan import (
     sink_at_first_position,
 )
 from sphere_pl.editing.problem import ModelBatch, Posing
+from sphere_pl.editing.states import MethodStates
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.errors import UserError
-from sphere_pl.methods import MEMIT
+from sphere_pl.methods import MEMIT, AlphaEdit
 
 CURIE = [
     EditRequest("0", "{} was born in the city of", "Marie Curie", "Oslo"),
@@ -91,6 +95,36 @@ def test_an_earlier_fact_that_is_contradicted_is_named_and_no_longer_served(tiny
     assert "they contradict each other" in caplog.text
     both = plan._replace(batch_size=2).ask(EditBatch(tuple(requests)))
     assert [each.target_new for each in both.every_phrasing] == ["Rome", "Rome"]
+
+
+def test_a_fact_whose_key_an_earlier_batch_has_taken_gets_all_of_its_residual(tiny_lm):
+    lm = tiny_lm()
+    method = AlphaEdit(ridge=1e-3, null_space_threshold=1e9)
+    reached = {}
+    for room in (True, False):
+        weights = [site.read().requires_grad_(False) for site in lm.sites([1])]
+        moment = torch.eye(weights[0].shape[1])
+        states = MethodStates([method.initial_state(weights[0], moment)], weights)
+        plan = plan_of(lm, CURIE, 1)
+        for start in (0, 1):
+            problem = problem_of(lm, plan, CURIE[start : start + 1], start).at(0)
+            with states.lent(0) as state:
+                problem.row_weights = make_room(method, problem, state) if room else None
+                update = method.update(problem, state)
+            problem.row_weights = None
+            states.update(0, partial(method.remember, problem))
+        reached[room] = float((problem.keys @ update.T - problem.residuals).norm() / problem.residuals.norm())
+    assert reached[True] < 0.05
+    assert reached[False] > 0.4
+
+
+def test_a_contradicted_fact_is_in_the_way_though_it_is_asked_no_more(tiny_lm):
+    requests = [CURIE[0], CURIE[0]._replace(case_id="9", target_new="Rome")]
+    plan = plan_of(tiny_lm(), requests, 1)
+    keys, way = plan.ask(EditBatch((requests[1],), 1)).taken(torch.arange(3.0)[None])
+    assert keys.tolist() == [[0.0, 1.0, 2.0]]
+    assert way.tolist() == [[True]]
+    assert plan.ask(EditBatch((requests[0],), 0)).taken(torch.arange(3.0)[None]) is None
 
 
 def test_all_wordings_and_forms_share_one_target(tiny_lm):

@@ -11,6 +11,7 @@ from sphere_pl.methods.functional import (
     memit_update,
     null_space_basis,
     rome_update,
+    room_of_taken_keys,
     spread_residual,
     ultraedit_update,
 )
@@ -117,6 +118,31 @@ def test_the_classes_keep_the_past_as_their_formulas_say(problem):
 
 def jittered(moment):
     return moment + 1e-6 * moment.diagonal().mean() * torch.eye(D_IN)
+
+
+@pytest.mark.parametrize("taken", [1, 3])
+def test_a_key_that_earlier_ones_have_taken_is_solved_as_if_it_came_first(taken):
+    torch.manual_seed(0)
+    key, other = torch.randn(1, D_IN, dtype=torch.float64), torch.randn(2, D_IN, dtype=torch.float64)
+    residual = torch.randn(1, 3, dtype=torch.float64)
+    empty = KeyMemory.empty(torch.tensor(0.1, dtype=torch.float64), D_IN).extend(other)
+    full = empty.extend(key.expand(taken, -1))
+    rows = torch.cat([key, key.expand(taken, -1)])
+    weights = room_of_taken_keys(full.overlap(rows), torch.ones(1, taken, dtype=torch.bool))
+    root = weights.sqrt()[:, None]
+    literal = residual.T @ key @ torch.linalg.inv(10 * torch.eye(D_IN) + other.T @ other + key.T @ key)
+    assert torch.allclose(memit_update(root * key, root * residual, full.whiten(root * key)), literal)
+    held_back = memit_update(key, residual, full.whiten(key))
+    assert (held_back @ key.T).norm() < 0.7 * (literal @ key.T).norm()
+
+
+def test_a_key_in_nobodys_way_counts_once_and_one_that_drifted_has_a_bound():
+    torch.manual_seed(0)
+    keys = torch.randn(3, D_IN)
+    memory = KeyMemory.empty(torch.tensor(100.0), D_IN).extend(keys[2:] + 0.01 * torch.randn(1, D_IN))
+    weights = room_of_taken_keys(memory.overlap(keys), torch.tensor([[False], [True]]))
+    assert weights[0] == 1
+    assert 1 <= weights[1] <= 100
 
 
 @pytest.mark.parametrize("whiten", [True, False])
