@@ -200,7 +200,7 @@ class SequentialEditor(L.LightningModule):
         contexts = (self.n_contexts, self.context_length)
         found = find_settings(self.lm, self.method, self.target_settings, self.statistics, contexts, self.auto, track)
         self.layers = self.source.layers = found.layers
-        self.target_settings = found.targets(self.target_settings)
+        self.target_settings, self.method = found.targets(self.target_settings), found.method(self.method)
         return found
 
     def configure_model(self) -> None:

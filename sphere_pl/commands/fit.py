@@ -298,6 +298,7 @@ class EditingCLI(LightningCLI):
         config = self.config[self.subcommand]
         quiet = config.quiet or config.trainer.get("enable_progress_bar") is False
         device = torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
+        given = self.model.method
         with tracking(quiet) as bars:
             found = self.model.settle(bars, device)
         log.warning("%s", found.lines())
@@ -307,6 +308,10 @@ class EditingCLI(LightningCLI):
         sys.argv.append(f"--model.layers={found.layers}")
         if found.learning_rate is not None and targets.learning_rate == found.learning_rate:
             sys.argv += [f"--model.targets.learning_rate={found.learning_rate}", "--model.targets.units=state"]
+        for name, value in found.weighed(given).items():
+            if f"model.method.init_args.{name}" in config:  # not where the method is an object
+                config[f"model.method.init_args.{name}"] = value
+            sys.argv.append(f"--model.method.init_args.{name}={value}")
 
     def follow(self) -> None:
         """Come after the edits of an earlier run, if there is one; a resumed run knows them from its own log."""

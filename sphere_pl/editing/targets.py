@@ -42,7 +42,7 @@ from sphere_pl.model.tokens import (
 Units = Literal["state", "absolute"]
 Optimizer = Literal["adam", "polyak"]
 _AIM, _MOMENTUM, _LONGEST = 0.5, 0.5, 0.15  # of stop_loss, of the last step, of the state's norm
-LEARNING_RATE = 0.07  # of a state's root mean square: what three models of 135 to 500 million parameters share
+LEARNING_RATE = 0.05  # of a state's root mean square: what three models of 135 to 500 million parameters share
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TargetSettings:
 
     Args:
         steps: Evaluations of the loss; the last one is not followed by a step, so 25 evaluations are 24 steps.
-        learning_rate: Adam's, in `units`; if None, that found for the model, or 0.07 of the state's root mean square.
+        learning_rate: Adam's, in `units`; if None, that found for the model, or 0.05 of the state's root mean square.
         clamp: The shift's norm is at most this many times the norm of the state it is added to.
         weight_decay: Weight of `||shift|| / ||state||`, or in absolute units of MEMIT's `||shift|| / ||state||²`.
         kl_weight: Weight of the divergence on "{subject} is a".

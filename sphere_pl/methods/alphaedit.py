@@ -8,6 +8,8 @@ from sphere_pl.methods.functional import alphaedit_update, energy_within, null_s
 from sphere_pl.methods.memory import KeyMemory
 from sphere_pl.methods.problem import LayerProblem
 
+RELATIVE_RIDGE = 0.3  # with which three models of 135 to 500 million parameters keep what they are taught
+
 
 class AlphaEdit(Method):
     """Null-space constrained editing with memory of all earlier keys.
@@ -20,7 +22,7 @@ class AlphaEdit(Method):
         null_space_threshold: Eigenvalues of the second moment below it span the null space, as an absolute number (0.02
             in the paper).
         relative_ridge: λ if `ridge` is None, in units of the mean squared norm that ordinary keys have in the null
-            space.
+            space. If that is None too, it is what is found for the model, or 0.3.
         null_space_share: Which share of key space is the null space if `null_space_threshold` is None: that in which
             ordinary keys are smallest.
 
@@ -34,10 +36,10 @@ class AlphaEdit(Method):
         self,
         ridge: float | None = None,
         null_space_threshold: float | None = None,
-        relative_ridge: float = 1.0,
-        null_space_share: float = 0.8,
+        relative_ridge: float | None = None,
+        null_space_share: float = 0.6,
     ) -> None:
-        if min(relative_ridge, ridge or relative_ridge) <= 0 or ridge == 0:
+        if any(given is not None and given <= 0 for given in (ridge, relative_ridge)):
             raise UserError(
                 f"`AlphaEdit(ridge={ridge}, relative_ridge={relative_ridge})` must be above 0: the system has no "
                 "unique solution otherwise."
@@ -65,14 +67,19 @@ class AlphaEdit(Method):
                 f"The keys' mean square is {float(second_moment.diagonal().mean()):.2e}: raise the threshold "
                 "towards it."
             )
-        ridge = self.ridge or self.relative_ridge * energy_within(moment, basis)
+        ridge = self.ridge or (self.relative_ridge or RELATIVE_RIDGE) * energy_within(moment, basis)
         memory = KeyMemory.empty(basis.new_tensor(1 / ridge), basis.shape[1])
         return {"basis": basis, **memory._asdict()}
 
     @property
     def lever(self) -> str:
         """See `Method.lever`."""
-        return change_of("below", ridge=self.ridge, relative_ridge=self.relative_ridge)
+        return change_of("below", ridge=self.ridge, relative_ridge=self.relative_ridge or RELATIVE_RIDGE)
+
+    @property
+    def open_regularizer(self) -> tuple[str, float] | None:
+        """See `Method.open_regularizer`."""
+        return ("relative_ridge", RELATIVE_RIDGE) if self.ridge is None and self.relative_ridge is None else None
 
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """Basis and memory, should every direction lie in the null space."""

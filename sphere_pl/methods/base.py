@@ -55,6 +55,14 @@ class Method(ABC):
         """
         return ""
 
+    @property
+    def open_regularizer(self) -> tuple[str, float] | None:
+        """Name and usual value of the argument that weighs its regulariser, if it was left open; None if it was not.
+
+        It is relative to the model, and may then be found for a model that has no settings of its own.
+        """
+        return None
+
     @abstractmethod
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """Prepare one matrix.

@@ -17,18 +17,22 @@ class MEMIT(Method):
         second_moment_weight: λ, how many ordinary keys one new key has to stand up to (15,000 for LLaMA3-8B).
         remember_past: Whether earlier edits' keys join the ordinary ones (sequential MEMIT).
         relative_weight: λ if `second_moment_weight` is None, in units of d_in: an ordinary key k has
-            `kᵀ E[k kᵀ]⁻¹ k = d_in` on the average. The papers' numbers are 0.8 to 1.0 of it, for GPT2-XL 3.1.
+            `kᵀ E[k kᵀ]⁻¹ k = d_in` on the average. The papers' numbers are 0.8 to 1.0 of it, for GPT2-XL 3.1. If that
+            is None too, it is what is found for the model, or 1.
 
     Raises:
         UserError: If a weight is not above 0.
     """
 
     def __init__(
-        self, second_moment_weight: float | None = None, remember_past: bool = False, relative_weight: float = 1.0
+        self,
+        second_moment_weight: float | None = None,
+        remember_past: bool = False,
+        relative_weight: float | None = None,
     ) -> None:
         if second_moment_weight is not None and second_moment_weight <= 0:
             raise UserError(f"`MEMIT(second_moment_weight={second_moment_weight})` must be above 0.")
-        if relative_weight <= 0:
+        if relative_weight is not None and relative_weight <= 0:
             raise UserError(f"`MEMIT(relative_weight={relative_weight})` must be above 0.")
         self.second_moment_weight, self.relative_weight = second_moment_weight, relative_weight
         self.remember_past = remember_past
@@ -43,7 +47,7 @@ class MEMIT(Method):
         """The inverse of `λ E[k kᵀ]`, in float64 as in the authors' code: the constant is factored once a run."""
         if second_moment is None:
             raise ValueError("MEMIT needs the second moment of the keys.")
-        weight_of_all = self.second_moment_weight or self.relative_weight * len(second_moment)
+        weight_of_all = self.second_moment_weight or (self.relative_weight or 1.0) * len(second_moment)
         weighted = weight_of_all * second_moment.to(weight.device, torch.float64)
         inverse = torch.cholesky_inverse(moment_factor(weighted))
         return KeyMemory.empty(inverse, len(inverse))._asdict()
@@ -51,8 +55,14 @@ class MEMIT(Method):
     @property
     def lever(self) -> str:
         """See `Method.lever`."""
-        weight, relative = self.second_moment_weight, self.relative_weight
+        weight, relative = self.second_moment_weight, self.relative_weight or 1.0
         return change_of("below", second_moment_weight=weight, relative_weight=relative)
+
+    @property
+    def open_regularizer(self) -> tuple[str, float] | None:
+        """See `Method.open_regularizer`."""
+        both = (self.second_moment_weight, self.relative_weight)
+        return ("relative_weight", 1.0) if both == (None, None) else None
 
     def state_bytes(self, d_out: int, d_in: int) -> int:
         """The inverse, and recent keys beside it if they are remembered."""

@@ -1,5 +1,6 @@
 """Settings for a model that has none: found once, checked on a few built-in facts, and kept."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -24,7 +25,8 @@ from sphere_pl.tuning.rules import layer_at, layers_by_depth, moved
 from sphere_pl.tuning.trial import Bench, Outcome
 
 log = logging.getLogger(__name__)
-_FORMAT = 1  # of what is kept; another format is found again
+_FORMAT = 2  # of what is kept; another format is found again
+_STRONGER, _WEAKER = 3.0, 1 / 3  # times the usual regulariser
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Found(NamedTuple):
     Attributes:
         layers: Blocks to edit.
         learning_rate: That of the targets, in units of the state.
+        regularizer: How many times the usual the method's regulariser is, if it was left open.
         outcome: What they reached on the built-in facts; None where nothing was tried out.
         tried: How many candidates were.
         seconds: What that took.
@@ -66,9 +69,24 @@ class Found(NamedTuple):
 
     layers: list[int]
     learning_rate: float | None = None
+    regularizer: float = 1.0
     outcome: Outcome | None = None
     tried: int = 0
     seconds: float = 0.0
+
+    def weighed(self, given: Method) -> dict[str, float]:
+        """The method's argument for its regulariser, where the user has left it open."""
+        if given.open_regularizer is None:
+            return {}
+        name, usual = given.open_regularizer
+        return {name: float(f"{usual * self.regularizer:.3g}")}
+
+    def method(self, given: Method) -> Method:
+        """The method with that."""
+        found = copy.copy(given)
+        for name, value in self.weighed(given).items():
+            setattr(found, name, value)
+        return found
 
     def targets(self, given: TargetSettings) -> TargetSettings:
         """The settings of the targets, where the user has left the learning rate open."""
@@ -82,9 +100,10 @@ class Found(NamedTuple):
         if self.outcome is None:
             return f"Layers for this model: [{layers}], by its depth. Choose others with --model.layers."
         rate = f"learning rate {self.learning_rate:g} of the state" if self.learning_rate else "targets as set"
+        weight = "" if self.regularizer == 1 else f", {self.regularizer:.3g} times the usual regularizer"
         tried = f"{self.tried} tried in {self.seconds:.0f} s" if self.seconds else "kept from an earlier run"
         return (
-            f"Settings found for this model: layers [{layers}], {rate} ({tried}).\n"
+            f"Settings found for this model: layers [{layers}], {rate}{weight} ({tried}).\n"
             f"On built-in facts: {self.outcome.line()}. Choose others with --model.layers; search longer with "
             "`python -m sphere_pl tune`."
         )
@@ -118,8 +137,8 @@ def find_settings(
         return Found(layer_at(editable, lm.n_layers, method.depth))
     if not method.needs_targets:
         return Found(layers_by_depth(editable, lm.n_layers))
-    asked = {"targets": repr(targets), "contexts": list(contexts), "facts": settings.facts, "method": method.name}
-    path = _kept_at(lm, settings, asked)
+    asked = {"targets": repr(targets), "contexts": list(contexts), "facts": settings.facts}
+    path = _kept_at(lm, settings, {**asked, "method": _settings_of(method)})
     kept = _read(path, editable)
     if kept is not None:
         return kept
@@ -140,39 +159,37 @@ def trial_facts(count: int) -> list[EditRequest]:
 def _search(bench: Bench, targets: TargetSettings, editable: Sequence[int], seconds: float) -> Found:
     """Try candidates until one is good or the time is over; the best of them."""
     begun, latest = time.monotonic(), 0.0
-    tried: list[Tried] = []
-    for layers, rate in _candidates(bench.lm.n_layers, editable, not targets.rate_is_open):
+    tried: list[Found] = []
+    open_weight = bench.method.open_regularizer is not None
+    for candidate in _candidates(bench.lm.n_layers, editable, not targets.rate_is_open, open_weight):
         start = time.monotonic()
         if tried and start - begun + latest > seconds:
             break
-        outcome = bench.try_out(layers, Found(layers, rate).targets(targets))
-        tried.append(Tried(layers, rate, outcome))
+        outcome = bench.try_out(candidate.layers, candidate.targets(targets), candidate.method(bench.method))
+        tried.append(candidate._replace(outcome=outcome))
         latest = time.monotonic() - start
         if outcome.good:
             break
-    best = max(tried, key=lambda each: each.outcome.score)  # the first of equals
-    return Found(*best, len(tried), time.monotonic() - begun)
+    best = max(tried, key=_score)  # the first of equals
+    return best._replace(tried=len(tried), seconds=time.monotonic() - begun)
 
 
-class Tried(NamedTuple):
-    """A candidate and what it reached."""
-
-    layers: list[int]
-    learning_rate: float | None
-    outcome: Outcome
+def _score(found: Found) -> float:
+    return 0.0 if found.outcome is None else found.outcome.score
 
 
-def _candidates(n_layers: int, editable: Sequence[int], fixed_rate: bool) -> Iterator[tuple[list[int], float | None]]:
-    """Layers and learning rates, those that do in most models first."""
+def _candidates(n_layers: int, editable: Sequence[int], fixed_rate: bool, open_weight: bool) -> Iterator[Found]:
+    """What is tried: what does in most models first, then what can be tried with the same targets."""
     usual = layers_by_depth(editable, n_layers)
     further = max(1, round(0.07 * n_layers))
     inside = [layer for layer in editable if layer < n_layers - 1] or list(editable)
-    bands = [usual, moved(inside, usual[0] + further, len(usual)), moved(inside, usual[0] + 2 * further, len(usual))]
-    rates = (None,) if fixed_rate else (LEARNING_RATE, LEARNING_RATE / 2, 2 * LEARNING_RATE)
-    first: list[tuple[list[int], float | None]] = [(usual, rate) for rate in rates]
-    others = [(band, rates[0]) for band in bands[1:] if band != usual]
-    seen: list[tuple[list[int], float | None]] = []
-    for candidate in [first[0], *first[1:2], *others[:1], *first[2:], *others[1:]]:
+    deeper, deepest = (moved(inside, usual[0] + steps * further, len(usual)) for steps in (1, 2))
+    rate, slower, faster = (None,) * 3 if fixed_rate else (LEARNING_RATE, LEARNING_RATE / 2, 2 * LEARNING_RATE)
+    weights = (_STRONGER, _WEAKER) if open_weight else ()
+    candidates = [Found(usual, rate), *(Found(usual, rate, weight) for weight in weights), Found(usual, slower)]
+    candidates += [Found(deeper, rate), Found(usual, faster), Found(deepest, rate)]
+    seen: list[Found] = []
+    for candidate in candidates:
         if candidate not in seen:
             seen.append(candidate)
             yield candidate
@@ -185,11 +202,18 @@ def _kept_at(lm: LanguageModel, settings: AutoSettings, asked: dict[str, Any]) -
     return cache_folder(settings.cache_dir) / "settings" / f"{name}.json"
 
 
+def _settings_of(method: Method) -> dict[str, Any]:
+    """What tells a method from another."""
+    plain = {name: value for name, value in vars(method).items() if isinstance(value, str | int | float | None)}
+    return {"name": method.name, **plain}
+
+
 def _read(path: Path, editable: Sequence[int]) -> Found | None:
     """What is kept in a file; a file that holds something else is found again, and said."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        found = Found([int(layer) for layer in kept["layers"]], kept["learning_rate"], Outcome(**kept["outcome"]))
+        outcome = Outcome(**kept["outcome"])
+        found = Found([int(layer) for layer in kept["layers"]], kept["learning_rate"], kept["regularizer"], outcome)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -203,8 +227,8 @@ def _read(path: Path, editable: Sequence[int]) -> Found | None:
 
 def _keep(found: Found, path: Path) -> None:
     """Keep what was found; a cache that cannot be written is said and changes nothing."""
-    outcome = None if found.outcome is None else found.outcome.plain()
-    kept = {"layers": found.layers, "learning_rate": found.learning_rate, "outcome": outcome}
+    kept = {name: getattr(found, name) for name in ("layers", "learning_rate", "regularizer")}
+    kept["outcome"] = None if found.outcome is None else found.outcome.plain()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(kept, indent=1) + "\n")

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.distributed import Shares
@@ -14,11 +16,14 @@ from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.preparation import Preparation, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing
-from sphere_pl.editing.states import Offload
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.representations import SubjectStream
+from sphere_pl.editing.states import MethodStates, Offload
+from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.evaluation.evaluator import Evaluator, Unedited
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.methods import KnownProblem
 from sphere_pl.methods.base import Method
+from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import Track, untracked
@@ -87,6 +92,8 @@ class Bench(NamedTuple):
     Attributes:
         lm: The unedited language model; it is unedited after each trial.
         facts: What is edited, in one batch.
+        crowd: Facts whose keys the method remembers beforehand, as if they had been edited before: a long run is not
+            like its first batch.
         contexts: Context templates, the empty one first.
         context_length: Tokens of each.
         method: The method.
@@ -94,10 +101,12 @@ class Bench(NamedTuple):
         unedited: What was measured of the unedited model.
         evaluator: Measures.
         track: Shows progress.
+        kept: Targets of the candidate tried last: another regulariser asks for the same ones.
     """
 
     lm: LanguageModel
     facts: Sequence[EditRequest]
+    crowd: Sequence[EditRequest]
     contexts: Sequence[str]
     context_length: int
     method: Method
@@ -105,6 +114,7 @@ class Bench(NamedTuple):
     unedited: Unedited
     evaluator: Evaluator
     track: Track
+    kept: dict[str, Targets]
 
     @classmethod
     def set_up(
@@ -121,32 +131,48 @@ class Bench(NamedTuple):
         templates = sample_contexts(lm, count=count, length=length, seed=0)
         evaluator = Evaluator(_SCORED).to(lm.device)
         unedited = evaluator.measure_unedited(lm, facts, untracked)
-        return cls(lm, facts, templates, length, method, statistics, unedited, evaluator, track)
+        tried = {fact.case_id for fact in facts}
+        crowd = [fact for fact in built_in_facts() if fact.case_id not in tried]
+        return cls(lm, facts, crowd, templates, length, method, statistics, unedited, evaluator, track, {})
 
-    def try_out(self, layers: Sequence[int], targets: TargetSettings) -> Outcome:
+    def try_out(self, layers: Sequence[int], targets: TargetSettings, method: Method | None = None) -> Outcome:
         """Edit the facts with a candidate's settings, score the model and take the edit back."""
         sites = self.lm.sites(list(layers))
         before = [site.stored.detach().clone() for site in sites]
         try:
-            self._edit(layers, targets)
+            self._edit(layers, targets, method or self.method)
             return self._outcome()
         finally:
             with torch.no_grad():
                 for site, kept in zip(sites, before, strict=True):
                     site.stored.copy_(kept)
 
-    def _edit(self, layers: Sequence[int], targets: TargetSettings) -> None:
+    def _edit(self, layers: Sequence[int], targets: TargetSettings, method: Method) -> None:
         lm, sites = self.lm, self.lm.sites(list(layers))
         weights: list[Tensor] = [torch.nn.Parameter(site.read()) for site in sites]
-        states, _ = prepare_states(lm, sites, weights, self.method, self.statistics, Offload(None), self.track)
+        states, _ = prepare_states(lm, sites, weights, method, self.statistics, Offload(None), self.track)
         preparation = Preparation(
-            lm, sites, self.method, len(self.contexts) - 1, self.context_length, targets.max_tokens, None
+            lm, sites, method, len(self.contexts) - 1, self.context_length, targets.max_tokens, None
         )
         most = preparation.tokens_at_once(self.facts)
-        posing = Posing(self.method, sites, self.contexts, most, Shares(0, 1))
-        batch = EditBatch(tuple(self.facts), 0)
-        problem = ModelBatch(lm, weights, batch, posing, lambda each: each.optimize_targets(targets))
-        edit_batch(problem, self.method, states, layer_walk(sites, weights), Guard(GuardSettings()))
+        posing = Posing(method, sites, self.contexts, most, Shares(0, 1))
+        self._remember_crowd(method, sites, states, most)
+        problem = ModelBatch(lm, weights, EditBatch(tuple(self.facts), 0), posing, partial(self._targets, targets))
+        edit_batch(problem, method, states, layer_walk(sites, weights), Guard(GuardSettings()))
+
+    def _remember_crowd(self, method: Method, sites: Sequence[EditSite], states: MethodStates, most: int) -> None:
+        stream = SubjectStream(self.lm, self.crowd, [""], sites[0].layer, most)
+        for layer, (site, keys) in enumerate(zip(sites, stream.all_keys(sites), strict=True)):
+            weight = site.read()
+            earlier = KnownProblem(keys.to(weight), weight.new_zeros(len(keys), len(weight)), weight)
+            states.update(layer, partial(method.remember, earlier))
+
+    def _targets(self, settings: TargetSettings, problem: ModelBatch) -> Targets:
+        asked = f"{[site.layer for site in problem.posing.sites]} {settings}"
+        if asked not in self.kept:
+            self.kept.clear()
+            self.kept[asked] = problem.optimize_targets(settings)
+        return self.kept[asked]
 
     def _outcome(self) -> Outcome:
         scores = self.evaluator.score_end(self.lm, len(self.facts), 0, self.unedited.neighbors)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.problem import ModelBatch
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.errors import UserError
-from sphere_pl.methods import FT, AlphaEdit, UltraEdit
+from sphere_pl.methods import FT, MEMIT, AlphaEdit, UltraEdit
 from sphere_pl.progress import untracked
 from sphere_pl.tuning import found as module
 from sphere_pl.tuning.found import AutoSettings, Found, find_settings, trial_facts
@@ -93,7 +94,32 @@ def test_candidates_are_tried_until_one_is_good(find, monkeypatch):
     found = find(seconds=60)
     assert found.tried == len(tried) == 3
     assert found.outcome.efficacy == 1.0
-    assert (found.layers, found.learning_rate) == (tried[-1][0], tried[-1][1].learning_rate)
+    layers, targets, method = tried[-1]
+    assert (found.layers, found.learning_rate) == (layers, targets.learning_rate)
+    assert method.relative_ridge == found.method(AlphaEdit()).relative_ridge == pytest.approx(0.3 * found.regularizer)
+
+
+def test_a_regularizer_that_the_user_gives_stays_and_an_open_one_is_said(find, monkeypatch):
+    outcomes = iter([Outcome(0.2, 0.1, 0.9, 1.0), Outcome(1.0, 0.6, 0.9, 1.0)] * 2)
+    monkeypatch.setattr(module.Bench, "try_out", lambda *_: next(outcomes))
+    found = find(MEMIT(), seconds=60)
+    assert found.regularizer != 1
+    assert found.method(MEMIT()).relative_weight == pytest.approx(found.regularizer)
+    assert "the usual regularizer" in found.lines()
+    fixed = find(MEMIT(relative_weight=2.0), seconds=60)
+    assert fixed.regularizer == 1
+    assert fixed.method(MEMIT(relative_weight=2.0)).relative_weight == 2.0
+    assert fixed.weighed(MEMIT(relative_weight=2.0)) == {}
+
+
+def test_another_regularizer_is_tried_with_the_same_targets(find, lm, monkeypatch):
+    asked = []
+    plain = module.Bench.try_out
+    monkeypatch.setattr(module.Bench, "try_out", lambda *args: (plain(*args), Outcome(0.2, 0.1, 0.9, 1.0))[1])
+    optimize = ModelBatch.optimize_targets
+    monkeypatch.setattr(ModelBatch, "optimize_targets", lambda *args: (asked.append(1), optimize(*args))[1])
+    found = find(seconds=1e6)
+    assert found.tried - len(asked) == 2
 
 
 def test_the_best_of_those_tried_is_taken_if_none_is_good(find, monkeypatch):
