@@ -15,10 +15,10 @@ from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.distributed import Shares
-from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
-from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests, prepare_states
+from sphere_pl.editing.preparation import Preparation, Prepared, measure_anchors, planned_requests, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.targets import Targets, TargetSettings
@@ -125,6 +125,7 @@ class SequentialEditor(L.LightningModule):
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
         self._unedited_norms = list[Tensor]()
+        self._prepared: Prepared | None = None  # states that a search for settings has left
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
@@ -200,6 +201,7 @@ class SequentialEditor(L.LightningModule):
         contexts = (self.n_contexts, self.context_length)
         found = find_settings(self.lm, self.method, self.target_settings, self.statistics, contexts, self.auto, track)
         self.layers = self.source.layers = found.layers
+        self._prepared = found.prepared
         self.target_settings, self.method = found.targets(self.target_settings), found.method(self.method)
         return found
 
@@ -233,8 +235,10 @@ class SequentialEditor(L.LightningModule):
         first, loader.failing = self.preparation.first_phrasings(loader, loader.requests), self.failing
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
         self.states, self.diagnosis = prepare_states(
-            lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
+            lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars, self._prepared
         )
+        self._prepared = None
+        report_statistics(self.diagnosis)
         seed = int(torch.initial_seed() % 2**31)
         self.contexts = self._settled("contexts", lambda: self.preparation.sample_contexts(seed))
         same_key = self.target_settings.same_key

@@ -11,13 +11,13 @@ from torch import Tensor
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
-from sphere_pl.editing.guard import diagnose, report_statistics
+from sphere_pl.editing.guard import diagnose
 from sphere_pl.editing.key_plan import KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
-from sphere_pl.methods.base import Method
+from sphere_pl.methods.base import Method, State
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
@@ -119,6 +119,20 @@ class Preparation(NamedTuple):
         return plan
 
 
+class Prepared(NamedTuple):
+    """States as they are before any batch, kept for another run over the same unedited model.
+
+    Attributes:
+        layers: Whose matrices they belong to.
+        method: What made them.
+        states: One for each matrix.
+    """
+
+    layers: list[int]
+    method: Method
+    states: list[State]
+
+
 @doing("preparing second moments and the method")
 def prepare_states(
     lm: LanguageModel,
@@ -128,8 +142,11 @@ def prepare_states(
     settings: StatisticsSettings,
     offload: Offload,
     track: Track,
+    known: Prepared | None = None,
 ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
-    """Find out what the method knows of each matrix before the first batch, and warn of what is odd about it.
+    """Find out what the method knows of each matrix before the first batch.
+
+    Where the same was prepared before for another regulariser, `known`, it is taken over as far as that goes.
 
     Returns:
         The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
@@ -139,12 +156,16 @@ def prepare_states(
         moments = second_moments(lm, sites, settings, track, offload.home)
     states, diagnosis = [], {}
     bar = track(sites, "what the edits keep", len(sites)) if moments else sites
-    for site in bar:
+    fits = known is not None and known.layers == [site.layer for site in sites] and type(known.method) is type(method)
+    for number, site in enumerate(bar):
         moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
-        state = method.initial_state(site.read(), None if moment is None else moment.to(site.stored.device))
+        placed = None if moment is None else moment.to(site.stored.device)
+        if known is not None and fits:
+            state = method.state_like(known.states[number], known.method, site.read(), placed)
+        else:
+            state = method.initial_state(site.read(), placed)
         diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
         states.append(offload.keep(state))
-    report_statistics(diagnosis)
     return MethodStates(states, weights, offload), diagnosis
 
 

@@ -67,6 +67,16 @@ class AlphaEdit(Method):
                 f"The keys' mean square is {float(second_moment.diagonal().mean()):.2e}: raise the threshold "
                 "towards it."
             )
+        return self._state(moment, basis)
+
+    def state_like(self, known: State, other: Method, weight: Tensor, second_moment: Tensor | None) -> State:
+        """With the same null space, if that is the same."""
+        names = ("null_space_threshold", "null_space_share")
+        if second_moment is None or any(getattr(self, name) != getattr(other, name) for name in names):
+            return self.initial_state(weight, second_moment)
+        return self._state(second_moment.to(weight), known["basis"].to(weight.device))
+
+    def _state(self, moment: Tensor, basis: Tensor) -> State:
         ridge = self.ridge or (self.relative_ridge or RELATIVE_RIDGE) * energy_within(moment, basis)
         memory = KeyMemory.empty(basis.new_tensor(1 / ridge), basis.shape[1])
         return {"basis": basis, **memory._asdict()}

@@ -72,6 +72,13 @@ class Method(ABC):
             second_moment: `E[k kᵀ]` over ordinary text, shape `[d_in, d_in]`, if `needs_second_moment`.
         """
 
+    def state_like(self, known: State, other: "Method", weight: Tensor, second_moment: Tensor | None) -> State:
+        """What `initial_state` gives, where `other`, a method of this class, has given `known` for the same matrix.
+
+        To be written where most of the work can be taken over.
+        """
+        return self.initial_state(weight, second_moment)
+
     @abstractmethod
     def update(self, problem: LayerProblem, state: State) -> Tensor:
         """Find one matrix's update.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
+from sphere_pl.editing.preparation import Prepared
 from sphere_pl.editing.targets import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
@@ -65,6 +66,7 @@ class Found(NamedTuple):
         outcome: What they reached on the built-in facts; None where nothing was tried out.
         tried: How many candidates were.
         seconds: What that took.
+        prepared: The method's states for the layers that were tried last, which the run need not find again.
     """
 
     layers: list[int]
@@ -73,6 +75,7 @@ class Found(NamedTuple):
     outcome: Outcome | None = None
     tried: int = 0
     seconds: float = 0.0
+    prepared: Prepared | None = None
 
     def weighed(self, given: Method) -> dict[str, float]:
         """The method's argument for its regulariser, where the user has left it open."""
@@ -171,7 +174,7 @@ def _search(bench: Bench, targets: TargetSettings, editable: Sequence[int], seco
         if outcome.good:
             break
     best = max(tried, key=_score)  # the first of equals
-    return best._replace(tried=len(tried), seconds=time.monotonic() - begun)
+    return best._replace(tried=len(tried), seconds=time.monotonic() - begun, prepared=bench.kept.prepared)
 
 
 def _score(found: Found) -> float:

@@ -14,7 +14,7 @@ from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.preparation import Preparation, prepare_states
+from sphere_pl.editing.preparation import Preparation, Prepared, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
@@ -86,6 +86,21 @@ class Outcome:
         return {name: round(value, 4) for name, value in asdict(self).items()}
 
 
+@dataclass
+class Kept:
+    """What the candidate that was tried last has found.
+
+    Attributes:
+        prepared: The method's states.
+        asked: Which targets were asked for.
+        targets: Those.
+    """
+
+    prepared: Prepared | None = None
+    asked: str = ""
+    targets: Targets | None = None
+
+
 class Bench(NamedTuple):
     """Everything of a trial but the candidate.
 
@@ -101,7 +116,7 @@ class Bench(NamedTuple):
         unedited: What was measured of the unedited model.
         evaluator: Measures.
         track: Shows progress.
-        kept: Targets of the candidate tried last: another regulariser asks for the same ones.
+        kept: What the candidate tried last has found, and another regulariser can take over.
     """
 
     lm: LanguageModel
@@ -114,7 +129,7 @@ class Bench(NamedTuple):
     unedited: Unedited
     evaluator: Evaluator
     track: Track
-    kept: dict[str, Targets]
+    kept: "Kept"
 
     @classmethod
     def set_up(
@@ -133,7 +148,7 @@ class Bench(NamedTuple):
         unedited = evaluator.measure_unedited(lm, facts, untracked)
         tried = {fact.case_id for fact in facts}
         crowd = [fact for fact in built_in_facts() if fact.case_id not in tried]
-        return cls(lm, facts, crowd, templates, length, method, statistics, unedited, evaluator, track, {})
+        return cls(lm, facts, crowd, templates, length, method, statistics, unedited, evaluator, track, Kept())
 
     def try_out(self, layers: Sequence[int], targets: TargetSettings, method: Method | None = None) -> Outcome:
         """Edit the facts with a candidate's settings, score the model and take the edit back."""
@@ -150,7 +165,7 @@ class Bench(NamedTuple):
     def _edit(self, layers: Sequence[int], targets: TargetSettings, method: Method) -> None:
         lm, sites = self.lm, self.lm.sites(list(layers))
         weights: list[Tensor] = [torch.nn.Parameter(site.read()) for site in sites]
-        states, _ = prepare_states(lm, sites, weights, method, self.statistics, Offload(None), self.track)
+        states = self._prepare(sites, weights, method)
         preparation = Preparation(
             lm, sites, method, len(self.contexts) - 1, self.context_length, targets.max_tokens, None
         )
@@ -169,10 +184,15 @@ class Bench(NamedTuple):
 
     def _targets(self, settings: TargetSettings, problem: ModelBatch) -> Targets:
         asked = f"{[site.layer for site in problem.posing.sites]} {settings}"
-        if asked not in self.kept:
-            self.kept.clear()
-            self.kept[asked] = problem.optimize_targets(settings)
-        return self.kept[asked]
+        if self.kept.targets is None or asked != self.kept.asked:
+            self.kept.asked, self.kept.targets = asked, problem.optimize_targets(settings)
+        return self.kept.targets
+
+    def _prepare(self, sites: Sequence[EditSite], weights: Sequence[Tensor], method: Method) -> MethodStates:
+        known = self.kept.prepared
+        states, _ = prepare_states(self.lm, sites, weights, method, self.statistics, Offload(None), self.track, known)
+        self.kept.prepared = Prepared([site.layer for site in sites], method, list(states))
+        return states
 
     def _outcome(self) -> Outcome:
         scores = self.evaluator.score_end(self.lm, len(self.facts), 0, self.unedited.neighbors)

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.preparation import prepare_states
 from sphere_pl.editing.problem import ModelBatch
+from sphere_pl.editing.states import Offload
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods import FT, MEMIT, AlphaEdit, UltraEdit
@@ -31,6 +33,7 @@ def find(lm, tmp_path):
         auto = AutoSettings(**{"seconds": 1e-3, "facts": 2, "cache_dir": str(tmp_path / "cache"), **settings})
         return find_settings(lm, method or AlphaEdit(), targets, statistics, (0, 10), auto, untracked)
 
+    run.statistics = statistics
     run.folder = tmp_path / "cache" / "settings"
     return run
 
@@ -138,3 +141,16 @@ def test_the_facts_of_a_trial_are_built_in_and_all_different():
     facts = trial_facts(10)
     assert len({fact.question for fact in facts}) == 10
     assert all(fact.paraphrases and fact.neighbors for fact in facts)
+
+
+def test_the_run_takes_over_the_null_space_that_a_trial_has_found(find, lm, monkeypatch):
+    found = find(seconds=1e6)
+    method = found.method(AlphaEdit())
+    sites = lm.sites(found.prepared.layers)
+    weights = [site.read() for site in sites]
+    more = (lm, sites, weights, method, find.statistics, Offload(None), untracked)
+    plain, _ = prepare_states(*more)
+    monkeypatch.setattr("sphere_pl.methods.alphaedit.null_space_of_share", lambda *_: pytest.fail("found again"))
+    known, _ = prepare_states(*more, found.prepared)
+    for one, other in zip(plain, known, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
