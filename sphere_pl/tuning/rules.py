@@ -1,13 +1,13 @@
 """Which layers to edit, judged by their depth alone.
 
 Facts are read out of the MLPs of early blocks (Meng et al. 2022, Fig. 2). The band below holds the layers that a search
-found for SmolLM2-135M (2 to 6 of 30) and that do in Gemma-3-270M (2 to 4 of 18) and Qwen2.5-0.5B (2 to 6 of 24); the
+found for SmolLM2-135M (2 to 6 of 30) and that do in Gemma-3-270M (1 to 3 of 18) and Qwen2.5-0.5B (2 to 5 of 24); the
 SPHERE authors take 4 to 8 of LLaMA3-8B's 32.
 """
 
 from collections.abc import Sequence
 
-_BAND = (0.07, 0.21)  # of the depth
+_BAND = (0.07, 0.19)  # of the depth
 _MOST = 5  # layers
 
 
@@ -24,7 +24,7 @@ def layers_by_depth(editable: Sequence[int], n_layers: int) -> list[int]:
         >>> layers_by_depth(range(30), 30)
         [2, 3, 4, 5, 6]
         >>> layers_by_depth(range(18), 18)
-        [1, 2, 3, 4]
+        [1, 2, 3]
         >>> layers_by_depth([0], 24)  # the others are routed experts
         [0]
     """
