@@ -18,7 +18,8 @@ from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit, KnownProblem
 from sphere_pl.methods.base import Method
-from sphere_pl.model.families import architecture_of, edit_sites
+from sphere_pl.model.architectures import architecture_of
+from sphere_pl.model.families import edit_sites
 from sphere_pl.progress import untracked
 from sphere_pl.run.preflight import estimate
 

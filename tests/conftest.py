@@ -266,7 +266,7 @@ def parsed(fit_parser: Any) -> Callable[..., dict[str, Any]]:
 HELP = """
 import logging, sys
 from sphere_pl.commands import main
-sys.argv = ["sphere_pl", "fit", "--help"]
+sys.argv = ["sphere_pl", "fit", "--help_all"]
 try:
     main()
 except SystemExit as end:
@@ -280,7 +280,7 @@ print("loaded:", *sys.modules)
 
 @pytest.fixture(scope="session")
 def fresh_help() -> tuple[str, str, set[str]]:
-    """`fit --help` in a process of its own, on a console without signs: stdout, stderr and the modules it loaded."""
+    """`fit --help_all` in a process of its own, on a console without signs: stdout, stderr and the modules loaded."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "WANDB_MODE": "disabled", "COLUMNS": "100"}
     command = [sys.executable, "-c", HELP]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

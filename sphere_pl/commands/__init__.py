@@ -8,8 +8,9 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from sphere_pl.errors import UserError
 from sphere_pl.process.console import finish_output, prepare_streams
@@ -70,6 +71,9 @@ def _main(args: Sequence[str]) -> None:
     if not args or args[0] in {"-h", "--help"}:
         sys.stdout.write(overview())
         return
+    if list(args) in (["fit", "--help"], ["fit", "-h"]):
+        sys.stdout.write(fit_help())
+        return
     if "--version" in args:
         sys.stdout.write(f"{versions()}\n")
         return
@@ -99,6 +103,12 @@ def overview() -> str:
     )
 
 
+def fit_help() -> str:
+    """The help of `fit` on one screen, as its parser writes it: to ask that takes the seconds of a run's imports."""
+    text = Path(__file__).with_name("fit_help.txt").read_text(encoding="utf-8")
+    return text.replace("PROGRAM", program())
+
+
 def versions() -> str:
     """This program's version and those of the libraries that it stands on; none of them is imported."""
     from importlib.metadata import PackageNotFoundError, version
@@ -123,13 +133,21 @@ def run(args: Sequence[str]) -> None:
         raise UserError(_no_command(name, args))
     with doing("loading the libraries"), announced("loading libraries ...", quiet=_asks_for_quiet(rest)):
         module = importlib.import_module(COMMANDS[name][0])
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
+    if "lightning" in sys.modules:
+        _quieten_lightning()
+    with doing(f"carrying out {name}"), _misconfiguration_as_user_error():
+        module.main(rest)
 
-    _quieten_lightning()
+
+@contextmanager
+def _misconfiguration_as_user_error() -> Iterator[None]:
+    """Say what Lightning found wrong as a user's mistake; its class is there if it was imported."""
     try:
-        with doing(f"carrying out {name}"):
-            module.main(rest)
-    except MisconfigurationException as error:
+        yield
+    except Exception as error:
+        exceptions = sys.modules.get("lightning.fabric.utilities.exceptions")
+        if exceptions is None or not isinstance(error, exceptions.MisconfigurationException):
+            raise
         raise UserError(str(error)) from error
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sphere_pl.commands.parsers import SettingsParser
-from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.stream import EditStream
 from sphere_pl.data.survey import Survey, survey
 from sphere_pl.errors import UserError
-from sphere_pl.model.loading import open_model
+from sphere_pl.model.opening import open_tokenizer
 from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
 from sphere_pl.process.console import say
 from sphere_pl.text.names import option
@@ -28,19 +28,21 @@ def main(args: Sequence[str]) -> None:
         UserError: If the file or the model cannot be read, or no record can be edited.
     """
     given = _parse(args)
-    data: EditDataModule = given.data
+    data: EditStream = given.data
     requests, refused = data.readable()
     if not requests:
         raise UserError(str(refused[0]) if refused else f"There is no record to edit in {data.path}.")
-    opened = open_model(**given.model)
+    opened = open_tokenizer(**given.model)
     say(f"{data.path or 'the built-in facts'}: {len(requests):,} edits, format {data.format}")
     if refused:
         say(f"{len(refused):,} records cannot be edited. The first: {refused[0]}")
-    say(f"With the tokenizer of {opened.source.name}, a target follows its prompt so (tokens between bars):")
+    say(f"With the tokenizer of {opened.name}, a target follows its prompt so (tokens between bars):")
     for request in requests[:_SHOWN]:
         say(_shown(opened.tokenizer, request))
-    longest = int(getattr(opened.config.get_text_config(), "max_position_embeddings", 0)) or None
-    remarks = [*_remarks(requests, survey(requests, data.batch_size)), *_tokens(opened.tokenizer, requests, longest)]
+    remarks = [
+        *_remarks(requests, survey(requests, data.batch_size)),
+        *_tokens(opened.tokenizer, requests, opened.longest),
+    ]
     for remark in remarks:
         say(f"- {remark}")
     say("Nothing else stands out." if remarks else "Nothing stands out.")
@@ -57,8 +59,8 @@ def _parse(args: Sequence[str]) -> Any:
     )
     parser.add_argument("file", type=str, nargs="?", default=None, help="The file, folder or hub data set.")
     parser.add_argument("--config", action="config", help="A YAML file with any of these arguments.")
-    parser.add_function_arguments(open_model, "model")
-    parser.add_class_arguments(EditDataModule, "data", skip={"invalid"})
+    parser.add_function_arguments(open_tokenizer, "model")
+    parser.add_class_arguments(EditStream, "data", skip={"invalid"})
     parser.set_defaults({"data.limit": None})
     try:
         found = parser.parse_args(list(args))
@@ -69,7 +71,7 @@ def _parse(args: Sequence[str]) -> Any:
         raise UserError(str(error)) from error
 
 
-def _command(data: EditDataModule, model: str) -> str:
+def _command(data: EditStream, model: str) -> str:
     """The command that edits what was checked."""
     words = ["fit"]
     if data.path is not None:

@@ -19,10 +19,12 @@ class Case(NamedTuple):
     Attributes:
         prompt: The prompt.
         wanted: The wanted answer; empty for a neighbour whose answer is not known, and shall stay as it is.
+        joiner: What stands between both, where the record says so.
     """
 
     prompt: str
     wanted: str
+    joiner: str | None = None
 
 
 class Asked(NamedTuple):
@@ -68,21 +70,23 @@ def asked_cases(requests: Sequence[EditRequest]) -> list[Asked]:
     for request in requests:
         cases.append(asked_fact(request))
         wanted, right, joiner = request.target_new, _accepted(request), request.joiner
-        cases += [Asked(Case(asked(text, joiner), wanted), "paraphrase", right) for text in request.paraphrases[:1]]
+        cases += [
+            Asked(Case(asked(text, joiner), wanted, joiner), "paraphrase", right) for text in request.paraphrases[:1]
+        ]
         answer = next(iter(request.neighbor_answers), "").strip()
         kept = (answer,) if answer else ()
-        cases += [Asked(Case(asked(text, joiner), answer), "neighbor", kept) for text in request.neighbors[:1]]
+        cases += [Asked(Case(asked(text, joiner), answer, joiner), "neighbor", kept) for text in request.neighbors[:1]]
     return cases
 
 
 def asked_fact(request: EditRequest) -> Asked:
     """A request's own prompt."""
-    return Asked(Case(request.asked, request.target_new), "edit", _accepted(request))
+    return Asked(Case(request.asked, request.target_new, request.joiner), "edit", _accepted(request))
 
 
 def answer_cases(lm: LanguageModel, cases: Sequence[Case]) -> list[str]:
     """What the model writes after each prompt."""
-    return complete(lm, [case.prompt for case in cases], CASE_TOKENS)
+    return complete(lm, [case.prompt for case in cases], CASE_TOKENS, joiners=[case.joiner for case in cases])
 
 
 def answer_facts(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[str]:
@@ -91,7 +95,8 @@ def answer_facts(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[str
     for start in range(0, len(requests), SHOWN):
         some = requests[start : start + SHOWN]
         longest = answer_tokens(lm, [text for each in some for text in _accepted(each)])
-        answers += complete(lm, [each.asked for each in some], max(CASE_TOKENS, longest))
+        room, joiners = max(CASE_TOKENS, longest), [each.joiner for each in some]
+        answers += complete(lm, [each.asked for each in some], room, joiners=joiners)
     return answers
 
 

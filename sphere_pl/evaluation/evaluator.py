@@ -85,7 +85,7 @@ class Evaluator(nn.Module):
         """Score the unedited model on all requests and keep its answers."""
         self.plan(requests)
         settings = self.settings
-        self.made = ask_unedited(lm, made_prompts(requests, settings.made_neighbors, settings.seed))
+        self.made = ask_unedited(lm, requests, made_prompts(requests, settings.made_neighbors, settings.seed))
         metrics = EditingMetrics().to(lm.device)
         neighbors: dict[int, list[list[int]]] = {}
         size = self.settings.batch_size

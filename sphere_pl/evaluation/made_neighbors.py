@@ -15,6 +15,7 @@ from sphere_pl.evaluation.scoring import Answer, answer
 from sphere_pl.model.generation import complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt
+from sphere_pl.text.joining import asked
 
 MOST = 100  # records that neighbours are made for
 WORDS = 8  # tokens of the unedited model's answer that the edited one is compared by
@@ -27,11 +28,13 @@ class MadeNeighbor(NamedTuple):
         prompt: The prompt.
         answer: The beginning of what the unedited model writes.
         predicted: The tokens that it finds likeliest at the places of these words.
+        joiner: What stands between prompt and answer, where the record says so.
     """
 
     prompt: str
     answer: str
     predicted: list[int]
+    joiner: str | None = None
 
 
 class Made(NamedTuple):
@@ -103,20 +106,28 @@ def count_made(requests: Sequence[EditRequest], size: int, seed: int) -> Made:
     return Made(sum(map(bool, made.values())), sum(map(len, made.values())), without, len(requests))
 
 
-def ask_unedited(lm: LanguageModel, prompts: Mapping[int, Sequence[str]]) -> dict[int, list[MadeNeighbor]]:
-    """Ask the unedited model for the made neighbours."""
+def ask_unedited(
+    lm: LanguageModel, requests: Sequence[EditRequest], prompts: Mapping[int, Sequence[str]]
+) -> dict[int, list[MadeNeighbor]]:
+    """Ask the unedited model for the made neighbours, as each record is asked."""
     texts = [text for each in prompts.values() for text in each]
-    written = complete(lm, texts, WORDS) if texts else []
-    said = answer(lm, [Prompt(text, words) for text, words in zip(texts, written, strict=True)])
-    found = iter(MadeNeighbor(*each) for each in zip(texts, written, (each.predicted for each in said), strict=True))
+    joiners = [requests[place].joiner for place, each in prompts.items() for _ in each]
+    written = complete(lm, texts, WORDS, joiners=joiners) if texts else []
+    said = answer(lm, [_prompt(*each) for each in zip(texts, written, joiners, strict=True)])
+    predicted = (each.predicted for each in said)
+    found = iter(MadeNeighbor(*each) for each in zip(texts, written, predicted, joiners, strict=True))
     return {place: [next(found) for _ in each] for place, each in prompts.items()}
 
 
 def ask_edited(lm: LanguageModel, made: Sequence[Sequence[MadeNeighbor]]) -> list[list[Answer]]:
     """Answers to made neighbours, given the unedited model's words; without a target, as none of them is right."""
-    prompts = [Prompt(each.prompt, each.answer) for some in made for each in some]
+    prompts = [_prompt(each.prompt, each.answer, each.joiner) for some in made for each in some]
     answers = iter([each._replace(target=[]) for each in answer(lm, prompts)])
     return [[next(answers) for _ in some] for some in made]
+
+
+def _prompt(text: str, answer: str, joiner: str | None) -> Prompt:
+    return Prompt(asked(text, joiner), answer, joiner=joiner)
 
 
 def _questions(request: EditRequest, subjects: Sequence[str], edited: set[str]) -> Iterator[str]:

@@ -41,6 +41,7 @@ class Question(NamedTuple):
     record: int
     text: str
     accepted: tuple[str, ...]
+    joiner: str | None = None
 
 
 def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:
@@ -105,23 +106,23 @@ def _written(lm: LanguageModel, questions: Sequence[Question]) -> list[str]:
         room[answer_tokens(lm, each.accepted)].append(index)
     found = [""] * len(questions)
     for new_tokens, indices in room.items():
-        for index, text in zip(
-            indices, complete(lm, [questions[index].text for index in indices], new_tokens), strict=True
-        ):
+        some = [questions[index] for index in indices]
+        texts = complete(lm, [each.text for each in some], new_tokens, joiners=[each.joiner for each in some])
+        for index, text in zip(indices, texts, strict=True):
             found[index] = text
     return found
 
 
 def _questions(record: int, request: EditRequest) -> Iterator[Question]:
-    new = (request.target_new, *request.aliases)
-    yield Question("efficacy", record, request.asked, new)
+    new, joiner = (request.target_new, *request.aliases), request.joiner
+    yield Question("efficacy", record, request.asked, new, joiner)
     for text in request.paraphrases:
-        yield Question("generalization", record, text, new)
+        yield Question("generalization", record, text, new, joiner)
     for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
         if right.strip():
-            yield Question("specificity", record, text, (right,))
+            yield Question("specificity", record, text, (right,), joiner)
     for text, accepted in zip(request.portability, request.portability_answers, strict=False):
-        yield Question("portability", record, text, accepted)
+        yield Question("portability", record, text, accepted, joiner)
 
 
 def chat_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:

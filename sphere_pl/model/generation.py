@@ -170,7 +170,13 @@ def text_until_end(lm: LanguageModel, tokens: Sequence[int], stop: Sequence[str]
     return text[: min((text.find(end) for end in stop if end in text), default=len(text))]
 
 
-def complete(lm: LanguageModel, texts: Sequence[str], new_tokens: int, max_tokens: int = 4096) -> list[str]:
+def complete(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    new_tokens: int,
+    max_tokens: int = 4096,
+    joiners: Sequence[str | None] = (),
+) -> list[str]:
     """Let the model answer prompts freely: the likeliest token each time, up to the end of the text or a newline.
 
     Args:
@@ -178,12 +184,14 @@ def complete(lm: LanguageModel, texts: Sequence[str], new_tokens: int, max_token
         texts: The prompts; one that occurs several times is answered once.
         new_tokens: How many tokens to write at most.
         max_tokens: Tokens in one forward pass.
+        joiners: What stands between each prompt and its answer, where its record says so; none does if left out.
     """
-    distinct = list(dict.fromkeys(map(asked, texts)))
+    put = [asked(text, joiner) for text, joiner in zip(texts, joiners or [None] * len(texts), strict=True)]
+    distinct = list(dict.fromkeys(put))
     written = generate(lm, distinct, new_tokens, max_tokens=max_tokens)
     # A newline in front of the answer does not end it.
     answers = {prompt: text.strip().split("\n")[0].rstrip() for prompt, text in zip(distinct, written, strict=True)}
-    return [answers[asked(text)] for text in texts]
+    return [answers[text] for text in put]
 
 
 def answer_tokens(lm: LanguageModel, answers: Sequence[str]) -> int:

@@ -11,7 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.families import EditSite, architecture_of, edit_sites, editable_layers, has_module, read_factor
+from sphere_pl.model.architectures import architecture_of, has_module
+from sphere_pl.model.families import EditSite, edit_sites, editable_layers, read_factor
 
 _SHOWN = 8  # modules that an error names
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}

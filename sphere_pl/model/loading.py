@@ -1,81 +1,40 @@
-"""From a name to a language model: where it is, whether it is one that can be edited, and its weights."""
+"""From a name to a language model: the weights of a model that has been opened, and whether they are whole."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging as transformers_logging
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.embedded import EMBEDDED_MODEL, embedded_model
-from sphere_pl.model.families import ARCHITECTURES, architecture_of
-from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_model, suggestion
-from sphere_pl.model.gguf import dequantized, gguf_dtype
-from sphere_pl.model.hub import cached_snapshot, hub_trouble
+from sphere_pl.model.architectures import architecture_of
+from sphere_pl.model.embedded import EMBEDDED_MODEL
+from sphere_pl.model.gguf import dequantized
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.opening import (
+    DeviceMap,
+    Dtype,
+    OpenedModel,
+    Source,
+    as_user_error,
+    check_kind,
+    open_model,
+    quiet,
+)
 from sphere_pl.model.self_check import check_parts
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-DeviceMap = dict[int | str, int | str] | str | None
+__all__ = [
+    "DeviceMap",
+    "Dtype",
+    "OpenedModel",
+    "Source",
+    "load_language_model",
+    "load_weights",
+    "model_in_memory",
+    "open_model",
+]
+
 _SHOWN = 3  # tensors that an error names
-
-
-class Source(NamedTuple):
-    """Where a model is read from.
-
-    Attributes:
-        name: What the user called it.
-        place: A hub id or a local folder.
-        options: What every `from_pretrained` is given.
-        dtype: Floating-point type that `auto` stands for.
-        trouble: Why the hub could not be asked; None if it was, or need not be.
-    """
-
-    name: str
-    place: str
-    options: dict[str, Any]
-    dtype: Dtype = "auto"
-    trouble: str | None = None
-
-    @property
-    def gguf(self) -> str | None:
-        """The GGUF file in the folder; None for a model of another kind."""
-        file: str | None = self.options.get("gguf_file")
-        return file
-
-
-class OpenedModel(NamedTuple):
-    """All of a model but its weights.
-
-    Attributes:
-        source: Where it is read from.
-        config: Its configuration.
-        tokenizer: Its tokenizer.
-        architecture: The user's own description of its parts.
-    """
-
-    source: Source
-    config: PretrainedConfig
-    tokenizer: Any
-    architecture: dict[str, Any] | None = None
-
-    @property
-    def n_layers(self) -> int:
-        """How many decoder blocks it has."""
-        return int(self.config.get_text_config().num_hidden_layers)
 
 
 def load_language_model(
@@ -108,115 +67,6 @@ def load_language_model(
     return load_weights(open_model(name, revision, trust_remote_code, cache_dir, architecture), dtype, device_map)
 
 
-def open_model(
-    name: str = EMBEDDED_MODEL,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    cache_dir: str | None = None,
-    architecture: dict[str, Any] | None = None,
-) -> OpenedModel:
-    """Find a model, read its configuration and its tokenizer, and refuse one that cannot be edited.
-
-    Args: as of `load_language_model`.
-
-    Raises:
-        UserError: Saying what the model is and what to do.
-    """
-    with _quiet():
-        source = _find(name, revision, trust_remote_code, cache_dir)
-        with _as_user_error(source):
-            _check_adapter(source)
-            if not source.gguf:
-                raw, _ = PretrainedConfig.get_config_dict(source.place, **source.options)
-                _check_kind(name, raw, trust_remote_code)
-            config = AutoConfig.from_pretrained(source.place, **source.options)
-            architecture_of(config.model_type, architecture)
-        return OpenedModel(source, config, _load_tokenizer(source), architecture)
-
-
-def _find(name: str, revision: str | None, trust_remote_code: bool, cache_dir: str | None) -> Source:
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if name == EMBEDDED_MODEL:
-        return Source(name, str(embedded_model(cache_dir)), options)
-    try:
-        path = local_model(name)
-        if path is None:
-            trouble = hub_trouble(name)
-            # With peft installed, transformers asks the hub for an adapter even if told not to: not of a folder.
-            place = (trouble and cached_snapshot(name, revision)) or name
-            options |= {"revision": revision, "local_files_only": bool(trouble)}
-            return Source(name, place, options, trouble=trouble)
-        gguf = gguf_of(path)
-        if gguf is not None:
-            return Source(name, str(gguf.absolute().parent), {**options, "gguf_file": gguf.name}, gguf_dtype(gguf))
-        check_folder(path)
-        return Source(name, str(path.absolute()), options)
-    except OSError as error:
-        raise UserError(f"The model {name!r} could not be read: {error}. Check its rights and its disk.") from error
-
-
-def _check_adapter(source: Source) -> None:
-    """Refuse an adapter on the hub, as `check_folder` does in a folder."""
-    if source.place != source.name or source.gguf:
-        return
-    options = {key: value for key, value in source.options.items() if key != "trust_remote_code"}
-    found = find_adapter_config_file(source.place, **options)
-    if found:
-        check_adapter(source.name, Path(found))
-
-
-def _check_kind(name: str, config: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse models that write no text, are quantised or need code of their own, by their config.json."""
-    model_type, classes = config.get("model_type", ""), [str(each) for each in config.get("architectures") or []]
-    if config.get("is_encoder_decoder"):
-        raise UserError(
-            f"The model {name!r} ({model_type}) is an encoder-decoder. Facts are edited in decoders, such as "
-            f"{', '.join(sorted(ARCHITECTURES))}: give --model.name one of these."
-        )
-    if model_type not in ARCHITECTURES and classes and not any(map(_writes_text, classes)):
-        raise UserError(
-            f"The model {name!r} is a {classes[0]} ({model_type}), which is no causal language model. Give "
-            f"--model.name a decoder, such as {', '.join(sorted(ARCHITECTURES))}."
-        )
-    parts = (config, *(part for part in config.values() if isinstance(part, dict)))
-    quantised = next((found for part in parts if (found := part.get("quantization_config"))), None)
-    if quantised:
-        kind = quantised.get("quant_method", "quantization_config")
-        raise UserError(
-            f"The model {name!r} is quantised ({kind}): its matrices are packed and cannot be edited. Give "
-            "--model.name the unquantised model that it was made from."
-        )
-    if config.get("auto_map") and model_type not in CONFIG_MAPPING and not trust_remote_code:
-        raise UserError(
-            f"The model {name!r} brings code of its own, which would run on this machine. Read that code, and if you "
-            "trust it, add --model.trust_remote_code=true."
-        )
-
-
-def _writes_text(architecture: str) -> bool:
-    return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
-
-
-def _load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer: of a GGUF file the one beside it, if there is one."""
-    options = dict(source.options)
-    if (Path(source.place) / "tokenizer.json").is_file():
-        options.pop("gguf_file", None)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.place, **options)
-    except Exception as error:  # each kind of file has a reader that raises what it likes
-        raise UserError(
-            f"The tokenizer of the model {source.name!r} could not be loaded: {_first_line(error)} A fast tokenizer is "
-            "needed (tokenizer.json); tokenizer.model alone is converted if sentencepiece and protobuf are installed."
-        ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise UserError(
-            f"The tokenizer of the model {source.name!r} knows no words, so its files are missing. Put tokenizer.json "
-            "of the model that it was made from there."
-        )
-    return tokenizer
-
-
 def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceMap = None) -> LanguageModel:
     """Load the weights of an opened model.
 
@@ -234,7 +84,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     if source.gguf:
         # The configuration is there: to read it from the file again takes seconds.
         placing |= {**dequantized(), "config": opened.config}
-    with _quiet(), _as_user_error(source, device_map):
+    with quiet(), as_user_error(source, device_map, (torch.OutOfMemoryError,)):
         load: Any = AutoModelForCausalLM.from_pretrained  # typed as if it returned the model alone
         loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
             source.place, dtype=dtype, output_loading_info=True, **source.options, **placing
@@ -260,7 +110,7 @@ def model_in_memory(
     Raises:
         UserError: If it is not one that can be edited, as for a model that is loaded by its name.
     """
-    _check_kind(name, model.config.to_dict(), trust_remote_code=True)
+    check_kind(name, model.config.to_dict(), trust_remote_code=True)
     lm = _checked(name, model, tokenizer, architecture)
     lm.stays = True
     return OpenedModel(Source(name, name, {}), model.config, tokenizer, architecture), lm
@@ -373,58 +223,3 @@ def _check_room(model: PreTrainedModel) -> None:
             "disk at every call; the gradients through them need them all at once. Use more devices, let "
             "--model.device_map take more of each, or choose a smaller --model.dtype."
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no tables of tensors: what is wrong is said in one line of our own."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _as_user_error(source: Source, device_map: DeviceMap = None) -> Iterator[None]:
-    """Say in one line what a library could not load."""
-    try:
-        yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # of six libraries, and of unpickling
-        raise UserError(_not_loaded(source, error, device_map)) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else f"{type(error).__name__}."
-
-
-def _not_loaded(source: Source, error: Exception, device_map: DeviceMap) -> str:
-    name, reason = source.name, _first_line(error)
-    if source.trouble:
-        return (
-            f"The model {name!r} is no local folder, not in the hub's cache, and {source.trouble}.{suggestion(name)} "
-            f"Correct --model.name or the network, or leave it out to edit the embedded default ({EMBEDDED_MODEL})."
-        )
-    if device_map is not None:
-        return (
-            f"The model {name!r} could not be loaded under --model.device_map={device_map}: {reason} Give `auto`, how "
-            'much each device may take ({"0": "20GiB", "1": "70GiB"}), or a device for every module; does it load '
-            "without --model.device_map?"
-        )
-    if source.gguf:
-        return (
-            f"The GGUF file {name!r} could not be read: {reason} Give --model.name the transformers version of "
-            "this model, with config.json and safetensors."
-        )
-    return (
-        f"The model {name!r} could not be loaded: {reason}{suggestion(name)} "
-        "Give --model.name a hub id that you can reach, or a local folder with config.json, the weights as safetensors "
-        f"and tokenizer.json, or leave it out to edit the embedded default ({EMBEDDED_MODEL})."
-    )

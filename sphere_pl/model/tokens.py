@@ -7,14 +7,15 @@ after a text of its own accord is no part of it.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked, joined, opens_with_template, separator
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MOST_TOKENS = 4096  # in one forward pass, if nothing else is said
 LOGITS_AT_ONCE = 3 * 2**21  # numbers, 24 MiB: larger blocks of memory are new to the process each time
@@ -269,17 +270,20 @@ def truncate_left(ids: list[int], longest: int, bos_id: int | None) -> list[int]
     return ids[:first] + ids[first + excess :]
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], pad_id: int, device: "torch.device") -> "tuple[Tensor, Tensor]":
     """Pad rows on the right.
 
     Returns:
         Tokens and attention mask (1 for real tokens), both of shape `[rows, longest]`.
 
     Example:
+        >>> import torch
         >>> pad([[5, 6], [7]], 0, torch.device("cpu"))[1]
         tensor([[1, 1],
                 [1, 0]])
     """
+    import torch  # here, since `check` tokenises without it
+
     width = max((len(row) for row in rows), default=0)
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)

@@ -1,9 +1,13 @@
 import pytest
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, check_request
+from sphere_pl.evaluation import made_neighbors
+from sphere_pl.evaluation.cases import answer_facts
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.made_neighbors import MOST, count_made, made_prompts
+from sphere_pl.evaluation.made_neighbors import MOST, ask_edited, ask_unedited, count_made, made_prompts
+from sphere_pl.evaluation.protocols import generation_scores
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.model import generation
 
 SETTINGS = EvaluationSettings(perplexity_tokens=0, protocols=["teacher_forced"], cases=1)
 
@@ -67,3 +71,20 @@ def test_given_neighbours_stay_as_they_are_and_none_are_made_when_turned_off(tin
     with_own = [bare[3]]
     on = Evaluator(SETTINGS).measure_unedited(lm, with_own, untracked)
     assert on.scores == Evaluator(off).measure_unedited(lm, with_own, untracked).scores
+
+
+@pytest.mark.parametrize(("prompt", "joiner"), [("{} lies in ", ""), ("{} lies in", "\n")])
+def test_they_and_free_answers_are_asked_with_the_records_own_joiner(tiny_lm, monkeypatch, bare, prompt, joiner):
+    lm, put = tiny_lm(), []
+    request = check_request(bare[0]._replace(prompt=prompt, joiner=joiner))
+    monkeypatch.setattr(
+        generation, "generate", lambda _, texts, *__, **___: put.extend(texts) or ["Spain"] * len(texts)
+    )
+    (made,) = ask_unedited(lm, [request], {0: [request.question]})[0]
+    assert made.joiner == joiner
+    assert answer_facts(lm, [request]) == ["Spain"]
+    assert generation_scores(lm, [request])["efficacy"].value == 1.0
+    assert put == [prompt.replace("{}", "Rome")] * 3
+    ((again,),) = ask_edited(lm, [[made]])
+    assert again.predicted == made.predicted
+    assert made_neighbors._prompt(*made[:2], made.joiner).whole == f"{prompt.replace('{}', 'Rome')}{joiner}Spain"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from sphere_pl.model.families import ARCHITECTURES, Architecture
+from sphere_pl.model.architectures import ARCHITECTURES, Architecture
 
 TEXT = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 ROWS = {found[1]: found[0] for found in re.finditer(r"^\| `(\w+)` \|.*$", TEXT, re.MULTILINE)}
