@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -18,7 +19,15 @@ from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
-from sphere_pl.editing.preparation import Preparation, Prepared, measure_anchors, planned_requests, prepare_states
+from sphere_pl.editing.preparation import (
+    KnownStates,
+    Preparation,
+    Prepared,
+    measure_anchors,
+    planned_requests,
+    prepare_states,
+    states_rest_on,
+)
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.targets import Targets, TargetSettings
@@ -125,8 +134,9 @@ class SequentialEditor(L.LightningModule):
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
         self._unedited_norms = list[Tensor]()
-        self._prepared: Prepared | None = None  # states that a search for settings has left
+        self._searched: KnownStates | None = None  # states that a search for settings has left
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
+        self.prepared: Prepared | None = None  # what other runs in this process have found out, if it is kept
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
@@ -201,7 +211,7 @@ class SequentialEditor(L.LightningModule):
         contexts = (self.n_contexts, self.context_length)
         found = find_settings(self.lm, self.method, self.target_settings, self.statistics, contexts, self.auto, track)
         self.layers = self.source.layers = found.layers
-        self._prepared = found.prepared
+        self._searched = found.prepared
         self.target_settings, self.method = found.targets(self.target_settings), found.method(self.method)
         return found
 
@@ -234,13 +244,9 @@ class SequentialEditor(L.LightningModule):
         self.evaluator.chat = loader.chat
         first, loader.failing = self.preparation.first_phrasings(loader, loader.requests), self.failing
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
-        self.states, self.diagnosis = prepare_states(
-            lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars, self._prepared
-        )
-        self._prepared = None
+        self.states, self.diagnosis = self._prepare(bars)
         report_statistics(self.diagnosis)
-        seed = int(torch.initial_seed() % 2**31)
-        self.contexts = self._settled("contexts", lambda: self.preparation.sample_contexts(seed))
+        self.contexts = self._settled("contexts", self._sample_contexts)
         same_key = self.target_settings.same_key
         plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
         self.plan = self.trainer.strategy.broadcast(plan)
@@ -256,6 +262,26 @@ class SequentialEditor(L.LightningModule):
             self.scores.measure_unedited(lm, self.requests, bars)
             if self.earlier is not None:
                 self._continue(self.earlier)
+
+    def _prepare(self, bars: Track) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+        """What the method knows before the first batch."""
+        sites, weights, offload = self.sites, list(self.weights), self.offload
+        lm, searched, self._searched = self.language_model, self._searched, None
+        prepare = partial(prepare_states, lm, sites, weights, self.method, self.statistics, offload, bars, searched)
+        if self.prepared is None:
+            return prepare()
+        rests_on = [*states_rest_on(self.model_hash, self.method, self.statistics, sites), offload.home]
+        return self.prepared.states(
+            rests_on, self.method.saved, prepare, lambda known: MethodStates(known, weights, offload)
+        )
+
+    def _sample_contexts(self) -> list[str]:
+        seed = int(torch.initial_seed() % 2**31)
+        sample = partial(self.preparation.sample_contexts, seed)
+        if self.prepared is None:
+            return sample()
+        rests_on = [self.model_hash, self.n_contexts, self.context_length, seed, self.method.needs_targets]
+        return self.prepared.contexts(rests_on, sample)
 
     def failing(self) -> list[int]:
         """Places of the edits so far that the model does not answer as wanted."""

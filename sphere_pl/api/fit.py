@@ -17,6 +17,7 @@ from sphere_pl.api.settings import FACTS_FILE
 from sphere_pl.commands.fit import EditingCLI
 from sphere_pl.data.datamodule import Fact, FactList
 from sphere_pl.data.formats.jsonl import write_jsonl
+from sphere_pl.editing.preparation import Prepared
 from sphere_pl.history.continuation import Earlier
 from sphere_pl.methods import Method
 from sphere_pl.model.families import EditSite
@@ -40,7 +41,8 @@ class Given(NamedTuple):
         method: The method, if it is an object.
         run_dir: The run folder; nothing is written if None.
         held: The model, if it is in memory.
-        earlier: The edits that it holds, if they were made without a run folder.
+        earlier: The edits that it holds, if they are not to be read from a run folder.
+        prepared: What earlier calls have found out about the unedited model, if that is kept.
     """
 
     facts: Sequence[Fact]
@@ -48,6 +50,7 @@ class Given(NamedTuple):
     run_dir: str | Path | None
     held: tuple[OpenedModel, LanguageModel] | None = None
     earlier: Earlier | None = None
+    prepared: Prepared | None = None
 
 
 class GivenFit(EditingCLI):
@@ -75,7 +78,7 @@ class GivenFit(EditingCLI):
 
     @override
     def follow(self) -> None:
-        """Come after the edits of an earlier call, which may have kept no folder."""
+        """Come after the edits of an earlier call, as far as they are in memory."""
         if self.given.earlier is None:
             super().follow()
         else:
@@ -95,6 +98,7 @@ class GivenFit(EditingCLI):
         """Put what is given in the place of what the configuration names."""
         given, data = self.given, self._get(self.config, "data")
         self.datamodule = FactList(given.facts, **data.as_dict())
+        self.model.prepared = given.prepared
         if given.method is not None:
             self.model.method = given.method
         if given.held is not None:

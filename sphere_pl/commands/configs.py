@@ -20,6 +20,7 @@ import yaml
 from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.known import config_folder, known_models
+from sphere_pl.text.names import from_yaml
 from sphere_pl.text.usage import did_you_mean
 
 _FLAGS = ("--config", "-c")
@@ -111,7 +112,7 @@ def _named_by(file: str) -> str | None:
     """The model that a user's own file names; a file that cannot be read is refused by what parses it."""
     try:
         text = file if file.startswith("{") else Path(file).expanduser().read_text(encoding="utf-8")
-        model = yaml.safe_load(text).get("model")
+        model = from_yaml(text).get("model")
         return str(model["name"])
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
         return None

@@ -11,7 +11,7 @@ from sphere_pl.commands.configs import find_config
 from sphere_pl.commands.resuming import value_of
 from sphere_pl.errors import UserError
 from sphere_pl.history.saved import SavedRun
-from sphere_pl.text.names import literal
+from sphere_pl.text.names import from_yaml, literal
 
 # What belongs to one run, or to one machine's folders, and is no setting of the next.
 _OWN = ("run_dir", "ckpt_path", "overwrite", "from", "weights_only", "config", "abilities.keep", "checkpoints.folder")
@@ -90,7 +90,7 @@ def _given_data(args: Sequence[str]) -> dict[str, Any]:
 
 def _section(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = from_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
         return {}
     data = config.get("data") if isinstance(config, dict) else None

@@ -136,7 +136,7 @@ def second_moments(
     """
     model = fingerprint(lm)
     settings = settings.settled()
-    corpus = _corpus_identity(settings)
+    corpus = corpus_identity(settings)
     identities = {site.name: _identity(model, corpus, site, settings) for site in sites}
     paths = {name: _path(identity, settings) for name, identity in identities.items()}
     if any(not path.exists() for path in paths.values()):
@@ -379,7 +379,7 @@ def fingerprint(lm: LanguageModel) -> str:
     return digest.hexdigest()
 
 
-def _corpus_identity(settings: StatisticsSettings) -> str:
+def corpus_identity(settings: StatisticsSettings) -> str:
     """What the text is: the hash of a file, the name of a data set, or the seed of the sampling."""
     if settings.corpus == "builtin":
         return f"builtin {hashlib.sha256(corpus_path().read_bytes()).hexdigest()}"

@@ -1,7 +1,7 @@
 """What a run settles before its first batch: its requests, contexts, pass size, method states and anchors."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from sphere_pl.editing.checks import check_batch_size, check_subjects
 from sphere_pl.editing.guard import diagnose
 from sphere_pl.editing.key_plan import KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
-from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
+from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, corpus_identity, second_moments
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
 from sphere_pl.methods.base import Method, State
@@ -119,7 +119,7 @@ class Preparation(NamedTuple):
         return plan
 
 
-class Prepared(NamedTuple):
+class KnownStates(NamedTuple):
     """States as they are before any batch, kept for another run over the same unedited model.
 
     Attributes:
@@ -133,6 +133,61 @@ class Prepared(NamedTuple):
     states: list[State]
 
 
+class Prepared:
+    """What runs on one unedited model find out but once: the method's states before the first batch, and contexts.
+
+    Whoever edits a model again and again in one process gives it to every run. A run of its own keeps nothing: of some
+    methods this is as much again as they need.
+    """
+
+    def __init__(self) -> None:
+        self._states: tuple[list[Any], list[State], dict[str, dict[str, float]]] | None = None
+        self._contexts: tuple[list[Any], list[str]] | None = None
+
+    def states(
+        self,
+        rests_on: list[Any],
+        saved: Collection[str],
+        prepare: Callable[[], tuple[MethodStates, dict[str, dict[str, float]]]],
+        renew: Callable[[list[State]], MethodStates],
+    ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+        """The states and their diagnosis, prepared if they rest on something else than those that are known.
+
+        Args:
+            rests_on: The model, the method and all settings that they depend on.
+            saved: Names of the tensors that change while editing, of which copies are kept.
+            prepare: Prepares them.
+            renew: Puts known ones into use.
+        """
+        if self._states is None or self._states[0] != rests_on:
+            self._states = None  # its memory, before as much is taken again
+            found, diagnosis = prepare()
+            self._states = (rests_on, _apart(found, saved), diagnosis)
+            return found, diagnosis
+        _, known, diagnosis = self._states
+        return renew(_apart(known, saved)), diagnosis
+
+    def contexts(self, rests_on: list[Any], sample: Callable[[], list[str]]) -> list[str]:
+        """Context templates, sampled if they rest on something else than those that are known."""
+        if self._contexts is None or self._contexts[0] != rests_on:
+            self._contexts = (rests_on, sample())
+        return list(self._contexts[1])
+
+
+def _apart(states: Sequence[State], saved: Collection[str]) -> list[State]:
+    """States with copies of what changes; all else is shared."""
+    return [{name: each.clone() if name in saved else each for name, each in state.items()} for state in states]
+
+
+def states_rest_on(model: str, method: Method, settings: StatisticsSettings, sites: Sequence[EditSite]) -> list[Any]:
+    """What the method's states before the first batch depend on, to be compared with that of another run."""
+    arguments = vars(method)
+    if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
+        arguments = {"": object()}  # what cannot be compared is like nothing else
+    needed = [settings, corpus_identity(settings)] if method.needs_second_moment else []
+    return [model, type(method), arguments, [(site.name, site.stored.device) for site in sites], *needed]
+
+
 @doing("preparing second moments and the method")
 def prepare_states(
     lm: LanguageModel,
@@ -142,7 +197,7 @@ def prepare_states(
     settings: StatisticsSettings,
     offload: Offload,
     track: Track,
-    known: Prepared | None = None,
+    known: KnownStates | None = None,
 ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
     """Find out what the method knows of each matrix before the first batch.
 

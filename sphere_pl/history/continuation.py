@@ -1,5 +1,6 @@
 """What a run takes over from the finished run that it continues: its log, its weights, and the memory of its keys."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from sphere_pl.text.names import resume_command
 
 log = logging.getLogger(__name__)
 KEPT = "continue.safetensors"
+SESSION = "serving"
+"""Folder that the runs of an editing session are in, one after another."""
 
 
 @dataclass(frozen=True)
@@ -170,15 +173,19 @@ def open_earlier(folder: Path, option: str = "--from") -> Earlier:
             f"The weights in {folder / (KEPT if 'live' in kept else EDITED)} are not those that its {LOG_FILE} ends "
             "with: the folder was changed. Restore it from a copy."
         )
-    return Earlier(
-        str(folder),
-        run.history.requests,
-        run.history.header.fingerprint,
-        weights,
-        kept,
-        run.history,
-        [*run.history.header.ancestors, ancestor(run)],
-    )
+    return earlier_of(run, weights, kept)
+
+
+def earlier_of(run: SavedRun, weights: dict[str, Tensor] | None, kept: dict[str, Any]) -> Earlier:
+    """The edits of a run that is known to be as it was left.
+
+    Args:
+        run: The run.
+        weights: The matrices that editing continues with; None if they are to be rebuilt.
+        kept: What it left for the next one.
+    """
+    requests, header = run.history.requests, run.history.header
+    return Earlier(str(run.folder), requests, header.fingerprint, weights, kept, run.history, chain_of(run))
 
 
 def inherited_requests(folder: Path, parent: Path) -> list[EditRequest]:
@@ -195,11 +202,28 @@ def inherited_requests(folder: Path, parent: Path) -> list[EditRequest]:
     return open_earlier(parent).requests
 
 
-def ancestor(run: SavedRun) -> Ancestor:
-    """What the log of a later run says of this one."""
+def chain_of(run: SavedRun) -> list[Ancestor]:
+    """The runs of a chain that ends with this one, as the log of a later run has them.
+
+    The runs that an editing session makes, one for each edit, are one as long as they edit in one way.
+    """
+    before, own = list(run.history.header.ancestors), _ancestor(run)
+    last = before[-1] if before and run.folder.parent.name == SESSION else None
+    if last is not None and last.run_dir == own.run_dir and same_recipe(last.recipe, own.recipe):
+        before.pop()
+    return [*before, own]
+
+
+def same_recipe(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two runs turned keys and residuals into updates in one way."""
+    return json.dumps(first, sort_keys=True, default=str) == json.dumps(second, sort_keys=True, default=str)
+
+
+def _ancestor(run: SavedRun) -> Ancestor:
     entries, scores = run.history.entries, run.results.get("after")
+    in_session = run.folder.parent.name == SESSION  # a state, which is gone when the next one is there
     return Ancestor(
-        str(run.folder),
+        str(run.folder.parent if in_session else run.folder),
         len(entries),
         run.history.edits,
         entries[-1].time if entries else "",

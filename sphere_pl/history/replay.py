@@ -10,7 +10,6 @@ residuals of deeper matrices of the same batch, were measured on weights that he
 of later batches were found on those weights, too.
 """
 
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -28,7 +27,7 @@ from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_m
 from sphere_pl.editing.problem import BatchProblem, Solved
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
-from sphere_pl.history.continuation import remember_logged
+from sphere_pl.history.continuation import remember_logged, same_recipe
 from sphere_pl.history.log import EditHistory, Entry
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.saved import BaseModel, SavedRun
@@ -75,15 +74,11 @@ def segments(run: SavedRun) -> list[Segment]:
     parts = [Segment(each.entries, each.recipe, each.run_dir) for each in header.ancestors] + [own]
     found: list[Segment] = []
     for part in parts:
-        if found and _same_recipe(found[-1].recipe, part.recipe):
+        if found and same_recipe(found[-1].recipe, part.recipe):
             found[-1] = part
         else:
             found.append(part)
     return found
-
-
-def _same_recipe(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    return json.dumps(first, sort_keys=True, default=str) == json.dumps(second, sort_keys=True, default=str)
 
 
 def recipe(segment: Segment) -> Recipe:

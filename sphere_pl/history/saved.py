@@ -25,6 +25,7 @@ from sphere_pl.model.loading import DeviceMap, Dtype, load_language_model
 from sphere_pl.process.devices import default_device
 from sphere_pl.storage.checkpoint_file import read_checkpoint as read_run_checkpoint
 from sphere_pl.storage.files import write_atomically
+from sphere_pl.text.names import from_yaml
 from sphere_pl.text.usage import announced
 
 EDITED = "edited.safetensors"
@@ -110,7 +111,7 @@ class SavedRun:
         """The run's config.yaml; empty if it has none."""
         path = self.folder / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = from_yaml(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, yaml.YAMLError) as error:

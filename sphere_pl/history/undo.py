@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_pl.history.continuation import KEPT, ancestor
+from sphere_pl.history.continuation import KEPT, chain_of
 from sphere_pl.history.log import (
     EditHistory,
     Entry,
@@ -118,8 +118,7 @@ def _log(folder: Path, entry: Entry, tensors: dict[str, Tensor], left_out: froze
 def _header(run: SavedRun, history: EditHistory, cases: Sequence[str]) -> Header:
     """The old header with the run among the ancestors, whose edits are counted again, and what was taken back."""
     old = run.history.header
-    ancestors = [*old.ancestors, ancestor(run)]
-    counted = [replace(each, edits=history.entries[each.entries - 1].edits) for each in ancestors if each.entries]
+    counted = [replace(each, edits=history.entries[each.entries - 1].edits) for each in chain_of(run) if each.entries]
     gone = [
         {**request, "from": str(run.folder), "at": now()}
         for entry in run.history.entries

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
+from sphere_pl.text.names import from_yaml
 
 
 def config_folder() -> Path:
@@ -16,7 +16,7 @@ def config_folder() -> Path:
 def known_models() -> dict[str, str]:
     """The group of each model that has one, such as `model/llama3_8b`, by the model's name."""
     files = sorted((config_folder() / "model").glob("*.yaml"))
-    return {yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["name"]: f"model/{path.stem}" for path in files}
+    return {from_yaml(path.read_text(encoding="utf-8"))["model"]["name"]: f"model/{path.stem}" for path in files}
 
 
 def known_settings(name: str) -> dict[str, Any]:
@@ -24,5 +24,5 @@ def known_settings(name: str) -> dict[str, Any]:
     group = known_models().get(name)
     if group is None:
         return {}
-    section: dict[str, Any] = yaml.safe_load((config_folder() / f"{group}.yaml").read_text(encoding="utf-8"))["model"]
+    section: dict[str, Any] = from_yaml((config_folder() / f"{group}.yaml").read_text(encoding="utf-8"))["model"]
     return section

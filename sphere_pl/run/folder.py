@@ -10,7 +10,7 @@ import yaml
 
 from sphere_pl.errors import UserError
 from sphere_pl.run.checkpoints import checkpoint_paths
-from sphere_pl.text.names import resume_command
+from sphere_pl.text.names import from_yaml, resume_command
 
 _FILES = (
     "config.yaml", "metrics.csv", "results.json", "edited.safetensors", "report.html", "targets.csv", "edits.jsonl",
@@ -48,7 +48,7 @@ def is_run(folder: Path) -> bool:
     if any((folder / name).is_file() for name in _ONLY_A_RUNS) or checkpoint_paths(folder / "checkpoints"):
         return True
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(config, dict) and {"run_dir", "edit_log"} <= set(config)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from sphere_pl.commands.arguments import add_load_arguments, load_options
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
@@ -19,7 +17,7 @@ from sphere_pl.process.console import say
 from sphere_pl.process.interrupts import RunInterrupted
 from sphere_pl.run.lock import RunLock
 from sphere_pl.serving.session import EditingSession, Start
-from sphere_pl.text.names import folder_name, option
+from sphere_pl.text.names import folder_name, from_yaml, option
 from sphere_pl.text.usage import program
 
 PORT = 8765
@@ -73,7 +71,7 @@ def _what(given: argparse.Namespace) -> tuple[Path, Start | None]:
     run_dir = given.run_dir or default
     if (run_dir / "edits.jsonl").is_file():
         raise UserError(f"--run_dir={run_dir} holds a run, which names its own model. Leave --model.name out.")
-    defaults = yaml.safe_load((config_folder() / "default.yaml").read_text(encoding="utf-8"))
+    defaults = from_yaml((config_folder() / "default.yaml").read_text(encoding="utf-8"))
     return run_dir, Start(given.model_name, given.dtype or defaults["model"]["dtype"], {})
 
 

@@ -36,15 +36,16 @@ from sphere_pl.commands.predict import Ask, Case, Question, continue_prompts
 from sphere_pl.commands.sides import Sides, load_named
 from sphere_pl.commands.undo import take_back
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.preparation import Prepared
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.metrics.texts import begins_with
-from sphere_pl.history.continuation import open_earlier
+from sphere_pl.history.continuation import Earlier, earlier_of, open_earlier
 from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.loading import model_in_memory
+from sphere_pl.model.loading import OpenedModel, model_in_memory
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
 from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
@@ -169,6 +170,11 @@ class EditingSession:
         self.run: SavedRun | None = None
         self._base: BaseModel | None = None
         self._sides = Sides(lm, {}, {})
+        self._prepared = Prepared()
+        self._held: tuple[OpenedModel, LanguageModel] | None = None
+        # What the run of the last edit left for the next one; None if that is to be read from its folder.
+        self._kept: dict[str, Any] | None = None
+        self._weights: dict[str, Tensor] = {}
         if states.current is not None:
             self._settle(states.current)
 
@@ -237,9 +243,10 @@ class EditingSession:
         kinds = [("fact", request.question), *(("paraphrase", each) for each in request.paraphrases)]
         kinds += [("neighbor", each) for each in neighbors_of(request, self.requests)]
         asked = [without_space(prompt) for _, prompt in kinds]
-        cases = self.ask(asked, TOKENS)  # a prompt that is too long ends here
+        cases = self._answers(asked)  # a prompt that is too long ends here
         with self._change() as folder, borrowed(self.lm.model):
-            self._fit(request, folder)
+            kept = self._fit(request, folder)
+        self._kept = kept
         after = continue_prompts(self.lm, asked, TOKENS)
         answers = [
             Answer(kind, prompt, case.before, case.after, now)
@@ -267,6 +274,7 @@ class EditingSession:
         else:
             with self._change() as folder:
                 take_back(folder, run, base, [case_id], quiet=True)
+            self._kept = None
         (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS)
         return TakenBack(case_id, request.question, unedited, before, after, exact, self.geometry)
 
@@ -297,6 +305,13 @@ class EditingSession:
             self._sides.turn(edited=True)
         return target, notes
 
+    def _answers(self, prompts: Sequence[str]) -> list[Case]:
+        """What the unedited model and this one say; without any edits they are one."""
+        if self.run is not None:
+            return self.ask(prompts, TOKENS)
+        answers = continue_prompts(self.lm, prompts, TOKENS)
+        return [Case(prompt, answer, answer, None, None) for prompt, answer in zip(prompts, answers, strict=True)]
+
     def _edited(self, what: str) -> tuple[SavedRun, BaseModel]:
         if self.run is None or self._base is None:
             raise UserError(f"There is no edit to {what} yet.")
@@ -315,16 +330,31 @@ class EditingSession:
         self._sides.turn(edited=False)
         self._settle(folder)
 
-    def _fit(self, request: EditRequest, folder: Path) -> None:
-        """Continue the chain by one fact; the model is unedited afterwards."""
+    def _fit(self, request: EditRequest, folder: Path) -> dict[str, Any]:
+        """Continue the chain by one fact; the model is unedited afterwards.
+
+        Returns:
+            What the run leaves for the next one, all that the method remembers included.
+        """
         named = self._named()
-        held = model_in_memory(named["model.name"], self.lm.model, self.lm.tokenizer, self._architecture())
+        if self._held is None:
+            architecture = None if self.run is None else self.run.history.header.architecture
+            self._held = model_in_memory(named["model.name"], self.lm.model, self.lm.tokenizer, architecture)
+        given = Given([request], None, folder, self._held, self._earlier(), self._prepared)
         asked = Asked(None, None, None, None, (), self._settings(), folder, quiet=True)
-        cli = run_fit(command_line(asked, named), partial(GivenFit, Given([request], None, folder, held)))
+        cli = run_fit(command_line(asked, named), partial(GivenFit, given))
         # Which matrices are edited is known from here on, if this is the first edit.
         Sides(self.lm, cli.in_memory.unedited, {}).turn(edited=False)
+        kept = cli.in_memory.kept
         del cli
         gc.collect()  # a trainer and what it holds know one another
+        return kept
+
+    def _earlier(self) -> Earlier | None:
+        """The edits so far as the last one has left them in memory; None if they are to be read from the folder."""
+        if self.run is None or self._kept is None:
+            return None
+        return earlier_of(self.run, self._kept.get("live", self._weights), self._kept)
 
     def _named(self) -> dict[str, str]:
         dtype = {"model.dtype": str(self.lm.dtype).removeprefix("torch.")}
@@ -332,9 +362,6 @@ class EditingSession:
             return {"model.name": self.run.history.header.model, "from": str(self.run.folder), **dtype}
         assert self.start is not None  # noqa: S101 (an empty session has been given a model)
         return {"model.name": self.start.name, **dtype}
-
-    def _architecture(self) -> dict[str, Any] | None:
-        return None if self.run is None else self.run.history.header.architecture
 
     def _settings(self) -> dict[str, Any]:
         own = dict(self.start.settings) if self.start is not None and self.run is None else {}
@@ -352,6 +379,7 @@ class EditingSession:
         self._sides.turn(edited=False)
         self.states.clear()
         self.run, self._base, self._sides, self.geometry = None, None, Sides(self.lm, {}, {}), Geometry()
+        self._kept, self._weights = None, {}
 
     def _settle(self, folder: Path) -> None:
         """From the unedited model to that of a run folder, which counts from now on."""
@@ -360,6 +388,7 @@ class EditingSession:
         names = [site.name for site in self._base.sites]
         unedited, weights = _copies(self.lm, names), run.weights(self._base)
         self._base.write(weights)
+        self._weights = weights
         self.run, self._sides = run, Sides(self.lm, unedited, _copies(self.lm, names))
         self.geometry = _geometry(self._base.weights, weights)
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sphere_pl.errors import UserError
+from sphere_pl.history.continuation import SESSION
 from sphere_pl.history.log import LOG_FILE, log_digest
 from sphere_pl.storage.files import write_text
 
-_FOLDER, _FILE = "serving", "current.json"
+_FILE = "current.json"
 _STATE = re.compile(r"\d{5}")
 
 
@@ -30,7 +31,7 @@ class States:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir, self.folder = run_dir, run_dir / _FOLDER
+        self.run_dir, self.folder = run_dir, run_dir / SESSION
         self._origin = log_digest(run_dir) if (run_dir / LOG_FILE).is_file() else None
         self.current = self._read() if (self.folder / _FILE).is_file() else self.origin
         self._tidy()

@@ -52,6 +52,15 @@ def _escaped(value: Any) -> Any:
     return literal(value) if isinstance(value, str) else value
 
 
+def from_yaml(text: str) -> Any:
+    """Read YAML with libyaml where it is there, which takes a tenth of the time.
+
+    Raises:
+        YAMLError: If it is none.
+    """
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (both are safe)
+
+
 def load_value(text: str) -> Any:
     """Read YAML; a single line that says nothing, such as `~`, `#1` or `---`, is the name that it looks like.
 

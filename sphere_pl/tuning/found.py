@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
-from sphere_pl.editing.preparation import Prepared
+from sphere_pl.editing.preparation import KnownStates
 from sphere_pl.editing.targets import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
@@ -75,7 +75,7 @@ class Found(NamedTuple):
     outcome: Outcome | None = None
     tried: int = 0
     seconds: float = 0.0
-    prepared: Prepared | None = None
+    prepared: KnownStates | None = None
 
     def weighed(self, given: Method) -> dict[str, float]:
         """The method's argument for its regulariser, where the user has left it open."""

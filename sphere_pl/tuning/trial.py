@@ -14,7 +14,7 @@ from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.preparation import Preparation, Prepared, prepare_states
+from sphere_pl.editing.preparation import KnownStates, Preparation, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
@@ -96,7 +96,7 @@ class Kept:
         targets: Those.
     """
 
-    prepared: Prepared | None = None
+    prepared: KnownStates | None = None
     asked: str = ""
     targets: Targets | None = None
 
@@ -191,7 +191,7 @@ class Bench(NamedTuple):
     def _prepare(self, sites: Sequence[EditSite], weights: Sequence[Tensor], method: Method) -> MethodStates:
         known = self.kept.prepared
         states, _ = prepare_states(self.lm, sites, weights, method, self.statistics, Offload(None), self.track, known)
-        self.kept.prepared = Prepared([site.layer for site in sites], method, list(states))
+        self.kept.prepared = KnownStates([site.layer for site in sites], method, list(states))
         return states
 
     def _outcome(self) -> Outcome:
