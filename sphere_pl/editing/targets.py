@@ -26,6 +26,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention, packs
+from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
 from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.model.tokens import (
@@ -273,7 +274,12 @@ def optimize_targets(
 
 
 def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> Targets:
-    """Run Adam on all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
+    """Walk with all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
+    with laid_out(objective.lm, objective.layer + 1):
+        return _minimize(objective, base, settings)
+
+
+def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> Targets:
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
     walk = PolyakWalk(base, settings.stop_loss) if settings.optimizer == "polyak" else AdamWalk(base, settings)
