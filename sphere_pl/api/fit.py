@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
+from sphere_pl.api.checks import check_edits_weights
 from sphere_pl.api.settings import FACTS_FILE
 from sphere_pl.commands.fit import EditingCLI
 from sphere_pl.data.datamodule import Fact, FactList
@@ -41,6 +42,7 @@ class Given(NamedTuple):
         run_dir: The run folder; nothing is written if None.
         held: The model, if it is in memory.
         earlier: The edits that it holds, if they were made without a run folder.
+        alone: Whether the caller gets the model alone, without the program that puts facts in front of questions.
     """
 
     facts: Sequence[Fact]
@@ -48,6 +50,7 @@ class Given(NamedTuple):
     run_dir: str | Path | None
     held: tuple[OpenedModel, LanguageModel] | None = None
     earlier: Earlier | None = None
+    alone: bool = False
 
 
 class GivenFit(EditingCLI):
@@ -97,6 +100,8 @@ class GivenFit(EditingCLI):
         self.datamodule = FactList(given.facts, **data.as_dict())
         if given.method is not None:
             self.model.method = given.method
+        if given.alone:
+            check_edits_weights(self.model.method)
         if given.held is not None:
             opened, self.model.lm = given.held
             self.model.source.adopt(opened)
