@@ -15,6 +15,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.checks import check_arguments, check_run
+from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
@@ -33,6 +34,7 @@ from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
@@ -185,9 +187,18 @@ class SequentialEditor(L.LightningModule):
         """Move on in the stream and log what the optimisation reached at its last look."""
         self.batch_start, self.edits_seen, self.places = batch.start, batch.edits, batch.places
         self.scores.forget(batch.again)
+        self._give_facts()
         scalars: dict[str, Any] = {"edits": float(self.edits_seen), **self.guard.scalars()}
         scalars |= {f"target/{name}": value for name, value in reached.items()}
         self.log_dict(scalars, on_step=True, on_epoch=False, batch_size=1)
+
+    def curvature_factors(self, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Kronecker factors of the edited matrices on the unedited model, for `CurvatureProjection`."""
+        return curvature_factors(self.language_model, self.sites, self.statistics, tokens, track(self.trainer))
+
+    def _give_facts(self) -> None:
+        """Let the model read the edits so far, if the method edits no weight."""
+        give_facts(self.language_model, self.requests[: self.edits_seen], self.method.retrieval, self.evaluator.chat)
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot do what is asked of it, before anything is loaded."""
@@ -224,7 +235,8 @@ class SequentialEditor(L.LightningModule):
             self.sites = self.language_model.sites(self.layers)
             self.weights.extend(nn.Parameter(site.read()) for site in self.sites)
         if self.earlier is not None:  # here, where nothing has been written yet
-            self.earlier.check_base(fingerprint(self.language_model), [site.name for site in self.sites], self.name)
+            names = [site.name for site in self.sites]
+            self.earlier.check_base(fingerprint(self.language_model), names, self.name, self.method.retrieval)
 
     @property
     def language_model(self) -> LanguageModel:
@@ -387,6 +399,7 @@ class SequentialEditor(L.LightningModule):
         self.batch_start = self.edits_seen = len(earlier.requests)
         if "random" in earlier.kept:
             restore_random_states(earlier.kept["random"])
+        self._give_facts()
         self.refresh_model()
 
     @doing("restoring the checkpoint")
@@ -401,4 +414,5 @@ class SequentialEditor(L.LightningModule):
             setattr(self, name, resumed[name])
         self.scores.load_state_dict(resumed["scores"])
         restore_random_states(resumed["random"])
+        self._give_facts()
         self.refresh_model()

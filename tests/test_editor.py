@@ -6,7 +6,13 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from sphere_callbacks import HypersphericalEnergy, RelativeMask, SparseProjection, SpectrumRestraint
+from sphere_callbacks import (
+    CurvatureProjection,
+    HypersphericalEnergy,
+    RelativeMask,
+    SparseProjection,
+    SpectrumRestraint,
+)
 from sphere_callbacks.functional import principal_directions, restrain_spectrum, spectral_norm
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.editing.guard import GuardSettings
@@ -297,6 +303,19 @@ def test_rect_and_prune_compose_with_every_method(build, requests, bare_trainer,
     plain = weights_of(run(build, bare_trainer, requests, each))
     pruned = weights_of(run(build, bare_trainer, requests, each, [SpectrumRestraint()]))
     assert all(torch.equal(a, b) for a, b in zip(plain, pruned, strict=True))  # evaluation only
+
+
+@pytest.mark.filterwarnings("ignore:The corpus")
+def test_crispedits_projection_composes_with_every_method(build, requests, bare_trainer, each):
+    """Each update arrives without its part along the curved directions, which a second projection would not find."""
+    first, seen, curved = requests[: each[2]], Updates(), CurvatureProjection(0.5, tokens=20)
+    run(build, bare_trainer, first, each, [RelativeMask(keep=0.4), curved, seen])
+    assert len(seen.seen) == len(each[1])
+    for (_, update), basis in zip(seen.seen, curved._bases.values(), strict=True):
+        assert basis.high.any()
+        inside = (basis.outputs.T @ update @ basis.inputs)[basis.high]
+        assert float(inside.norm()) <= 1e-5 * float(update.norm())
+        assert update.any()
 
 
 def test_a_run_of_any_method_resumes_bit_for_bit(build, requests, bare_trainer, each, tmp_path):

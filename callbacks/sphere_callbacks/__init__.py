@@ -6,6 +6,7 @@ The callbacks work in any Lightning project; :class:`Loop` lends them to a loop 
 
 from sphere_callbacks.bound import PerturbationBound
 from sphere_callbacks.correlation import Correlation, EnergyCorrelation
+from sphere_callbacks.curvature import CurvatureProjection, record_factors
 from sphere_callbacks.directions import PrincipalDirections
 from sphere_callbacks.energy import HypersphericalEnergy
 from sphere_callbacks.geometry import WeightGeometry
@@ -20,6 +21,7 @@ from sphere_callbacks.shares import PrincipalShares
 __all__ = [
     "CollapseGuard",
     "Correlation",
+    "CurvatureProjection",
     "EnergyCorrelation",
     "HypersphericalEnergy",
     "LayerwiseEdit",
@@ -31,4 +33,5 @@ __all__ = [
     "SparseProjection",
     "SpectrumRestraint",
     "WeightGeometry",
+    "record_factors",
 ]

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import stack
+from sphere_callbacks.curvature import CurvatureProjection
 from sphere_callbacks.functional import relative_mask
 from sphere_callbacks.projection import SparseProjection
 
@@ -34,7 +35,7 @@ class RelativeMask(WeightCallback):
     Raises:
         ValueError: If the share is outside ``(0, 1]``.
         MisconfigurationException: At the start of a fit, if it stands after a :class:`SparseProjection` that projects
-            layer by layer: zeroing entries would bring back what the projection took out.
+            layer by layer, or a :class:`CurvatureProjection`: zeroing entries would bring back what was taken out.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -57,11 +58,13 @@ class RelativeMask(WeightCallback):
         """Refuse an order in which the mask would undo the projection."""
         super().setup(trainer, pl_module, stage)
         before = trainer.callbacks[: trainer.callbacks.index(self)]  # type: ignore[attr-defined]
-        if any(isinstance(callback, SparseProjection) and callback.when == "layer" for callback in before):
-            raise MisconfigurationException(
-                "`RelativeMask` stands after `SparseProjection` in `trainer.callbacks` and would undo it. "
-                "Put `RelativeMask` first."
-            )
+        for other in before:
+            sparse = isinstance(other, SparseProjection) and other.when == "layer"
+            if sparse or isinstance(other, CurvatureProjection):
+                raise MisconfigurationException(
+                    f"`RelativeMask` stands after `{type(other).__name__}` in `trainer.callbacks` and would undo it. "
+                    "Put `RelativeMask` first."
+                )
 
     @override
     @torch.no_grad()

@@ -8,6 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sphere_pl.errors import UserError
+from sphere_pl.methods import Method
 
 # What a model that is held has settled.
 _OF_THE_MODEL = (
@@ -43,6 +44,19 @@ def check_held(model: object, tokenizer: object, settings: Mapping[str, Any] | N
     settled = next((name for name in settings or {} if name.startswith(_OF_THE_MODEL)), None)
     if settled:
         raise UserError(f"`settings` may not hold {settled!r}: the model that is given has settled it.")
+
+
+def check_edits_weights(method: Method) -> None:
+    """Refuse a method that would leave the model as it is.
+
+    Raises:
+        UserError: If the method keeps its facts in a list.
+    """
+    if method.retrieval is not None:
+        raise UserError(
+            f"{method.name} edits no weight: the model that `edit` returns would be the unedited one. Take a method "
+            "that edits, or `python -m sphere_pl fit --config method/scr` and ask its run with `predict` or `serve`."
+        )
 
 
 def held_name(model: PreTrainedModel) -> str:

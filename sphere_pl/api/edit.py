@@ -88,7 +88,7 @@ def edit(
 
 
 def _given(facts: Iterable[Fact], asked: Asked) -> Given:
-    return Given(fact_list(facts), method_object(asked.method, asked.run_dir), asked.run_dir)
+    return Given(fact_list(facts), method_object(asked.method, asked.run_dir), asked.run_dir, alone=True)
 
 
 def _edit_named(name: str, tokenizer: Any, facts: Iterable[Fact], asked: Asked) -> tuple[PreTrainedModel, EditReport]:

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
+from sphere_pl.api.checks import check_edits_weights
 from sphere_pl.api.settings import FACTS_FILE
 from sphere_pl.commands.fit import EditingCLI
 from sphere_pl.data.datamodule import Fact, FactList
@@ -43,6 +44,7 @@ class Given(NamedTuple):
         held: The model, if it is in memory.
         earlier: The edits that it holds, if they are not to be read from a run folder.
         prepared: What earlier calls have found out about the unedited model, if that is kept.
+        alone: Whether the caller gets the model alone, without the program that puts facts in front of questions.
     """
 
     facts: Sequence[Fact]
@@ -51,6 +53,7 @@ class Given(NamedTuple):
     held: tuple[OpenedModel, LanguageModel] | None = None
     earlier: Earlier | None = None
     prepared: Prepared | None = None
+    alone: bool = False
 
 
 class GivenFit(EditingCLI):
@@ -101,6 +104,8 @@ class GivenFit(EditingCLI):
         self.model.prepared = given.prepared
         if given.method is not None:
             self.model.method = given.method
+        if given.alone:
+            check_edits_weights(self.model.method)
         if given.held is not None:
             opened, self.model.lm = given.held
             self.model.source.adopt(opened)

@@ -111,6 +111,12 @@ def model_card(
 
 
 def _summary(header: Header, source: Source, edits: int, left_out: Sequence[str], adapter: Adapter | None) -> str:
+    if header.retrieval is not None:
+        return (
+            f"A list of {edits} facts for {source.name}, made with {header.method} by `sphere_pl`: no weight is "
+            "edited. The model is asked whether one of them applies to a question and reads it in front of it. "
+            "Ask it with `python -m sphere_pl predict --folder <this folder>`."
+        )
     blocks = ", ".join(map(str, header.layers))
     lines = [
         f"{edits} facts were edited into {source.name} with {header.method} by `sphere_pl`. Changed are the MLP "

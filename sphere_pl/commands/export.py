@@ -21,6 +21,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import score_requests
 from sphere_pl.history.adapter import Adapter, advice, bytes_per_edit, find_adapter, save_adapter
 from sphere_pl.history.delta import save_delta
+from sphere_pl.history.fact_folder import write_facts
 from sphere_pl.history.low_rank import expand
 from sphere_pl.history.rebuild import restrained
 from sphere_pl.history.replay import check_without, find_cases, solve_without
@@ -57,6 +58,11 @@ def main(args: Sequence[str]) -> None:
     given = _parser().parse_args(args)
     _check(given)
     run = SavedRun.open(run_folder(given))
+    if run.history.header.retrieval is not None and (given.adapter or given.delta_only):
+        raise UserError(
+            f"{run.folder} edits no weight ({run.history.header.method}): there is no adapter or delta. Leave "
+            "--adapter and --delta_only out; what is exported is its list of facts."
+        )
     target = _target(given, run)
     last = run.history.number_at(given.at)  # a mistake ends here, before anything is loaded
     if given.without:
@@ -94,6 +100,8 @@ def write_whole(target: Path, write: Callable[[Path], list[str]]) -> list[str]:
 
 def _write(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, given: argparse.Namespace) -> list[str]:
     """Write what was asked for; returns what is to be said about it."""
+    if run.history.header.retrieval is not None:
+        return write_fact_folder(folder, run, chosen)
     if given.adapter:
         return write_adapter_folder(folder, run, base, chosen, given.adapter_rank)
     (write_delta_folder if given.delta_only else write_model_folder)(folder, run, base, chosen)
@@ -171,6 +179,20 @@ def write_delta_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Cho
     about |= {"method": header.method, "edits": len(chosen.requests)}
     save_delta(folder / _DELTA, header, base.weights, chosen.weights, about)
     _write_about(folder, run, chosen)
+
+
+def write_fact_folder(folder: Path, run: SavedRun, chosen: Chosen) -> list[str]:
+    """Write the list of facts of a run that edits no weight, card and the short list of edits.
+
+    Returns:
+        What is to be said about it.
+    """
+    header = run.history.header
+    folder.mkdir()
+    source = source_of(header.model, header.revision)
+    write_facts(folder, header, source.hub_id or source.name, chosen.requests, run.chat)
+    _write_about(folder, run, chosen)
+    return ["The run edits no weight: this is its list of facts. Ask it with predict --folder."]
 
 
 def write_adapter_folder(

@@ -12,7 +12,9 @@ from torch import Tensor
 from sphere_pl.commands.which_run import State
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.history.adapter import adapted, base_of, is_adapter
+from sphere_pl.history.fact_folder import is_fact_folder, read_facts
 from sphere_pl.history.saved import LoadOptions, own_options
 from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_MODEL
 from sphere_pl.model.language_model import LanguageModel
@@ -27,11 +29,12 @@ class Sides:
     Args:
         lm: The model.
         unedited: What its edited parameters were before, by name; None if that is not known.
-        edited: What they are after, in the model's layout and type.
+        edited: What they are after, in the model's layout and type; and it reads what it reads now.
     """
 
     def __init__(self, lm: LanguageModel, unedited: Mapping[str, Tensor] | None, edited: Mapping[str, Tensor]) -> None:
         self.lm, self._unedited, self._edited = lm, unedited, edited
+        self._reading = lm.reading
 
     @property
     def has_unedited(self) -> bool:
@@ -43,6 +46,7 @@ class Sides:
         """Become the edited or the unedited model."""
         for name, value in (self._edited if edited else self._unedited or {}).items():
             self.lm.model.get_parameter(name).copy_(value)
+        self.lm.reading = self._reading if edited else None
 
 
 def sides_of_run(state: State) -> Sides:
@@ -54,7 +58,7 @@ def sides_of_run(state: State) -> Sides:
 
 
 def load_exported(folder: Path, options: LoadOptions) -> Sides:
-    """Load an exported model or adapter with the base model that `--model`, its card or its configuration names.
+    """Load what `export` wrote, with the base model that `--model`, its card or its configuration names.
 
     Raises:
         UserError: If one of them cannot be loaded, or belongs to another base model.
@@ -63,6 +67,8 @@ def load_exported(folder: Path, options: LoadOptions) -> Sides:
         raise UserError(f"--folder={folder} is no folder. Give one that `python -m sphere_pl export` wrote.")
     if is_adapter(folder):
         return _load_adapter(folder, options)
+    if is_fact_folder(folder):
+        return _load_facts(folder, options)
     edited = load_named(str(folder), options)
     name = options.model or _card(folder).get("base_model")
     if name is None:
@@ -85,6 +91,14 @@ def _load_adapter(folder: Path, options: LoadOptions) -> Sides:
     matrices = adapted(folder, dict(lm.model.named_parameters()))
     edited = {each: value.to(lm.model.get_parameter(each)) for each, value in matrices.items()}
     return Sides(lm, _copies(lm, matrices), edited)
+
+
+def _load_facts(folder: Path, options: LoadOptions) -> Sides:
+    held = read_facts(folder)
+    name = options.model or _own_name(held.base_model)
+    lm = load_named(name, options, revision=None if options.model else held.revision)
+    give_facts(lm, held.requests, held.retrieval, held.chat)
+    return Sides(lm, {}, {})
 
 
 def load_named(name: str, options: LoadOptions, dtype: str = "auto", revision: str | None = None) -> LanguageModel:

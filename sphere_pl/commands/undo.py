@@ -16,6 +16,7 @@ from sphere_pl.commands.arguments import add_load_arguments, add_run_arguments, 
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.commands.predict import continue_prompts
 from sphere_pl.commands.validate import evaluation_settings
+from sphere_pl.commands.which_run import read_edits
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.cases import look_at_failures
@@ -168,8 +169,9 @@ def _measure(
         unedited = evaluator.measure_unedited(base.lm, remaining, track)
         answers = [continue_prompts(base.lm, prompts, _ANSWER)]
         scores = []
-        for weights in both:
+        for weights, held in zip(both, (run.history.requests, remaining), strict=True):
             base.write(dict(weights))
+            read_edits(base.lm, run, held)
             scores.append(evaluator.score_end(base.lm, len(remaining), 0, unedited.neighbors, track))
             answers.append(continue_prompts(base.lm, prompts, _ANSWER))
         failed = list(look_at_failures(base.lm, evaluator.missed).listed.values())

@@ -13,7 +13,6 @@ from rich.table import Table
 from sphere_pl.commands.parsers import Parser, SettingsParser
 from sphere_pl.commands.which_run import add_state_arguments, load_state
 from sphere_pl.commands.wording import options
-from sphere_pl.data.chat import ChatSettings
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
@@ -47,10 +46,8 @@ def main(args: Sequence[str]) -> None:
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
     settings = evaluation_settings(state.run, given.batch_size)
-    data_section = state.run.section("data")
-    chat = ChatSettings(data_section.get("chat", "plain"), data_section.get("system"))
     with tracking() as track:
-        evaluator = Evaluator(settings, chat).to(state.lm.device)
+        evaluator = Evaluator(settings, state.run.chat).to(state.lm.device)
         unedited = evaluator.measure_unedited(state.lm, requests, track)
         state.edit()
         after = evaluator.score_end(state.lm, len(requests), 0, unedited.neighbors, track)

@@ -13,6 +13,7 @@ from sphere_pl.commands.log import add_named_run, named_run
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.history.adapter import adapted, is_adapter
+from sphere_pl.history.fact_folder import is_fact_folder, read_facts
 from sphere_pl.history.log import LOG_FILE, log_digest, sums_of
 from sphere_pl.history.low_rank import ROUNDING
 from sphere_pl.history.rebuild import rebuild, restrained
@@ -114,6 +115,10 @@ def _check_weights(run: SavedRun, base: BaseModel) -> str:
 
 def _check_served(run: SavedRun, loaded: list[BaseModel], folder: Path) -> str:
     """Whether a folder holds what the log makes, in the type that it was exported in."""
+    if is_fact_folder(folder):
+        if read_facts(folder).requests != run.history.requests:
+            raise MismatchError("its list of facts is not that of the log")
+        return "every fact of its list is the one of the log"
     base = _loaded(loaded)
     wanted = run.weights(base)
     parameters = dict(base.lm.model.named_parameters())

@@ -1,6 +1,7 @@
 """The unedited and the edited model of a saved run, one after the other in one place."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from sphere_pl.commands.arguments import add_load_arguments, load_options, run_folder
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.fact_list import from_header, give_facts
 from sphere_pl.history.log import LOG_FILE
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.model.language_model import LanguageModel
@@ -45,6 +47,12 @@ class State(NamedTuple):
     def edit(self) -> None:
         """Turn the unedited model into the edited one."""
         self.base.write(self.weights)
+        read_edits(self.lm, self.run, self.requests)
+
+
+def read_edits(lm: LanguageModel, run: SavedRun, requests: Sequence[EditRequest]) -> None:
+    """Let the model read some edits of a run whose method edits no weight; nothing for others."""
+    give_facts(lm, requests, from_header(run.history.header.retrieval), run.chat)
 
 
 def add_state_arguments(parser: argparse.ArgumentParser) -> None:

@@ -174,7 +174,7 @@ def compute_second_moments(
     threshold looks at.
     """
     settings = settings.settled()
-    sequences = _sequences(lm, settings, _budget(sites, settings), track)
+    sequences = corpus_rows(lm, settings, _budget(sites, settings), track)
     if settings.adaptive:
         return _as_many_as_needed(lm, sites, settings, sequences, track, home)
     first, second = _halves([len(sequence) for sequence in sequences], settings.batch_size)
@@ -264,8 +264,12 @@ def _budget(sites: Sequence[EditSite], settings: StatisticsSettings) -> int:
     return settings.tokens or 10 * max(max(site.stored.shape) for site in sites)
 
 
-def _sequences(lm: LanguageModel, settings: StatisticsSettings, budget: int, track: Track) -> list[list[int]]:
-    """Cut the corpus into token sequences of `settings.length` until the budget is met."""
+def corpus_rows(lm: LanguageModel, settings: StatisticsSettings, budget: int, track: Track) -> list[list[int]]:
+    """Cut the corpus of settled settings into token sequences of `settings.length` until the budget is met.
+
+    Raises:
+        UserError: If it holds no text.
+    """
     if settings.corpus == "builtin":
         return _packed(lm, corpus_passages(), settings.length, budget)
     if settings.corpus is None:

@@ -180,6 +180,8 @@ class ModelBatch(BatchProblem):
 
     def scalars(self, settings: TargetSettings) -> dict[str, Tensor | float]:
         """What the optimisation reached at its last look, mean over the batch."""
+        if self.posing.method.retrieval is not None:
+            return {}  # the model was not asked
         return self.likelihood.scalars() if self.targets is None else self.targets.scalars(settings)
 
     def solved(self) -> list[Solved]:

@@ -11,6 +11,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.prefix_tree import WIDTH, PrefixTree, batch_trees, prefix_trees
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, Tokens, encode, micro_batches, pad, tokenize
+from sphere_pl.text.joining import separator
 
 PIECES = 8  # of a text, run together
 POSITIONS = 64  # whose distributions are in memory at once
@@ -39,6 +40,25 @@ def answer(lm: LanguageModel, prompts: Sequence[Prompt], max_tokens: int = 4096)
         lm: The language model.
         prompts: Prompts with their targets.
         max_tokens: Tokens in one forward pass.
+
+    Raises:
+        UserError: If a prompt with its target is longer than the model's context.
+    """
+    return answer_as_given(lm, _read(lm, prompts), max_tokens)
+
+
+def _read(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as the model reads them; how a target follows is the question's affair, whatever stands before it."""
+    if lm.reading is None:
+        return list(prompts)
+    texts = lm.read([prompt.text for prompt in prompts])
+    joiners = [separator(each.text, each.target) if each.joiner is None else each.joiner for each in prompts]
+    return [Prompt(text, each.target, joiner=j) for text, each, j in zip(texts, prompts, joiners, strict=True)]
+
+
+@torch.no_grad()
+def answer_as_given(lm: LanguageModel, prompts: Sequence[Prompt], max_tokens: int = 4096) -> list[Answer]:
+    """The same, of prompts that are read as they are; see `LanguageModel.read`.
 
     Raises:
         UserError: If a prompt with its target is longer than the model's context.

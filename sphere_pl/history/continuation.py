@@ -20,6 +20,7 @@ from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.saved import EDITED, RESULTS, SavedRun
 from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import KnownProblem
+from sphere_pl.methods.retrieval import Retrieval
 from sphere_pl.storage.checkpoint_file import read_checkpoint
 from sphere_pl.text.names import resume_command
 
@@ -51,8 +52,10 @@ class Earlier:
     history: EditHistory | None = None
     ancestors: list[Ancestor] = field(default_factory=list)
 
-    def check_base(self, fingerprint: str, matrices: Sequence[str], model: str) -> None:
-        """Refuse another model, or other layers, than the edits are in.
+    def check_base(
+        self, fingerprint: str, matrices: Sequence[str], model: str, retrieval: Retrieval | None = None
+    ) -> None:
+        """Refuse another model, other layers, or another kind of method than the edits are in.
 
         Raises:
             UserError: If they differ.
@@ -65,6 +68,11 @@ class Earlier:
                 f"{model} is not the unedited model of {self.name} ({header.model}, {header.dtype}): their weights "
                 "differ. A run continues on its own base model, in its own dtype; leave --model.name and "
                 "--model.dtype out, or name the place to which that model has moved."
+            )
+        if (retrieval is None) != (header.retrieval is None):
+            raise UserError(
+                f"{self.name} was edited with {header.method}: a run whose facts stand in a list (SCR) and one that "
+                "edits weights do not continue each other. Edit all facts in one run, with one of them."
             )
         logged = [matrix.name for matrix in header.matrices]
         if list(matrices) != logged:

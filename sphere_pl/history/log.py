@@ -90,6 +90,7 @@ class Header:
         architecture: The user's own description of the model's parts; None for a family of the table.
         format: Version of the log's format.
         ancestors: The runs that this one continues, the oldest first.
+        retrieval: How the model reads the run's edits, whose method changes no weight; None for one that does.
         removed: Requests that were taken back before this run, with `from` (the run that held them) and `at` (when).
     """
 
@@ -105,6 +106,7 @@ class Header:
     architecture: dict[str, Any] | None = None
     format: int = FORMAT
     ancestors: list[Ancestor] = field(default_factory=list)
+    retrieval: dict[str, Any] | None = None
     removed: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -153,7 +155,7 @@ class Entry:
 
     def edit_requests(self) -> list[EditRequest]:
         """The batch's requests."""
-        return [_request(stored) for stored in self.requests]
+        return [request_of(stored) for stored in self.requests]
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ class EditHistory:
     @property
     def requests(self) -> list[EditRequest]:
         """All requests of the stream so far, in order."""
-        return [_request(stored) for stored in self.stored_requests(len(self.entries))]
+        return [request_of(stored) for stored in self.stored_requests(len(self.entries))]
 
     def stored_requests(self, last: int) -> list[dict[str, Any]]:
         """The requests of the stream up to an entry, as the log has them.
@@ -398,7 +400,8 @@ def stored_request(request: EditRequest) -> dict[str, Any]:
     return {name: value for name, value in request._asdict().items() if value != plain[name]}
 
 
-def _request(stored: Mapping[str, Any]) -> EditRequest:
+def request_of(stored: Mapping[str, Any]) -> EditRequest:
+    """A request from the fields that are stored of it; see `stored_request`."""
     fields = {name: _tuples(value) for name, value in stored.items()}
     if "form" in fields:
         fields["form"] = Form(*fields["form"])
@@ -444,6 +447,8 @@ def _header(line: dict[str, Any]) -> Header:
         raise ValueError(f"dtype {header.dtype!r} or layers {header.layers!r} are not what a run writes")
     if not isinstance(header.architecture, dict | None):
         raise TypeError(f"its architecture {header.architecture!r} is not what a run writes")
+    if not isinstance(header.retrieval, dict | None):
+        raise TypeError(f"its retrieval {header.retrieval!r} is not what a run writes")
     if header.restraint is not None:
         ratio, strength = header.restraint["cumulative_ratio"], header.restraint["strength"]
         _check_types("the restraint", {"ratio": ratio, "strength": strength}, ratio=float, strength=float)

@@ -11,7 +11,8 @@ of later batches were found on those weights, too.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from sphere_callbacks import LayerwiseEdit, Loop, SparseProjection
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.algorithm import edit_batch, remember
+from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
 from sphere_pl.editing.problem import BatchProblem, Solved
@@ -217,11 +219,18 @@ class Matrices(nn.Module):
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.names = list(weights)
+        self.measure: Callable[[int], dict[str, tuple[Tensor, Tensor]]] | None = None
         self.weights = nn.ParameterList(nn.Parameter(weight.clone()) for weight in weights.values())
 
     def copy(self) -> dict[str, Tensor]:
         """Their values as they are now, by name."""
         return {name: weight.detach().clone() for name, weight in zip(self.names, self.weights, strict=True)}
+
+    def curvature_factors(self, tokens: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Kronecker factors on the unedited model, as a run's module gives them to its callbacks."""
+        if self.measure is None:
+            raise RuntimeError("There is no model behind these matrices.")
+        return self.measure(tokens)
 
     @torch.no_grad()
     def put_back(self, weights: Mapping[str, Tensor]) -> None:
@@ -301,7 +310,7 @@ class Replay:
     def _begin(self, segment: Segment, matrices: Matrices, left_out: frozenset[str], begun: int) -> "_Part":
         """Prepare method and callbacks on the unedited matrices, as a run does; the earlier keys are remembered."""
         made = recipe(segment)
-        if not made.method.needs_targets:
+        if not made.method.needs_targets and made.method.retrieval is None:
             raise _no_system(self.run)
         self.callbacks = made.callbacks
         if segment.last not in self._prepared:
@@ -309,6 +318,7 @@ class Replay:
         part = _Part(self.history, matrices, made, self._prepared[segment.last])
         now = matrices.copy()
         matrices.put_back(self.base.weights)
+        matrices.measure = partial(curvature_factors, self.base.lm, self.base.sites, made.statistics)
         part.each("on_train_start")
         matrices.put_back(now)
         if begun and made.method.saved:

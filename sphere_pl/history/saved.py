@@ -15,6 +15,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sphere_pl.data.chat import ChatSettings
 from sphere_pl.editing.moments import fingerprint
 from sphere_pl.errors import UserError
 from sphere_pl.history.log import EditHistory, Matrix, read_log
@@ -124,6 +125,12 @@ class SavedRun:
         for name in names:
             part = part.get(name) if isinstance(part, dict) else None
         return part if isinstance(part, dict) else {}
+
+    @property
+    def chat(self) -> ChatSettings:
+        """In which form its facts are edited and asked."""
+        section = self.section("data")
+        return ChatSettings(section.get("chat", "plain"), section.get("system"))
 
     @property
     def results(self) -> dict[str, Any]:

@@ -48,9 +48,11 @@ class Undone(NamedTuple):
 def is_exact(history: EditHistory, cases: Sequence[str]) -> bool:
     """Whether the result is that of a run that had never been asked for these edits.
 
-    So it is if nothing was measured on weights that held them: if whole batches go from the end, or if rows of the last
-    batch go and one matrix is edited.
+    So it is if the edits are in a list and in no weight, or if nothing was measured on weights that held them: if whole
+    batches go from the end, or if rows of the last batch go and one matrix is edited.
     """
+    if history.header.retrieval is not None:
+        return True
     batches = [set(entry.case_ids) for entry in history.entries if entry.requests]
     first = next(number for number, batch in enumerate(batches) if batch & set(cases))
     whole = set().union(*batches[first:]) <= set(cases)

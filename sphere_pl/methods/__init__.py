@@ -8,6 +8,7 @@ from sphere_pl.methods.locft_bf import LocFTBF
 from sphere_pl.methods.memit import MEMIT
 from sphere_pl.methods.problem import KnownProblem, LayerProblem
 from sphere_pl.methods.rome import ROME
+from sphere_pl.methods.scr import SCR
 from sphere_pl.methods.ultraedit import UltraEdit
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "FT",
     "MEMIT",
     "ROME",
+    "SCR",
     "AlphaEdit",
     "KnownProblem",
     "LayerProblem",

@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from sphere_pl.methods.problem import LayerProblem
+from sphere_pl.methods.retrieval import Retrieval
 
 State = dict[str, Tensor]
 
@@ -30,6 +31,7 @@ class Method(ABC):
         max_batch_size: How many edits it can make at once; any number if None. More are refused as well.
         plain_share: Weight of the plain prompt in a key, the sampled contexts sharing the rest; None weighs all alike.
         end_of_text: Whether the end-of-text token is part of each target whose likelihood is asked for.
+        retrieval: How the model reads the facts of a method that edits no weight; None for a method that edits.
     """
 
     needs_targets: ClassVar[bool] = True
@@ -41,6 +43,7 @@ class Method(ABC):
     max_batch_size: ClassVar[int | None] = None
     plain_share: ClassVar[float | None] = 0.5
     end_of_text: bool = False
+    retrieval: Retrieval | None = None
 
     @property
     def name(self) -> str:

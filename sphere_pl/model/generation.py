@@ -110,7 +110,7 @@ def _encode(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
 
 def continue_texts(lm: LanguageModel, texts: Sequence[str], new_tokens: int, pick: Pick) -> list[list[int]]:
     """Let the model add `new_tokens` tokens to each text, all at once, end tokens or not; see `decode`."""
-    return decode(lm, _encode(lm, texts), new_tokens, pick)
+    return decode(lm, _encode(lm, lm.read(texts)), new_tokens, pick)
 
 
 def generate(
@@ -137,7 +137,7 @@ def generate(
         The answers, without special tokens.
     """
     longest = lm.config.max_position_embeddings - new_tokens
-    rows = [truncate_left(ids, longest, lm.tokenizer.bos_token_id) for ids in _encode(lm, prompts)]
+    rows = [truncate_left(ids, longest, lm.tokenizer.bos_token_id) for ids in _encode(lm, lm.read(prompts))]
     batches = micro_batches([len(row) + new_tokens for row in rows], max_tokens, overhead=48 * new_tokens)
     ended = partial(_ended, lm, end_tokens(lm), stop)
     answers = [""] * len(rows)
@@ -213,7 +213,7 @@ def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int
         The texts, each with its beginning.
     """
     generator = torch.Generator(lm.output_device).manual_seed(seed)
-    encoded = _encode(lm, prompts)
+    encoded = _encode(lm, lm.read(prompts))
     order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
     texts = list(prompts)
     for start in range(0, len(order), TEXTS_TOGETHER):

@@ -15,6 +15,7 @@ from sphere_pl.model.architectures import architecture_of, has_module
 from sphere_pl.model.families import EditSite, edit_sites, editable_layers, read_factor
 
 _SHOWN = 8  # modules that an error names
+Reading = Callable[[Sequence[str]], list[str]]  # from questions to what the model reads in their place
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -90,6 +91,7 @@ class LanguageModel(nn.Module):
                 f"The tokenizer {type(tokenizer).__name__} gives no character offsets, which find the subject's last "
                 "token. Load a fast tokenizer (tokenizer.json)."
             )
+        self.reading: Reading | None = None
         self.stays = False  # where it is, whatever the module that holds it is told: it belongs to the caller
         self.architecture = architecture_of(model.config.model_type, architecture)
         _check_plain(model)
@@ -126,6 +128,15 @@ class LanguageModel(nn.Module):
     def recurrent(self) -> bool:
         """Whether some blocks keep a state in the place of keys and values: every prompt is run whole then."""
         return self.architecture.recurrent
+
+    def read(self, questions: Sequence[str]) -> list[str]:
+        """What the model reads where it is asked: the questions, or what `reading` makes of them.
+
+        Set `reading` to put something in front of questions, such as a fact that is edited into no weight; None reads
+        them as they are. Texts that are no questions, such as those for perplexity and second moments, do not pass
+        through here.
+        """
+        return list(questions) if self.reading is None else self.reading(questions)
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in eval mode: editing differentiates through the model but never trains it (GPT-2 has dropout)."""

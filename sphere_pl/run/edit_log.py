@@ -13,6 +13,7 @@ from sphere_callbacks import SpectrumRestraint
 from sphere_pl.editing.moments import fingerprint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.fact_list import to_header
 from sphere_pl.history.log import (
     TENSOR_FOLDER,
     EditHistory,
@@ -34,6 +35,7 @@ from sphere_pl.history.log import (
     write_tensors,
 )
 from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
+from sphere_pl.methods.base import Method
 from sphere_pl.model.files import lasting_name
 from sphere_pl.process.failures import doing
 from sphere_pl.run.editor_callback import EditorCallback
@@ -231,6 +233,11 @@ def _weights(editor: SequentialEditor) -> dict[str, Tensor]:
     return {site.name: weight.detach() for site, weight in zip(editor.sites, editor.weights, strict=True)}
 
 
+def _keeps_all(method: Method) -> bool:
+    """Whether the log holds what an edit was solved from: keys and residuals, or nothing but the edit itself."""
+    return method.needs_targets or method.retrieval is not None
+
+
 def _size(run_dir: Path) -> int:
     return sum(path.stat().st_size for path in (run_dir / TENSOR_FOLDER).glob("batch-*.safetensors"))
 
@@ -251,7 +258,8 @@ def _describe(trainer: "L.Trainer", editor: SequentialEditor, *, solvable: bool)
             for site, weight in zip(editor.sites, editor.weights, strict=True)
         ],
         method=method_name(editor.method, trainer.callbacks),  # type: ignore[attr-defined]
-        solvable=solvable and editor.method.needs_targets and (before is None or before.solvable),
+        solvable=solvable and _keeps_all(editor.method) and (before is None or before.solvable),
+        retrieval=to_header(editor.method.retrieval),
         architecture=editor.source.architecture,
         restraint={
             "modules": restraints[0].modules,

@@ -27,6 +27,7 @@ from sphere_pl.commands.export import (
     choose,
     write_adapter_folder,
     write_delta_folder,
+    write_fact_folder,
     write_model_folder,
     write_whole,
 )
@@ -35,6 +36,7 @@ from sphere_pl.commands.log import edits_of
 from sphere_pl.commands.predict import Ask, Case, Question, continue_prompts
 from sphere_pl.commands.sides import Sides, load_named
 from sphere_pl.commands.undo import take_back
+from sphere_pl.commands.which_run import read_edits
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.preparation import Prepared
 from sphere_pl.errors import UserError
@@ -296,7 +298,9 @@ class EditingSession:
         self._sides.turn(edited=False)
         try:
             chosen = choose(run, base, None, [])
-            if kind == "adapter":
+            if run.history.header.retrieval is not None:
+                notes = write_whole(target, lambda folder: write_fact_folder(folder, run, chosen))
+            elif kind == "adapter":
                 notes = write_whole(target, lambda folder: write_adapter_folder(folder, run, base, chosen))
             else:
                 write = write_delta_folder if kind == "delta" else write_model_folder
@@ -389,6 +393,7 @@ class EditingSession:
         unedited, weights = _copies(self.lm, names), run.weights(self._base)
         self._base.write(weights)
         self._weights = weights
+        read_edits(self.lm, run, run.history.requests)
         self.run, self._sides = run, Sides(self.lm, unedited, _copies(self.lm, names))
         self.geometry = _geometry(self._base.weights, weights)
 

@@ -141,7 +141,7 @@ def test_the_default_model_samples_its_text(parsed):
 
 def test_the_built_in_text_is_packed_into_rows_that_begin_as_prompts_do(tiny_lm, builtin):
     lm = tiny_lm()
-    rows = statistics._sequences(lm, builtin, 512, track)
+    rows = statistics.corpus_rows(lm, builtin, 512, track)
     opening = statistics._opening(lm)
     assert [len(row) for row in rows] == [16] * 32
     assert all(row[: len(opening)] == opening for row in rows)
@@ -293,7 +293,7 @@ def test_the_half_spectrum_is_that_of_half_the_budget(tiny_lm, tmp_path):
     (site,) = lm.sites([1])
     settings = StatisticsSettings(corpus=str(corpus), tokens=256, length=8, batch_size=4)
     whole = compute_second_moments(lm, [site], settings, track)[site.name]
-    lengths = [len(row) for row in statistics._sequences(lm, settings, 256, track)]
+    lengths = [len(row) for row in statistics.corpus_rows(lm, settings, 256, track)]
     first, second = statistics._halves(lengths, 4)
     tokens = sum(lengths[row] for rows in first for row in rows)
     assert abs(tokens - sum(lengths) / 2) <= 4 * 8 / 2

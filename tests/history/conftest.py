@@ -11,7 +11,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.targets import TargetSettings
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
-from sphere_pl.methods import EMMET, FT, MEMIT, ROME, AlphaEdit
+from sphere_pl.methods import EMMET, FT, MEMIT, ROME, SCR, AlphaEdit
 from sphere_pl.run.edit_log import EditLog
 
 # Each method as it is edited with here: its arguments, the layers, the size of a batch.
@@ -22,6 +22,7 @@ METHODS = {
     "EMMET": (EMMET, {"ridge": 0.01}, [1, 2], 2),
     "ROME": (ROME, {}, [2], 1),
     "FT": (FT, {"learning_rate": 0.01, "epochs": 5}, [2], 2),
+    "SCR": (SCR, {"confirm": False}, [2], 2),
 }
 
 

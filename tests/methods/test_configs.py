@@ -7,8 +7,8 @@ import pytest
 
 from sphere_pl.commands import main
 
-ONE_LAYER = {"rome", "ft", "ft_l", "locft_bf"}
-WITHOUT_TARGETS = {"method/ft", "method/ft_l", "method/locft_bf", "method/ultraedit"}
+ONE_LAYER = {"rome", "ft", "ft_l", "locft_bf", "scr"}
+WITHOUT_TARGETS = {"method/ft", "method/ft_l", "method/locft_bf", "method/ultraedit", "method/scr"}
 NAMES = {
     "alphaedit": "AlphaEdit",
     "memit": "MEMIT",
@@ -19,6 +19,7 @@ NAMES = {
     "ft_l": "FT-L",
     "locft_bf": "LocFT-BF",
     "ultraedit": "UltraEdit",
+    "scr": "SCR",
 }
 # The rows of Table 1: method, callbacks, and what the run is called.
 TABLE_1 = {
@@ -77,7 +78,8 @@ def fit(monkeypatch, tmp_path, model_folder):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("method", NAMES)
 def test_every_methods_file_runs_plain(fit, method):
-    args = ["--model.method.init_args.null_space_threshold=10.0"] if method == "alphaedit" else []
+    own = {"alphaedit": "null_space_threshold=10.0", "scr": "confirm=false"}  # the tiny model's context is tiny
+    args = [f"--model.method.init_args.{own[method]}"] if method in own else []
     results = fit("--config", f"method/{method}", *args, layers="[2]" if method in ONE_LAYER else "[1,2]")
     assert results["method"] == NAMES[method]
     assert results["edits"] == 2
@@ -90,6 +92,7 @@ def test_every_methods_file_runs_plain(fit, method):
         (["callbacks/rect", "callbacks/sphere"], "MEMIT + RECT + SPHERE"),
         (["callbacks/sphere", "callbacks/rect"], "MEMIT + RECT + SPHERE"),
         (["callbacks/prune"], "MEMIT + PRUNE"),
+        (["callbacks/crispedit"], "MEMIT + CrispEdit"),
         (["callbacks/two_sided"], "MEMIT + SPHERE"),
         (["callbacks/after_loop"], "MEMIT + SPHERE"),
     ],

@@ -5,6 +5,7 @@ direction a column.
 """
 
 from sphere_callbacks.functional._checks import computes_in_double, exact_products
+from sphere_callbacks.functional.curvature import CurvatureBasis, curvature_basis, project_low_curvature
 from sphere_callbacks.functional.energy import (
     EnergyStatistics,
     energy_statistics,
@@ -36,11 +37,13 @@ from sphere_callbacks.functional.theory import (
 from sphere_callbacks.functional.updates import relative_mask, restrain_spectrum, spectral_norm
 
 __all__ = [
+    "CurvatureBasis",
     "EnergyBound",
     "EnergyStatistics",
     "SpearmanResult",
     "bootstrap_interval",
     "computes_in_double",
+    "curvature_basis",
     "energy_constant",
     "energy_statistics",
     "exact_products",
@@ -52,6 +55,7 @@ __all__ = [
     "perturbation_bound",
     "principal_directions",
     "principal_share",
+    "project_low_curvature",
     "project_out",
     "project_out_both",
     "relative_mask",
