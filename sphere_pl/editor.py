@@ -1,14 +1,12 @@
 """Sequential knowledge editing as a LightningModule: one edit batch, one step."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sphere_callbacks import LayerwiseEdit
 from sphere_pl.data.datamodule import EditLoader
@@ -20,15 +18,8 @@ from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
-from sphere_pl.editing.preparation import (
-    KnownStates,
-    Preparation,
-    Prepared,
-    measure_anchors,
-    planned_requests,
-    prepare_states,
-    states_rest_on,
-)
+from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests
+from sphere_pl.editing.prepared import KnownStates, Prepared, states_before_edits
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.targets import Targets, TargetSettings
@@ -37,8 +28,8 @@ from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.run_scores import RunScores
-from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.evaluation.validation import ScoredModule
 from sphere_pl.history.continuation import Earlier
 from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
@@ -50,7 +41,6 @@ from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track, track, untracked
 from sphere_pl.storage.random_states import random_states, restore_random_states
-from sphere_pl.trainers import is_last_step
 from sphere_pl.tuning.found import AutoSettings, Found, find_settings
 from sphere_pl.tuning.known import as_known
 
@@ -60,7 +50,7 @@ log = logging.getLogger(__name__)
 _KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edits_seen")
 
 
-class SequentialEditor(L.LightningModule):
+class SequentialEditor(ScoredModule):
     """Edit a language model batch after batch, never resetting it.
 
     The edited matrices live here as float32 parameters of shape `[d_out, d_in]`: they are what the optimizer,
@@ -256,9 +246,14 @@ class SequentialEditor(L.LightningModule):
         self.evaluator.chat = loader.chat
         first, loader.failing = self.preparation.first_phrasings(loader, loader.requests), self.failing
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
-        self.states, self.diagnosis = self._prepare(bars)
+        weights, searched, self._searched = list(self.weights), self._searched, None
+        self.states, self.diagnosis = states_before_edits(
+            lm, self.model_hash, self.sites, weights, self.method, self.statistics, self.offload, bars,
+            self.prepared, searched,
+        )  # fmt: skip
         report_statistics(self.diagnosis)
-        self.contexts = self._settled("contexts", self._sample_contexts)
+        sample = partial(self.preparation.sample_contexts, self.model_hash, self.prepared)
+        self.contexts = self._settled("contexts", sample)
         same_key = self.target_settings.same_key
         plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
         self.plan = self.trainer.strategy.broadcast(plan)
@@ -274,26 +269,6 @@ class SequentialEditor(L.LightningModule):
             self.scores.measure_unedited(lm, self.requests, bars)
             if self.earlier is not None:
                 self._continue(self.earlier)
-
-    def _prepare(self, bars: Track) -> tuple[MethodStates, dict[str, dict[str, float]]]:
-        """What the method knows before the first batch."""
-        sites, weights, offload = self.sites, list(self.weights), self.offload
-        lm, searched, self._searched = self.language_model, self._searched, None
-        prepare = partial(prepare_states, lm, sites, weights, self.method, self.statistics, offload, bars, searched)
-        if self.prepared is None:
-            return prepare()
-        rests_on = [*states_rest_on(self.model_hash, self.method, self.statistics, sites), offload.home]
-        return self.prepared.states(
-            rests_on, self.method.saved, prepare, lambda known: MethodStates(known, weights, offload)
-        )
-
-    def _sample_contexts(self) -> list[str]:
-        seed = int(torch.initial_seed() % 2**31)
-        sample = partial(self.preparation.sample_contexts, seed)
-        if self.prepared is None:
-            return sample()
-        rests_on = [self.model_hash, self.n_contexts, self.context_length, seed, self.method.needs_targets]
-        return self.prepared.contexts(rests_on, sample)
 
     def failing(self) -> list[int]:
         """Places of the edits so far that the model does not answer as wanted."""
@@ -316,33 +291,6 @@ class SequentialEditor(L.LightningModule):
         last_step = self.trainer.max_steps == self.trainer.global_step + 1
         if (self.trainer.is_last_batch or last_step) and isinstance(self.trainer.val_check_batch, int):
             self.trainer.val_check_batch = batch_idx + 1
-
-    def val_dataloader(self) -> DataLoader[ScoringBatch]:
-        """The edits so far."""
-        return DataLoader(ScoredEdits(self.begin_validation), batch_size=None)
-
-    def begin_validation(self) -> Iterator[ScoringBatch]:
-        """Say what is scored now; Lightning asks for the first batch before any hook of the validation."""
-        self.evaluator.begin(self.edits_seen, self.batch_start, is_last_step(self.trainer))
-        return self.evaluator.batches()
-
-    def on_validation_epoch_start(self) -> None:
-        """Let the language model follow the weights: a callback may have swapped them."""
-        self.refresh_model()
-
-    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
-        """Score some edited requests."""
-        self.scores.add(self.language_model, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what was measured and go back to the weights being edited."""
-        scalars = self.scores.end_validation(self.language_model, track(self.trainer))
-        self.log_dict({**scalars, "edits": float(self.edits_seen)}, batch_size=1)
-        self.refresh_model()
-
-    def on_validation_end(self) -> None:
-        """Follow a callback that moved the weights after a validation."""
-        self.refresh_model()
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
         """Follow a callback that moved the weights after the step, and look at what the first batch did."""

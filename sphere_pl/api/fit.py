@@ -18,7 +18,7 @@ from sphere_pl.api.settings import FACTS_FILE
 from sphere_pl.commands.fit import EditingCLI
 from sphere_pl.data.datamodule import Fact, FactList
 from sphere_pl.data.formats.jsonl import write_jsonl
-from sphere_pl.editing.preparation import Prepared
+from sphere_pl.editing.prepared import Prepared
 from sphere_pl.history.continuation import Earlier
 from sphere_pl.methods import Method
 from sphere_pl.model.families import EditSite

@@ -1,7 +1,8 @@
 """What a run settles before its first batch: its requests, contexts, pass size, method states and anchors."""
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -11,13 +12,11 @@ from torch import Tensor
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
-from sphere_pl.editing.guard import diagnose
 from sphere_pl.editing.key_plan import KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
-from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, corpus_identity, second_moments
+from sphere_pl.editing.prepared import Prepared
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.states import MethodStates, Offload
-from sphere_pl.methods.base import Method, State
+from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
@@ -80,10 +79,14 @@ class Preparation(NamedTuple):
         return self.max_tokens or fitting_tokens(available, lambda tokens: self.memory_need(batch, tokens))
 
     @doing("sampling context templates")
-    def sample_contexts(self, seed: int) -> list[str]:
+    def sample_contexts(self, model_hash: str, prepared: Prepared | None) -> list[str]:
         """Context templates, the empty one first; that alone for a method that needs no targets."""
+        seed = int(torch.initial_seed() % 2**31)
         count = self.contexts if self.method.needs_targets else 0
-        return sample_contexts(self.lm, count=count, length=self.context_length, seed=seed)
+        sample = partial(sample_contexts, self.lm, count=count, length=self.context_length, seed=seed)
+        return (
+            sample() if prepared is None else prepared.contexts([model_hash, count, self.context_length, seed], sample)
+        )
 
     def first_phrasings(self, loader: EditLoader, requests: Sequence[EditRequest]) -> list[EditRequest]:
         """A batch's requests in all forms that they are edited in; what cannot be edited in them is refused now.
@@ -117,111 +120,6 @@ class Preparation(NamedTuple):
                 check_target(self.lm.tokenizer, phrasing)
                 check_length(self.lm.tokenizer, phrasing, longest, most)
         return plan
-
-
-class KnownStates(NamedTuple):
-    """States as they are before any batch, kept for another run over the same unedited model.
-
-    Attributes:
-        layers: Whose matrices they belong to.
-        method: What made them.
-        states: One for each matrix.
-    """
-
-    layers: list[int]
-    method: Method
-    states: list[State]
-
-
-class Prepared:
-    """What runs on one unedited model find out but once: the method's states before the first batch, and contexts.
-
-    Whoever edits a model again and again in one process gives it to every run. A run of its own keeps nothing: of some
-    methods this is as much again as they need.
-    """
-
-    def __init__(self) -> None:
-        self._states: tuple[list[Any], list[State], dict[str, dict[str, float]]] | None = None
-        self._contexts: tuple[list[Any], list[str]] | None = None
-
-    def states(
-        self,
-        rests_on: list[Any],
-        saved: Collection[str],
-        prepare: Callable[[], tuple[MethodStates, dict[str, dict[str, float]]]],
-        renew: Callable[[list[State]], MethodStates],
-    ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
-        """The states and their diagnosis, prepared if they rest on something else than those that are known.
-
-        Args:
-            rests_on: The model, the method and all settings that they depend on.
-            saved: Names of the tensors that change while editing, of which copies are kept.
-            prepare: Prepares them.
-            renew: Puts known ones into use.
-        """
-        if self._states is None or self._states[0] != rests_on:
-            self._states = None  # its memory, before as much is taken again
-            found, diagnosis = prepare()
-            self._states = (rests_on, _apart(found, saved), diagnosis)
-            return found, diagnosis
-        _, known, diagnosis = self._states
-        return renew(_apart(known, saved)), diagnosis
-
-    def contexts(self, rests_on: list[Any], sample: Callable[[], list[str]]) -> list[str]:
-        """Context templates, sampled if they rest on something else than those that are known."""
-        if self._contexts is None or self._contexts[0] != rests_on:
-            self._contexts = (rests_on, sample())
-        return list(self._contexts[1])
-
-
-def _apart(states: Sequence[State], saved: Collection[str]) -> list[State]:
-    """States with copies of what changes; all else is shared."""
-    return [{name: each.clone() if name in saved else each for name, each in state.items()} for state in states]
-
-
-def states_rest_on(model: str, method: Method, settings: StatisticsSettings, sites: Sequence[EditSite]) -> list[Any]:
-    """What the method's states before the first batch depend on, to be compared with that of another run."""
-    arguments = vars(method)
-    if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
-        arguments = {"": object()}  # what cannot be compared is like nothing else
-    needed = [settings, corpus_identity(settings)] if method.needs_second_moment else []
-    return [model, type(method), arguments, [(site.name, site.stored.device) for site in sites], *needed]
-
-
-@doing("preparing second moments and the method")
-def prepare_states(
-    lm: LanguageModel,
-    sites: Sequence[EditSite],
-    weights: Sequence[Tensor],
-    method: Method,
-    settings: StatisticsSettings,
-    offload: Offload,
-    track: Track,
-    known: KnownStates | None = None,
-) -> tuple[MethodStates, dict[str, dict[str, float]]]:
-    """Find out what the method knows of each matrix before the first batch.
-
-    Where the same was prepared before for another regulariser, `known`, it is taken over as far as that goes.
-
-    Returns:
-        The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
-    """
-    moments: dict[str, SecondMoment] = {}
-    if method.needs_second_moment:
-        moments = second_moments(lm, sites, settings, track, offload.home)
-    states, diagnosis = [], {}
-    bar = track(sites, "what the edits keep", len(sites)) if moments else sites
-    fits = known is not None and known.layers == [site.layer for site in sites] and type(known.method) is type(method)
-    for number, site in enumerate(bar):
-        moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
-        placed = None if moment is None else moment.to(site.stored.device)
-        if known is not None and fits:
-            state = method.state_like(known.states[number], known.method, site.read(), placed)
-        else:
-            state = method.initial_state(site.read(), placed)
-        diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
-        states.append(offload.keep(state))
-    return MethodStates(states, weights, offload), diagnosis
 
 
 @doing("measuring target norms")

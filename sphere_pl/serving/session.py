@@ -38,7 +38,7 @@ from sphere_pl.commands.sides import Sides, load_named
 from sphere_pl.commands.undo import take_back
 from sphere_pl.commands.which_run import read_edits
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.preparation import Prepared
+from sphere_pl.editing.prepared import Prepared
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.history.continuation import Earlier, earlier_of, open_earlier

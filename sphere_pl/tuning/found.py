@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
-from sphere_pl.editing.preparation import KnownStates
+from sphere_pl.editing.prepared import KnownStates
 from sphere_pl.editing.targets import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method

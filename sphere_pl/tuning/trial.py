@@ -14,7 +14,8 @@ from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.preparation import KnownStates, Preparation, prepare_states
+from sphere_pl.editing.preparation import Preparation
+from sphere_pl.editing.prepared import KnownStates, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload

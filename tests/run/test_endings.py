@@ -34,7 +34,7 @@ STAGES = {
     "data": ("sphere_pl.data.datamodule:EditDataModule.setup", 1, "reading the data"),
     "model": ("sphere_pl.model.source:load_weights", 1, "loading the language model"),
     "settings": ("sphere_pl.commands.resuming:write_text", 1, ""),
-    "statistics": ("sphere_pl.editing.preparation:second_moments", 1, "second moments"),
+    "statistics": ("sphere_pl.editing.prepared:second_moments", 1, "second moments"),
     "contexts": ("sphere_pl.editing.preparation:sample_contexts", 1, "sampling context templates"),
     "norms": ("sphere_pl.editing.preparation:SubjectStream", 1, "measuring target norms"),
     "unedited": ("sphere_pl.evaluation.evaluator:Evaluator.measure_unedited", 1, "measuring the unedited model"),

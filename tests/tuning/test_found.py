@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.preparation import prepare_states
+from sphere_pl.editing.prepared import prepare_states
 from sphere_pl.editing.problem import ModelBatch
 from sphere_pl.editing.states import Offload
 from sphere_pl.editing.targets import TargetSettings

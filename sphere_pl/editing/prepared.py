@@ -1,0 +1,141 @@
+"""What a method knows of each matrix before the first batch, and where that need not be found out again."""
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from sphere_pl.editing.guard import diagnose
+from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, corpus_identity, second_moments
+from sphere_pl.editing.states import MethodStates, Offload
+from sphere_pl.methods.base import Method, State
+from sphere_pl.model.families import EditSite
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.process.failures import doing
+from sphere_pl.progress import Track
+
+
+class KnownStates(NamedTuple):
+    """States as they are before any batch, kept for another run over the same unedited model.
+
+    Attributes:
+        layers: Whose matrices they belong to.
+        method: What made them.
+        states: One for each matrix.
+    """
+
+    layers: list[int]
+    method: Method
+    states: list[State]
+
+
+class Prepared:
+    """What runs on one unedited model find out but once: the method's states before the first batch, and contexts.
+
+    Whoever edits a model again and again in one process gives it to every run. A run of its own keeps nothing: of some
+    methods this is as much again as they need.
+    """
+
+    def __init__(self) -> None:
+        self._states: tuple[list[Any], list[State], dict[str, dict[str, float]]] | None = None
+        self._contexts: tuple[list[Any], list[str]] | None = None
+
+    def states(
+        self,
+        rests_on: list[Any],
+        saved: Collection[str],
+        prepare: Callable[[], tuple[MethodStates, dict[str, dict[str, float]]]],
+        renew: Callable[[list[State]], MethodStates],
+    ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+        """The states and their diagnosis, prepared if they rest on something else than those that are known.
+
+        Args:
+            rests_on: The model, the method and all settings that they depend on.
+            saved: Names of the tensors that change while editing, of which copies are kept.
+            prepare: Prepares them.
+            renew: Puts known ones into use.
+        """
+        if self._states is None or self._states[0] != rests_on:
+            self._states = None  # its memory, before as much is taken again
+            found, diagnosis = prepare()
+            self._states = (rests_on, _apart(found, saved), diagnosis)
+            return found, diagnosis
+        _, known, diagnosis = self._states
+        return renew(_apart(known, saved)), diagnosis
+
+    def contexts(self, rests_on: list[Any], sample: Callable[[], list[str]]) -> list[str]:
+        """Context templates, sampled if they rest on something else than those that are known."""
+        if self._contexts is None or self._contexts[0] != rests_on:
+            self._contexts = (rests_on, sample())
+        return list(self._contexts[1])
+
+
+def _apart(states: Sequence[State], saved: Collection[str]) -> list[State]:
+    """States with copies of what changes; all else is shared."""
+    return [{name: each.clone() if name in saved else each for name, each in state.items()} for state in states]
+
+
+def states_rest_on(model: str, method: Method, settings: StatisticsSettings, sites: Sequence[EditSite]) -> list[Any]:
+    """What the method's states before the first batch depend on, to be compared with that of another run."""
+    arguments = vars(method)
+    if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
+        arguments = {"": object()}  # what cannot be compared is like nothing else
+    needed = [settings, corpus_identity(settings)] if method.needs_second_moment else []
+    return [model, type(method), arguments, [(site.name, site.stored.device) for site in sites], *needed]
+
+
+@doing("preparing second moments and the method")
+def prepare_states(
+    lm: LanguageModel,
+    sites: Sequence[EditSite],
+    weights: Sequence[Tensor],
+    method: Method,
+    settings: StatisticsSettings,
+    offload: Offload,
+    track: Track,
+    known: KnownStates | None = None,
+) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+    """Find out what the method knows of each matrix before the first batch.
+
+    Where the same was prepared before for another regulariser, `known`, it is taken over as far as that goes.
+
+    Returns:
+        The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
+    """
+    moments: dict[str, SecondMoment] = {}
+    if method.needs_second_moment:
+        moments = second_moments(lm, sites, settings, track, offload.home)
+    states, diagnosis = [], {}
+    bar = track(sites, "what the edits keep", len(sites)) if moments else sites
+    fits = known is not None and known.layers == [site.layer for site in sites] and type(known.method) is type(method)
+    for number, site in enumerate(bar):
+        moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
+        placed = None if moment is None else moment.to(site.stored.device)
+        if known is not None and fits:
+            state = method.state_like(known.states[number], known.method, site.read(), placed)
+        else:
+            state = method.initial_state(site.read(), placed)
+        diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
+        states.append(offload.keep(state))
+    return MethodStates(states, weights, offload), diagnosis
+
+
+def states_before_edits(
+    lm: LanguageModel,
+    model_hash: str,
+    sites: Sequence[EditSite],
+    weights: Sequence[Tensor],
+    method: Method,
+    settings: StatisticsSettings,
+    offload: Offload,
+    track: Track,
+    prepared: Prepared | None,
+    known: KnownStates | None,
+) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+    """The same, or what another run in this process has prepared."""
+    prepare = partial(prepare_states, lm, sites, weights, method, settings, offload, track, known)
+    if prepared is None:
+        return prepare()
+    rests_on = [*states_rest_on(model_hash, method, settings, sites), offload.home]
+    return prepared.states(rests_on, method.saved, prepare, lambda kept: MethodStates(kept, weights, offload))
