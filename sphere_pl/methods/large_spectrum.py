@@ -15,7 +15,7 @@ _FAR, _NEAR, _SAFE = 100.0, 10.0, 1e-3  # see `functional.null_space_basis`
 _EXACT = 1e-4  # relative residual of an eigenpair that may be cut out
 _FEW = 0.2  # of all directions: up to here iteration is faster than a full decomposition
 _FEW_OF_SHARE = 0.4  # the same where the number of directions is given
-_BELOW_MEAN = 0.05
+_FAR_OF_MEAN = 40.0  # the same where the threshold is known to lie below a mean
 _STEPS, _LOOKS = 3, 6  # multiplications before the first look at what was found, and looks with one more before each
 _SLACK = 0.02  # of the threshold, by which the energy of an editable direction may exceed it
 
@@ -65,9 +65,12 @@ def null_space_of_large_share(second_moment: Tensor, directions: int) -> Tensor:
         >>> null_space_of_large_share(torch.diag(torch.tensor([0.01, 4.0, 0.01])), 2).abs().sum(1).round()
         tensor([1., 0., 1.])
     """
-    # Massive directions are told from the others by the mean, which is far above what the others hold.
-    moment = _without_massive(second_moment, _BELOW_MEAN * float(second_moment.diagonal().mean()))
-    above = len(moment) - directions
+    above = len(second_moment) - directions
+    moment, before = second_moment, None
+    while moment is not before:
+        # The threshold is not known, but so many directions cannot all hold more than the mean over them: what is cut
+        # down to ten times as much stays above it. What was cut no longer blurs that mean, so that more may be cut.
+        before, moment = moment, _without_massive(moment, float(moment.diagonal().sum()) / above, _FAR_OF_MEAN)
     block = above + above // 2 + _MASSIVE
     top = _largest(moment, above, block) if block <= _FEW_OF_SHARE * len(moment) else None
     if top is not None:
@@ -91,11 +94,11 @@ def count_above(matrix: Tensor, threshold: float) -> int:
     return int((factor.diagonal()[alone] > 0).sum()) + int((~alone).sum()) // 2
 
 
-def _without_massive(moment: Tensor, threshold: float) -> Tensor:
+def _without_massive(moment: Tensor, threshold: float, far: float = _FAR) -> Tensor:
     """The moment with its massive directions cut down: a solver's error grows with the largest eigenvalue."""
     values, vectors = _ritz(moment, _start(moment, min(_MASSIVE, len(moment))), _LOOKS)
     cap = (_SAFE * values[-1]).clamp_min(_NEAR * threshold)
-    if values[-1] <= _FAR * threshold:
+    if values[-1] <= far * threshold:
         return moment
     residuals = torch.linalg.vector_norm(moment @ vectors - vectors * values, dim=0)
     massive = (values > cap) & (residuals <= _EXACT * values)

@@ -73,7 +73,7 @@ def test_wide_matrices_take_this_way_and_narrow_ones_do_not(monkeypatch):
     assert null_space_basis(moment, THRESHOLD) == "large"
 
 
-@pytest.mark.parametrize("massive", [None, 1e3])
+@pytest.mark.parametrize("massive", [None, 5.0, 1e3, 1e5])
 @pytest.mark.parametrize("above", [20, 100, 250])
 def test_a_share_of_key_space_is_that_of_the_full_decomposition(above, massive, monkeypatch):
     monkeypatch.setattr("sphere_pl.methods.large_spectrum._MASSIVE", 8)
