@@ -25,6 +25,7 @@ from sphere_pl.editing.targets import Targets, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.first_batch import look
+from sphere_pl.evaluation.outcomes import known_causes
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
 from sphere_pl.evaluation.settings import EvaluationSettings
@@ -240,7 +241,7 @@ class SequentialEditor(L.LightningModule):
         same_key = self.target_settings.same_key
         plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
         self.plan = self.trainer.strategy.broadcast(plan)
-        self.requests = list(self.plan.requests)
+        self.requests, self.scores.causes_found = list(self.plan.requests), known_causes(self.plan)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
