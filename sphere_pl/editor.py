@@ -27,6 +27,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
+from sphere_pl.evaluation.outcomes import known_causes
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.validation import ScoredModule
@@ -257,7 +258,7 @@ class SequentialEditor(ScoredModule):
         same_key = self.target_settings.same_key
         plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
         self.plan = self.trainer.strategy.broadcast(plan)
-        self.requests = list(self.plan.requests)
+        self.requests, self.scores.causes_found = list(self.plan.requests), known_causes(self.plan)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)

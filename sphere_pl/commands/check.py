@@ -126,6 +126,12 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
         yield f"{count} more edits have a subject in common, so that their keys are nearly equal: " + _group(
             requests, found.alike[0]
         )
+    if found.inside:
+        request = requests[found.inside[0]]
+        yield (
+            f"{len(found.inside)} edits have their subject inside a longer word, the first is {_edit(request)} with "
+            f"{request.subject!r}. Is it the subject that was meant?"
+        )
     if found.bare:
         yield (
             f"{len(found.bare)} edits have no subject, the first is {_edit(requests[found.bare[0]])}. FT, LocFT-BF and "
@@ -157,8 +163,9 @@ def _tokens(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None
     ]
     if first:
         yield (
-            f"{len(first)} edits have their subject in the text's first token, whose state hardly depends on it, the "
-            f"first is {_edit(first[0])}. Put something in front of the subject."
+            f"{len(first)} edits have their subject in the text's first token, whose state hardly depends on it in "
+            f"many models, the first is {_edit(first[0])}. There they are edited after a stock opening and hold after "
+            "other words too, but not at the very beginning of a text: better put words of your own in front."
         )
     if requests and encode(tokenizer, [requests[0].question])[0].offsets[0] == (0, 0):
         yield "The tokenizer puts a token in front of every text; it stays there and is no part of an edit."

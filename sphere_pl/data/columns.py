@@ -41,10 +41,8 @@ def rename_columns(records: Iterable[Record], columns: Columns) -> Iterator[Reco
     missing = [column for column in columns if all(values[column] is _ABSENT for values in found)]
     if missing:
         there = dict.fromkeys(str(name) for record in held for name in record.fields)
-        raise UserError(
-            f"--data.columns names {missing[0]!r}, which no record has. {did_you_mean(missing[0], there)} The columns "
-            f"are {', '.join(there)[:300]}."
-        )
+        hint = f"{did_you_mean(missing[0], there)} The columns are {', '.join(there)[:300]}.".strip()
+        raise UserError(f"--data.columns names {missing[0]!r}, which no record has. {hint}")
     for record, values in zip(held, found, strict=True):
         yield record._replace(fields=_renamed(record.fields, columns, values))
 

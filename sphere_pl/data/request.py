@@ -10,6 +10,8 @@ from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked
 from sphere_pl.text.scripts import is_mark
 
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of characters that leave no mark of their own
+
 
 class Form(NamedTuple):
     """What stands around a question when it is asked: nothing, or what a chat template puts there.
@@ -186,6 +188,11 @@ def check_request(request: EditRequest) -> EditRequest:
     target = request.target_new.strip()
     if not target:
         raise UserError(f"{where}: target_new is empty. Expected the text that the model shall say after the edit.")
+    if all(unicodedata.category(each) in _UNSEEN for each in target):
+        raise UserError(
+            f"{where}: target_new is {shorten(target)}, of which nothing can be seen. Expected the text that the model "
+            "shall say after the edit."
+        )
     if request.joiner is not None and request.joiner.strip():
         raise UserError(
             f"{where}: the joiner is {shorten(request.joiner)}. It is what stands between prompt and target: white "

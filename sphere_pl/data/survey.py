@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.data.review import contradicted
+from sphere_pl.text.scripts import is_spaceless
 
 
 class Survey(NamedTuple):
@@ -18,6 +19,7 @@ class Survey(NamedTuple):
         shared: Groups of edits whose prompts are the same up to the end of the subject: one key, and several values.
         alike: Groups of other edits of one subject, whose keys are nearly equal.
         bare: Edits without a subject.
+        inside: Edits whose subject stands inside a longer word of their prompt.
     """
 
     repeated: list[list[int]]
@@ -26,6 +28,7 @@ class Survey(NamedTuple):
     shared: list[list[int]]
     alike: list[list[int]]
     bare: list[int]
+    inside: list[int]
 
 
 def survey(requests: Sequence[EditRequest], batch_size: int) -> Survey:
@@ -52,7 +55,23 @@ def survey(requests: Sequence[EditRequest], batch_size: int) -> Survey:
         shared,
         [group for group in alike if len({beginning[each] for each in group}) > 1],
         [each for each, request in enumerate(requests) if not request.subject],
+        [each for each in about if _is_inside(requests[each])],
     )
+
+
+def _is_inside(request: EditRequest) -> bool:
+    """Whether letters of a script with spaces go on directly before the subject, or after it, as in Rome of Romeo.
+
+    A suffix that begins with an apostrophe or a hyphen is none of them.
+    """
+    start, end = request.subject_span
+    text, subject = request.question, request.subject
+    borders = ((text[max(start - 1, 0) : start], subject[0]), (subject[-1], text[end : end + 1]))
+    return any(_go_on(before, after) for before, after in borders)
+
+
+def _go_on(before: str, after: str) -> bool:
+    return before.isalpha() and after.isalpha() and not is_spaceless(before) and not is_spaceless(after)
 
 
 def _groups(labels: dict[int, Any]) -> list[list[int]]:

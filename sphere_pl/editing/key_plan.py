@@ -27,7 +27,10 @@ log = logging.getLogger(__name__)
 
 SINK = 0.75  # mean cosine of the keys of different tokens at the first position from which on it is a sink
 SKETCH = 512  # dimensions that keys of many requests are compared in
-OPENING = "This is well known. "  # what a subject at a sink is asked after
+# What a subject at a sink is asked after. To edit the next token in its place does not do: its keys after different
+# subjects have mean cosines of 0.6 to 0.9 (SmolLM2-135M, Qwen2.5-0.5B); on the former 4 of 13 facts held that way,
+# against all 13 after the opening, and other subjects' answers changed twice as often.
+OPENING = "This is well known. "
 EARLIER = 8  # edits of earlier batches that a target serves besides, the latest ones
 _TOGETHER = 256  # requests whose keys are compared with all earlier ones at a time
 _LEAST, _MOST = 8, 32  # different tokens that are tried at the first position

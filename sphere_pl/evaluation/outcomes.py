@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.evaluation.answers import prompts
 from sphere_pl.evaluation.scoring import Answer, answer
 from sphere_pl.model.language_model import LanguageModel
@@ -17,7 +18,7 @@ class Cause(StrEnum):
     Attributes:
         SKIPPED: The guard refused the batch's update, or put the weights back.
         SHARED_KEY: Another request of the batch has all but the same key, and another target.
-        SINK: The key lies at the first position of the text, which attends to itself alone.
+        SINK: The subject begins the text, at an attention sink: it was edited after an opening that may not suit it.
         NOT_CONVERGED: Not even the target value makes the model say it.
         REGULARIZER: The target value does, but the update that was solved for does not reach it.
         NOT_LEARNED: The method has no target values; all that is known is that its update did not suffice.
@@ -83,6 +84,18 @@ def cause_of(outcome: Outcome) -> Cause:
     if outcome.converged is None:
         return Cause.NOT_LEARNED
     return Cause.REGULARIZER if outcome.converged else Cause.NOT_CONVERGED
+
+
+def known_causes(plan: KeyPlan) -> dict[int, Cause]:
+    """What is known before anything is edited of why an edit may not hold, by place in the stream."""
+    causes = {}
+    for place, request in enumerate(plan.requests):
+        targets = {plan.requests[other].target_new for other in plan.sharing(place)}
+        if targets - {request.target_new}:
+            causes[place] = Cause.SHARED_KEY
+        elif request.form.before and not request.form.after:
+            causes[place] = Cause.SINK
+    return causes
 
 
 def ask_targets(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[Learned]:

@@ -47,8 +47,9 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     first = verdict(results)
     if not first:
         return []
+    opening = _after_opening(results)
     if results["held"] == results["edits"]:
-        return [f"✓ {first}."]
+        return [f"✓ {first}.", *opening]
     moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
     names = named(results)
     lines = [f"✗ {first}{moved}; failed: {names[0]}"]
@@ -56,7 +57,16 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
         lines = [f"✗ {first}{moved}; failed:", *(f"  {name}" for name in names)]
     if results.get("advice"):
         lines.append(f"What to turn: {'; '.join(results['advice'])}")
-    return lines
+    return [*lines, *opening]
+
+
+def _after_opening(results: Mapping[str, Any]) -> list[str]:
+    """A line on facts that were edited and asked after an opening, if there are any."""
+    count = results.get("at_sink") or 0
+    if not count:
+        return []
+    who = "One fact begins with its subject" if count == 1 else f"{count:,} facts begin with their subject"
+    return [f"{who}, where this model has one key for all tokens: ask after other words, not at the start of a text."]
 
 
 def share_moved(results: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from sphere_pl.data.request import EditRequest
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.outcomes import Cause, Outcome, cause_of, counted
 from sphere_pl.run.target_table import TargetTable
@@ -33,9 +34,15 @@ def say_outcomes(trainer: "L.Trainer", editor: SequentialEditor, weights_moved: 
         "advice": advice(editor, causes, found),
         "facts": [fact | ({} if fact["right"] else {"cause": causes[fact["edit"] - 1]}) for fact in facts],
         "edited_again": [place + 1 for place in getattr(trainer.train_dataloader, "edited_again", ())],
+        "at_sink": sum(_at_sink(each) for each in editor.plan.requests[: editor.edits_seen]),
         "weights_moved": weights_moved,
         "made_neighbors": {"records": sum(map(bool, made)), "prompts": sum(map(len, made))},
     }
+
+
+def _at_sink(request: EditRequest) -> bool:
+    """Whether a request is edited and asked after a stock opening, since its subject would be at an attention sink."""
+    return bool(request.form.before and not request.form.after)
 
 
 def causes_of(editor: SequentialEditor, found: Found) -> dict[int, Cause]:

@@ -135,6 +135,12 @@ def test_a_target_that_is_half_a_character_is_edited_as_such_or_refused():
         check_target(poor, EditRequest("0", "{} is", "Rome", "柏林"))
 
 
+@pytest.mark.parametrize("target", ["\u200b", "\u00ad \u2060"])
+def test_a_target_of_which_nothing_can_be_seen_is_refused(read, target):
+    with pytest.raises(UserError, match=r"line 1: target_new is .*, of which nothing can be seen"):
+        read({**RECORD, "target": target})
+
+
 def test_a_target_that_is_true_already_is_left_out_of_scores_by_probability(tiny_lm):  # EE #390, #668
     true = EditRequest("0", "The capital of {} is", "France", "Paris", "paris")
     assert "efficacy" not in probability_scores(tiny_lm(), [true])

@@ -20,6 +20,7 @@ from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.editing.targets import TargetSettings, optimize_targets
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.outcomes import Cause, known_causes
 from sphere_pl.methods import MEMIT, AlphaEdit
 
 CURIE = [
@@ -167,6 +168,14 @@ def test_a_subject_at_a_sink_is_asked_after_a_context_and_said_to_be(tiny_lm, mo
     ]
     report_keys(plan)
     assert "attention sink" in caplog.text
+    assert known_causes(plan) == {0: Cause.SINK}
+
+
+def test_edits_that_share_a_key_with_another_target_are_known_to_be_in_danger(tiny_lm):
+    plan = plan_of(tiny_lm(), CURIE, 4)
+    assert known_causes(plan) == dict.fromkeys((0, 1, 3), Cause.SHARED_KEY)
+    same = [CURIE[0], CURIE[0]._replace(case_id="9")]
+    assert known_causes(plan_of(tiny_lm(), same, 2)) == {}
 
 
 def test_the_last_block_is_refused_unless_the_subject_ends_the_prompt(tiny_lm):

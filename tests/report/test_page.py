@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.metrics.table import PROTOCOLS
 from sphere_pl.report import write_report
 from sphere_pl.report.page import FAILED_SHOWN, REFRESH, _difference
 
@@ -172,3 +173,7 @@ def test_missing_folder_is_the_users_mistake(tmp_path):
 )
 def test_a_change_is_in_points_in_per_cent_or_plain(metric, before, after, shown):
     assert _difference(metric, before, after) == shown
+
+
+def test_every_protocol_says_what_it_counts():
+    assert [protocol.name for protocol in PROTOCOLS if not protocol.meaning] == []

@@ -19,6 +19,11 @@ def test_a_run_whose_facts_hold_says_so_in_one_line():
     assert closing_lines(results(held=4)) == ["✓ All 4 facts hold."]
 
 
+@pytest.mark.parametrize(("held", "at_sink", "who"), [(4, 1, "One fact begins"), (3, 2, "2 facts begin")])
+def test_facts_that_hold_after_an_opening_alone_are_counted(held, at_sink, who):
+    assert closing_lines(results(held=held, at_sink=at_sink))[-1].startswith(f"{who} with ")
+
+
 def test_the_one_that_failed_is_named_with_what_the_model_says_and_what_to_turn():
     first, second = closing_lines(results())
     assert first == '✗ 3 of 4 facts hold; failed: Oslo: wanted "Norway", says "in Spain �" (overwritten)'

@@ -166,6 +166,7 @@ PROTOCOLS = (
         label="in chat form",
         prefix="chat/",
         suffix=", in chat form",
+        meaning="asked as the user's turn of the model's own template",
         metrics=("efficacy", "generalization", "specificity"),
         color="purple",
         dash="dashdot",
