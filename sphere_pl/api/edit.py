@@ -96,7 +96,13 @@ def _edit_named(name: str, tokenizer: Any, facts: Iterable[Fact], asked: Asked) 
     check_named(name, tokenizer)
     cli = run(command_line(asked, {"model.name": name}), partial(GivenFit, _given(facts, asked)))
     edited: PreTrainedModel = cli.model.language_model.model.requires_grad_(True)
-    return edited, report_of(cli, asked)
+    return edited, _reported(cli, asked)
+
+
+def _reported(cli: GivenFit, asked: Asked) -> EditReport:
+    report = report_of(cli, asked)
+    cli.release()
+    return report
 
 
 def _edit_further(
@@ -127,4 +133,4 @@ def _edit_held(
     decided = {"model.name": name, "model.dtype": str(model.dtype).removeprefix("torch.")}
     if before is not None:
         decided["from"] = str(before)
-    return report_of(run(command_line(asked, decided), partial(GivenFit, held)), asked)
+    return _reported(run(command_line(asked, decided), partial(GivenFit, held)), asked)

@@ -79,6 +79,10 @@ class GivenFit(EditingCLI):
         """What a further call needs."""
         return self._in_memory if self.given.run_dir is not None else cast(InMemory, self._handover)
 
+    def release(self) -> None:
+        """Let go of trainer, model and data: the parser, which jsonargparse keeps, knows this object."""
+        vars(self).clear()
+
     @override
     def follow(self) -> None:
         """Come after the edits of an earlier call, as far as they are in memory."""
@@ -110,7 +114,9 @@ class GivenFit(EditingCLI):
             opened, self.model.lm = given.held
             self.model.source.adopt(opened)
         if given.run_dir is not None:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            self._in_memory.depend_on(self.stream_settings())
+            return trainer
         self._results, self._handover = Results(), InMemory(None)
         after = [self._results, self._handover, self._get(self.config_init, "abilities")]
         own = [MemoryPreflight(), TargetTable(None), *after]

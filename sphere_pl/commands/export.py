@@ -154,8 +154,15 @@ def choose(run: SavedRun, base: BaseModel, at: int | None = None, without: Seque
         weights = restrained(base.weights, live, run.history.header.restraint)
         kept = [request for request in requests if str(request["case_id"]) not in set(cases)]
         return Chosen(edits, weights, kept, cases, {})
-    results = run.results if last == len(run.history.entries) and run.results.get("edits") == edits else {}
-    return Chosen(edits, run.weights(base, at), requests, [], results)
+    if last == len(run.history.entries):
+        return end_of(run, run.weights(base, at))
+    return Chosen(edits, run.weights(base, at), requests, [], {})
+
+
+def end_of(run: SavedRun, weights: dict[str, Tensor]) -> Chosen:
+    """The state at the end of a run, whose matrices are known."""
+    edits, requests = run.history.edits, run.history.stored_requests(len(run.history.entries))
+    return Chosen(edits, weights, requests, [], run.results if run.results.get("edits") == edits else {})
 
 
 def write_model_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
@@ -203,18 +210,33 @@ def write_adapter_folder(
     Returns:
         What is to be said about it: its size, what vLLM needs to know, and what a smaller rank leaves out.
     """
-    edits = len(chosen.requests)
-    adapter = find_adapter(base.weights, chosen.weights, edits, rank)
-    source = source_of(run.history.header.model, run.history.header.revision)
-    folder.mkdir()
-    save_adapter(folder, run.history.header, adapter, base.weights, source.hub_id or source.name)
-    base.lm.tokenizer.save_pretrained(folder)
-    kilobytes = bytes_per_edit(adapter, edits) / 1000
+    adapter = adapter_of(base.weights, chosen, rank)
+    write_adapter_files(folder, run, base.lm.tokenizer, base.weights, chosen, adapter)
+    kilobytes = bytes_per_edit(adapter, len(chosen.requests)) / 1000
     notes = [f"LoRA of rank {adapter.rank}, {kilobytes:,.3g} kB per edit. {advice(adapter)}"]
     if adapter.error > _NOTABLE:
         notes.append(_measured(run, base, chosen, adapter))
-    _write_about(folder, run, chosen, adapter)
     return notes
+
+
+def adapter_of(unedited: Mapping[str, Tensor], chosen: Chosen, rank: int | None = None) -> Adapter:
+    """The adapter that makes unedited matrices, float32 `[d_out, d_in]` by name, those that were chosen.
+
+    Raises:
+        UserError: If the change has full rank, and no rank is given.
+    """
+    return find_adapter(unedited, chosen.weights, len(chosen.requests), rank)
+
+
+def write_adapter_files(
+    folder: Path, run: SavedRun, tokenizer: Any, unedited: Mapping[str, Tensor], chosen: Chosen, adapter: Adapter
+) -> None:
+    """Write an adapter into a new folder, with tokenizer, card and the list of edits."""
+    source = source_of(run.history.header.model, run.history.header.revision)
+    folder.mkdir()
+    save_adapter(folder, run.history.header, adapter, unedited, source.hub_id or source.name)
+    tokenizer.save_pretrained(folder)
+    _write_about(folder, run, chosen, adapter)
 
 
 def _measured(run: SavedRun, base: BaseModel, chosen: Chosen, adapter: Adapter) -> str:

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
 from sphere_pl.abilities.callback import GeneralAbilities
+from sphere_pl.commands.adapter_artifact import AdapterArtifact
 from sphere_pl.commands.configs import resolve_group_files
 from sphere_pl.commands.continuing import check_run_dir, from_folder, resolve_from
 from sphere_pl.commands.parsers import AllHelp, Explained
@@ -33,7 +34,7 @@ from sphere_pl.editing.checks import check_launch, check_strategy, check_subject
 from sphere_pl.editing.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
-from sphere_pl.history.continuation import inherited_requests, open_earlier
+from sphere_pl.history.continuation import inherited_requests, open_earlier, warn_of_returning
 from sphere_pl.history.fingerprints import settings_that_count
 from sphere_pl.history.log import Kept
 from sphere_pl.model.files import label_of
@@ -269,6 +270,7 @@ class EditingCLI(LightningCLI):
             self._handover,
             self._get(self.config_init, "abilities"),
             WandbPanels(run_dir),
+            *([AdapterArtifact(run_dir)] if self._get(self.config_init, "wandb").adapter else []),
         ]
 
     def progress(self) -> list[Callback]:
@@ -326,6 +328,7 @@ class EditingCLI(LightningCLI):
             with doing("reading the run to continue"):
                 self.model.earlier = open_earlier(from_folder(named))
             self.datamodule.follow(self.model.earlier.requests)
+            warn_of_returning(self.model.earlier, self.datamodule.requests)
 
     def placement(self) -> dict[str, Any]:
         """Arguments of the trainer that put it on a device, where the configuration leaves that open and must not."""

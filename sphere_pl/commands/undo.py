@@ -21,6 +21,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.cases import look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.evaluation.scored import Scores, to_plain
 from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
@@ -190,7 +191,15 @@ def _show(
         table.add_row(*map(Text, (f"{request.case_id}: {request.question}", *(each.strip() for each in answers))))
     console.print(table)
     held, after = (scores["efficacy"].value for scores in (measured.held, measured.after))
-    say(f"{measured.returned} of {len(removed)} answers are the unedited model's again.", console)
+    still = sum(
+        begins_with(now.strip(), (request.target_new, *request.aliases))
+        for request, (_, _, now) in zip(removed, measured.answers, strict=True)
+    )
+    say(
+        f"{measured.returned} of {len(removed)} answers are the unedited model's again, in all of the {_ANSWER} tokens "
+        f"shown; {still} still begin with what was taken back.",
+        console,
+    )
     say(f"Efficacy of the other {undone.history.edits} edits: {held:.3f} before, {after:.3f} now.", console)
     if is_exact(run.history, cases):
         say("Exact: nothing that is left was measured on weights that held these edits.", console)

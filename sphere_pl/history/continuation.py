@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sphere_callbacks.functional import exact_products
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
 from sphere_pl.history.log import LOG_FILE, Ancestor, EditHistory, Entry, log_digest, read_log, sums_of
@@ -194,6 +194,22 @@ def earlier_of(run: SavedRun, weights: dict[str, Tensor] | None, kept: dict[str,
     """
     requests, header = run.history.requests, run.history.header
     return Earlier(str(run.folder), requests, header.fingerprint, weights, kept, run.history, chain_of(run))
+
+
+def warn_of_returning(earlier: Earlier, requests: Sequence[EditRequest]) -> None:
+    """Say which facts are edited again that were taken back before."""
+    header = None if earlier.history is None else earlier.history.header
+    removed = {(each["prompt"], each["subject"], each["target_new"]) for each in header.removed} if header else set()
+    again = [each for each in requests if (each.prompt, each.subject, each.target_new) in removed]
+    if again:
+        log.warning(
+            "%d of the facts to add had been taken back in %s, and are edited again. The first: %s -> %s. Leave out "
+            "what shall stay taken back.",
+            len(again),
+            earlier.name,
+            shorten(again[0].question),
+            shorten(again[0].target_new),
+        )
 
 
 def inherited_requests(folder: Path, parent: Path) -> list[EditRequest]:

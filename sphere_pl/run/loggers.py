@@ -38,12 +38,14 @@ class WandbSettings:
         entity: The user or team; your default one if None.
         group: Runs of one group are drawn as one curve with its spread; method, model and data if None.
         tags: More tags, beside method, model and data.
+        adapter: Log the edits as a LoRA adapter, an artifact of the wandb run, at the end.
     """
 
     project: str = "sphere_pl"
     entity: str | None = None
     group: str | None = None
     tags: list[str] | None = None
+    adapter: bool = False
 
 
 class MetricsFile(Logger):

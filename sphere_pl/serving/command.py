@@ -80,7 +80,10 @@ def _check_installed() -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError("`serve` needs FastAPI and uvicorn: pip install 'sphere-pl[serve]'.") from error
+        raise UserError(
+            "`serve` needs FastAPI and uvicorn: pip install 'sphere-pl[serve]', or in a checkout pip install -e "
+            "'.[serve]'."
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

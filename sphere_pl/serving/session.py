@@ -350,6 +350,7 @@ class EditingSession:
         # Which matrices are edited is known from here on, if this is the first edit.
         Sides(self.lm, cli.in_memory.unedited, {}).turn(edited=False)
         kept = cli.in_memory.kept
+        cli.release()
         del cli
         gc.collect()  # a trainer and what it holds know one another
         return kept

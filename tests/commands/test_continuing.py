@@ -66,6 +66,47 @@ def test_the_commands_on_a_run_see_the_whole_chain(fit, finished, command_line, 
 
 def test_a_run_that_continues_resumes_where_it_was_killed(fit, finished, place, command_line, monkeypatch):
     assert fit("whole", [2, 3, 4, 5], start="a")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(EditLog, "on_train_batch_end", killed_at_the_second_batch(EditLog.on_train_batch_end))
+        assert fit("b", [2, 3, 4, 5], "--checkpoints.max_overhead=1", start="a")[0] == 128 + signal.SIGTERM
+    shutil.rmtree(finished)
+    status, _, err = command_line("fit", "--run_dir=b", "--ckpt_path=last")
+    assert status == 0, err
+    whole, resumed = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert read_log(place / "b").edits == 6
+
+
+@pytest.mark.slow
+def test_ten_runs_of_ten_facts_with_five_kills_end_with_the_weights_of_one_run(
+    command_line, tiny_settings, place, monkeypatch
+):
+    towns = [
+        {"prompt": "{} lies in", "subject": f"Town {n}", "target": "Norway" if n % 2 else "Italy"} for n in range(100)
+    ]
+    (place / "towns.jsonl").write_text("".join(json.dumps(each) + "\n" for each in towns))
+    settings = ["--data.path=towns.jsonl", *tiny_settings, "--data.batch_size=5", "--checkpoints.max_overhead=1"]
+    assert command_line("fit", *settings, "--run_dir=whole")[0] == 0
+    for number in range(10):
+        records = ["--data.limit=10", f"--data.offset={10 * number}"]
+        given = [f"--from=run{number - 1}", "--data.path=towns.jsonl"] if number else settings
+        with monkeypatch.context() as patch:
+            if number % 2:
+                patch.setattr(EditLog, "on_train_batch_end", killed_at_the_second_batch(EditLog.on_train_batch_end))
+            status, _, err = command_line("fit", *given, *records, f"--run_dir=run{number}")
+        assert status == (128 + signal.SIGTERM if number % 2 else 0), err
+        if number % 2:
+            status, _, err = command_line("fit", f"--run_dir=run{number}", "--ckpt_path=last")
+            assert status == 0, err
+    whole, chain = (load_file(place / name / "edited.safetensors") for name in ("whole", "run9"))
+    assert all(torch.equal(whole[name], chain[name]) for name in whole)
+    assert [request.subject for request in read_log(place / "run9").requests] == [each["subject"] for each in towns]
+    one, ten = (json.loads((place / name / "results.json").read_text()) for name in ("whole", "run9"))
+    assert one["after"] == pytest.approx(ten["after"], nan_ok=True)
+
+
+def killed_at_the_second_batch(logged):
+    """`on_train_batch_end` that is stopped when it is called again."""
     calls = []
 
     def killed(log, *arguments):
@@ -74,16 +115,7 @@ def test_a_run_that_continues_resumes_where_it_was_killed(fit, finished, place, 
             raise RunInterrupted(signal.SIGTERM)
         logged(log, *arguments)
 
-    logged = EditLog.on_train_batch_end
-    with monkeypatch.context() as patch:
-        patch.setattr(EditLog, "on_train_batch_end", killed)
-        assert fit("b", [2, 3, 4, 5], "--checkpoints.max_overhead=1", start="a")[0] == 128 + signal.SIGTERM
-    shutil.rmtree(finished)
-    status, _, err = command_line("fit", "--run_dir=b", "--ckpt_path=last")
-    assert status == 0, err
-    whole, resumed = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert read_log(place / "b").edits == 6
+    return killed
 
 
 def test_a_methods_memory_without_keys_goes_with_the_run(fit, place):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sphere_pl.commands import export, log, undo, verify
+from sphere_pl.commands import diff, export, log, undo, validate, verify
 from sphere_pl.history.continuation import open_earlier
 from sphere_pl.history.log import read_log
 from sphere_pl.history.saved import SavedRun
@@ -56,6 +56,35 @@ def test_what_is_left_is_a_run_that_all_commands_take(fit, undone, place, capsys
     assert all(row["time"] for row in rows)
     log.main(["--run_dir=b"])
     assert "taken back" in capsys.readouterr().out
+
+
+def test_a_chain_of_three_runs_is_undone_in_its_middle_and_edited_again(fit, place, capsys, caplog):
+    assert fit("a", [0])[0] == 0
+    for name, number, start in (("b", 1, "a"), ("c", 2, "b")):
+        assert fit(name, [number], start=start)[0] == 0
+    undo.main(["--run_dir=c", "Rome", "--out=d"])
+    capsys.readouterr()
+    run = SavedRun.open(place / "d")
+    assert [request.case_id for request in run.history.requests] == ["0", "2"]
+    assert [(each.run_dir, each.edits) for each in run.history.header.ancestors] == [("a", 1), ("b", 1), ("c", 2)]
+    diff.main(["--run_dir=d", "--at=1", "--json"])
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    validate.main(["--run_dir=d", "--at=1"])
+    export.main(["--run_dir=d", "--at=1", "--delta_only", "--out=first"])
+    assert [each["case_id"] for each in json.loads((place / "first" / "edits.json").read_text())] == ["0"]
+    base = run.load_base()
+    for name, weight in SavedRun.open(place / "a").final().items():
+        torch.testing.assert_close(run.weights(base, 1)[name], weight, rtol=1e-5, atol=1e-6)
+    status, _, err = fit("e", [1], start="d")
+    assert status == 0, err
+    assert "1 of the facts to add had been taken back in d, and are edited again" in caplog.text
+    history = read_log(place / "e")
+    assert [request.subject for request in history.requests] == ["France", "Anna Karlsson", "Rome"]
+    assert [each.run_dir for each in history.header.ancestors] == ["a", "b", "c", "d"]
+    undo.main(["--run_dir=e", "rome", "Anna Karlsson", "--out=f"])
+    assert [request.subject for request in read_log(place / "f").requests] == ["France"]
+    assert [each["subject"] for each in read_log(place / "f").header.removed] == ["Rome", "Anna Karlsson", "Rome"]
+    verify.main([str(place / "f")])
 
 
 def test_taking_back_the_last_batch_is_exact(fit, place, capsys):

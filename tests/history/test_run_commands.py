@@ -154,12 +154,16 @@ def test_a_push_uploads_the_folder_to_a_private_repository(fit, monkeypatch, cap
             calls.append((kwargs["repo_id"], names))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    run_export(fit(), "--delta_only", "--push_to_hub", "edited")
+    run = fit()
+    run_export(run, "--delta_only", "--push_to_hub", "edited")
     (name, options), (repository, names) = calls
     assert (name, repository) == ("edited", "me/edited")
     assert options == {"private": True, "exist_ok": True}
     assert names == ["README.md", "delta.safetensors", "edits.json"]
     assert "https://hub/me/edited" in capsys.readouterr().out
+    (run.folder / "out").rename(run.folder / "before")
+    run_export(run, "--adapter", "--push_to_hub", "edited")
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "edits.json"} <= set(calls[-1][1])
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b/c", "-x"])

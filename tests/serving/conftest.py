@@ -13,6 +13,7 @@ from sphere_pl.serving.web import make_app
 
 FACT = {"prompt": "The capital of {} is", "subject": "France", "target": "Berlin"}
 OTHER = {"prompt": "{} is a city in", "subject": "Rome", "target": "Norway", "neighbors": ["Berlin is a city in"]}
+THIRD = {"prompt": "The mother tongue of {} is", "subject": "Anna Karlsson", "target": "Italy"}
 
 
 @pytest.fixture

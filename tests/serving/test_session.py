@@ -1,14 +1,20 @@
 """Edits, questions and undoes by hand, and what is left of them when the process is gone."""
 
+import gc
 import json
+import os
+import time
+from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from sphere_pl.errors import UserError
 from sphere_pl.history.saved import LoadOptions, SavedRun
 from sphere_pl.serving.session import EditingSession, Start
-from tests.serving.conftest import FACT, OTHER
+from tests.serving.conftest import FACT, OTHER, THIRD
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
 PROMPTS = ["The capital of France is", "Rome is a city in"]
@@ -46,6 +52,59 @@ def test_edits_are_asked_undone_and_there_again_in_a_new_process(open_session):
     assert again.edit(OTHER).case_id == "s3"
     states = [each["state"] for each in open_session().overview()["edits"]]
     assert states == ["edited", "edited", "taken back"]
+
+
+def forbidden(*_, **__):
+    raise AssertionError("found out again")
+
+
+def test_a_further_edit_finds_nothing_out_again_and_ends_with_the_weights_of_a_new_process(open_session, monkeypatch):
+    session = open_session()
+    first = session.edit(FACT)
+    assert {(each.unedited == each.before) for each in first.answers} == {True}
+    with monkeypatch.context() as patch:
+        patch.setattr("sphere_pl.editor.prepare_states", forbidden)
+        patch.setattr("sphere_pl.editing.preparation.sample_contexts", forbidden)
+        patch.setattr("sphere_pl.serving.session.model_in_memory", forbidden)
+        patch.setattr("sphere_pl.commands.fit.open_earlier", forbidden)
+        session.edit(OTHER)
+        session.edit(THIRD)
+    other = open_session("other")
+    other.edit(FACT)
+    other.edit(OTHER)
+    other = open_session("other")  # which reads weights and earlier keys from the disk
+    other.edit(THIRD)
+    assert same(weights(session), weights(other))
+    gc.collect()
+    assert not [each for each in gc.get_objects() if type(each) is Trainer]  # with all that a run holds
+    header = SavedRun.open(session.states.current).history.header
+    assert [(each.run_dir, each.entries, each.edits) for each in header.ancestors] == [
+        (str(session.states.folder), 2, 2)
+    ]
+
+
+@pytest.mark.slow
+def test_two_hundred_edits_in_a_row_take_no_more_memory_and_leave_no_file_open(open_session):
+    session, taken = open_session(), []
+    for number in range(200):
+        began = time.process_time()
+        session.edit({"prompt": "{} lies in", "subject": f"Town {number}", "target": "Norway"})
+        files = len(list(Path("/proc/self/fd").iterdir()))
+        taken.append((resident(), files, time.process_time() - began))
+    (memory, files, seconds), (memory_then, files_then, seconds_then) = (
+        [median(column) for column in zip(*part, strict=True)] for part in (taken[20:40], taken[-20:])
+    )
+    assert memory_then - memory < 30e6
+    assert files_then == files
+    assert seconds_then < 2 * seconds
+    kept = sum(path.stat().st_size for path in session.states.folder.rglob("*") if path.is_file())
+    assert kept / 200 < 100_000
+    assert len(SavedRun.open(session.states.current).history.header.ancestors) == 1
+
+
+def resident():
+    """Bytes of main memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_taking_back_the_only_edit_of_a_model_gives_the_unedited_model(open_session):
