@@ -128,6 +128,7 @@ def _marked(lm: LanguageModel, moved: Counter[str]) -> Iterator[None]:
     places: list[tuple[Any, str, str]] = [
         (attention, "grouped_attention", ATTENTION),
         (targets.Objective, "_by_parts", VOCABULARY),
+        (LanguageModel, "logits", VOCABULARY),
         *((targets, name, PACKING) for name in ("one_pass", "_select", "pad")),
         (laid_out, "_layouts", PACKING),
         (LanguageModel, "block_calls", PACKING),

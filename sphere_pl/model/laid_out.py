@@ -1,8 +1,8 @@
 """Frozen weights laid out once for bfloat16 products on a CPU.
 
-oneDNN brings a weight into its own layout before every product, forwards and backwards. Where few rows meet a large
-matrix, as the language-model head does, that takes as long as the product itself. Here it is done once for as long as
-the weights stay as they are. The products are the same to the bit: only when the layout is made has changed.
+oneDNN brings a weight into its own layout before every product, forwards and backwards: the fewer rows it meets, the
+larger the share of time. Here it is done once for as long as the weights stay as they are. The products are the same
+to the bit: only when the layout is made has changed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ _CPU = torch.device("cpu")
 
 @contextmanager
 def laid_out(lm: LanguageModel, first_block: int) -> Iterator[None]:
-    """Lay out the head and the linear maps from block `first_block` on; they must not change meanwhile.
+    """Lay out the linear maps from block `first_block` on; they must not change meanwhile.
 
-    What does not fit into a tenth of the free memory, nor bfloat16 on a CPU, is left as it is.
+    What does not fit into a tenth of the free memory, or is not bfloat16 on a CPU, is left as it is. So is the head: to
+    lay it out takes as long as it saves in twenty evaluations.
     """
-    owners = [*(lm.block(layer) for layer in range(first_block, lm.n_layers))]
-    head = cast(nn.Module, lm.model.get_output_embeddings())
-    chosen = _fitting([head, *owners], SHARE * free_memory(_CPU)) if _knows_layouts() else []
+    blocks = [lm.block(layer) for layer in range(first_block, lm.n_layers)]
+    chosen = _fitting(blocks, SHARE * free_memory(_CPU)) if _knows_layouts() else []
     for module in chosen:
         module.forward = partial(_product, module, *_layouts(module.weight))  # type: ignore[method-assign]
     try:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from sphere_pl.evaluation.prefix_tree import batch_trees, prefix_trees
+from sphere_pl.model.prefix_tree import batch_trees, prefix_trees
 
 
 @pytest.fixture(params=range(5))
