@@ -26,8 +26,8 @@ class SCR(Method):
     the words of the question whether a fact applies, the likelihood with an empty fact that its answer is measured
     against, and that one fact is read at a time: a question in two hops gets one of its two facts.
 
-    The bound on the similarity is a compromise on CounterFact, where TF-IDF over 300 facts finds the fact of every edit's
-    own prompt and of 95 % of the paraphrases; 6 % of these lie below the bound and 30 % of the neighbours above it.
+    The bound on the similarity is a compromise on CounterFact, where TF-IDF over 300 facts finds the fact of every own
+    prompt and of 95 % of the paraphrases; some 6 % of these lie below the bound, some 30 % of the neighbours above it.
 
     Args:
         retriever: See `Retrieval`.
