@@ -23,6 +23,7 @@ from sphere_pl.editing.targets import (
     Rows,
     Targets,
     TargetSettings,
+    alignment_of,
     kl_rows,
     minimize,
     one_pass,
@@ -40,6 +41,7 @@ def optimize_outputs(
     sites: Sequence[EditSite],
     settings: TargetSettings,
     joint: Joint | None = None,
+    keys: Tensor | None = None,
 ) -> Targets:
     """Find the target values of a batch, and what each edited matrix puts out there.
 
@@ -50,6 +52,7 @@ def optimize_outputs(
         sites: The matrices to edit, shallow to deep.
         settings: Optimisation settings; the learning rate counts in units of the outputs' rms.
         joint: Which phrasings are of one request, and which requests share shifts; none if None.
+        keys: Of the phrasings, `[P, d_in]`, where `settings.align` asks for them.
     """
     joint = joint or Joint.separate(len(requests))
     most, entry = settings.tokens_at_once, sites[0].layer - 1
@@ -61,7 +64,8 @@ def optimize_outputs(
     outputs, _ = _reached(lm, sites, groups, plain, blank, joint)
     rms = outputs.square().mean(2, keepdim=True).sqrt().clamp_min(1e-30)  # [G, L, 1]
     base = (outputs / rms).flatten(1)
-    found = minimize(_OutputObjective(lm, sites, groups, kl_groups, rms, base, settings, joint), base, settings)
+    objective = _OutputObjective(lm, sites, groups, kl_groups, rms, base, settings, joint)
+    found = minimize(objective, base, settings, alignment_of(keys, settings, joint))
     shifts = (found.values - base).view_as(outputs) * rms
     reached, values = _reached(lm, sites, groups, plain, shifts, joint)
     return found._replace(values=values, outputs=reached).of_requests(joint)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sphere_pl.data.request import EditBatch
+from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.asked import Asked, ask_once
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.likelihood import TargetLikelihood
@@ -119,11 +119,18 @@ class ModelBatch(BatchProblem):
         """Optimise this process's share of the target values, and gather all."""
         posing, settings = self.posing, replace(settings, max_tokens=self.posing.max_tokens)
         phrasings, joint = self.share.every_phrasing, self.share.joint
+        keys = self._keys_to_align(phrasings) if settings.align else None
         if any(site.output.norm is not None for site in posing.sites):
-            part = optimize_outputs(self.lm, phrasings, posing.contexts, posing.sites, settings, joint)
+            part = optimize_outputs(self.lm, phrasings, posing.contexts, posing.sites, settings, joint, keys)
         else:
-            part = optimize_targets(self.lm, phrasings, posing.contexts, posing.sites[-1].layer, settings, joint)
+            layer = posing.sites[-1].layer
+            part = optimize_targets(self.lm, phrasings, posing.contexts, layer, settings, joint, keys)
         return Targets(*(self.asked.of_batch(self.asked.together(each, posing.shares)) for each in part))
+
+    def _keys_to_align(self, phrasings: Sequence[EditRequest]) -> Tensor:
+        """Keys of plain prompts at the deepest matrix, on the model as it is before the batch, `[P, d_in]`."""
+        site, most = self.posing.sites[-1], self.posing.max_tokens
+        return SubjectStream(self.lm, phrasings, [""], site.layer, most, None).keys(site)
 
     def at(self, layer: int) -> LayerProblem:
         """See `BatchProblem`."""

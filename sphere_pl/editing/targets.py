@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.alignment import Alignment
 from sphere_pl.editing.asked import Joint
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention, packs
@@ -68,6 +69,8 @@ class TargetSettings:
             key has one value (MEMIT-Merge, arXiv 2502.07322); above 1 none are.
         units: What a step is measured in: `state`, the root mean square of the state that it is added to, or
             `absolute`, as the papers' learning rates are. If None, a `learning_rate` that is given is absolute.
+        align: Weight of EAMET's alignment (arXiv 2505.11876), which lets the shifts of a batch lie to one another as
+            their keys do; 0 leaves it out. It has no part in when a request has converged.
     """
 
     steps: int = 25
@@ -81,6 +84,7 @@ class TargetSettings:
     same_key: float = 0.85
     optimizer: Optimizer = "adam"
     units: Units | None = None
+    align: float = 0.0
 
     @property
     def tokens_at_once(self) -> int:
@@ -93,13 +97,18 @@ class TargetSettings:
             given = getattr(self, name)
             if given is not None and given <= 0:
                 raise UserError(f"`targets.{name}={given}` must be above 0.")
-        for name in ("weight_decay", "kl_weight", "stop_loss"):
+        for name in ("weight_decay", "kl_weight", "stop_loss", "align"):
             if getattr(self, name) < 0:
                 raise UserError(f"`targets.{name}={getattr(self, name)}` must be at least 0.")
         if self.optimizer not in get_args(Optimizer):
             raise UserError(f"`targets.optimizer={self.optimizer!r}` must be adam or polyak.")
         if self.optimizer == "polyak" and self.learning_rate is not None:
             raise UserError("`targets.optimizer=polyak` has no `targets.learning_rate`: leave one of them out.")
+        if self.optimizer == "polyak" and self.align:
+            raise UserError(
+                "`targets.align` has no part in the loss that `targets.optimizer=polyak` takes its steps from. Set the "
+                "optimizer to adam, or leave `targets.align` at 0."
+            )
         if self.units not in (None, *get_args(Units)):
             raise UserError(f"`targets.units={self.units!r}` must be state or absolute.")
         if self.units == "absolute" and self.learning_rate is None:
@@ -255,6 +264,7 @@ def optimize_targets(
     layer: int,
     settings: TargetSettings,
     joint: Joint | None = None,
+    keys: Tensor | None = None,
 ) -> Targets:
     """Find the target values of a batch.
 
@@ -265,22 +275,32 @@ def optimize_targets(
         layer: The target block: the deepest edited layer.
         settings: Optimisation settings.
         joint: Which phrasings are of one request, and which requests share a shift; none if None.
+        keys: Of the phrasings, `[P, d_in]`, where `settings.align` asks for them.
     """
     joint, most = joint or Joint.separate(len(requests)), settings.tokens_at_once
     groups = rewrite_rows(lm, requests, contexts, layer, most, joint)
     kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), layer, most) if settings.kl_weight else []
     base = joint.per_shift(joint.per_request(_subject_states(groups, len(requests))))  # [G, d]
     objective = Objective(lm, layer, groups, kl_groups, base, settings, joint)
-    return minimize(objective, base, settings).of_requests(joint)
+    return minimize(objective, base, settings, alignment_of(keys, settings, joint)).of_requests(joint)
 
 
-def minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> Targets:
+def alignment_of(keys: Tensor | None, settings: TargetSettings, joint: Joint) -> Alignment | None:
+    """What aligns the shifts with the keys of the phrasings `[P, d_in]`; None where nothing is to be aligned."""
+    if not settings.align or keys is None:
+        return None
+    return Alignment(joint.per_shift(joint.per_request(keys)), settings.align)
+
+
+def minimize(
+    objective: "Objective", base: Tensor, settings: TargetSettings, alignment: Alignment | None = None
+) -> Targets:
     """Walk with all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
     with laid_out(objective.lm, objective.layer + 1):
-        return _minimize(objective, base, settings)
+        return _minimize(objective, base, settings, alignment)
 
 
-def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings) -> Targets:
+def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings, alignment: Alignment | None) -> Targets:
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
     walk = PolyakWalk(base, settings.stop_loss) if settings.optimizer == "polyak" else AdamWalk(base, settings)
@@ -301,6 +321,8 @@ def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings) ->
             break
         if done.any():
             objective.keep(active)
+        if alignment is not None:
+            gradient = gradient + alignment.gradient(walk.shift)
         walk.step(gradient, total, bound)
     clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
     return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped, base.new_empty(n, 0, base.shape[1]))

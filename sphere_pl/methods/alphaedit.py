@@ -1,11 +1,13 @@
 """AlphaEdit: updates confined to the null space of what the model knows (Fang et al., ICLR 2025, arXiv 2410.02355)."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method, State, change_of
 from sphere_pl.methods.functional import alphaedit_update, energy_within, null_space_basis, null_space_of_share
-from sphere_pl.methods.memory import KeyMemory
+from sphere_pl.methods.memory import KeyMemory, MovingNullSpace
 from sphere_pl.methods.problem import LayerProblem
 
 RELATIVE_RIDGE = 0.15  # with which three models of 135 to 500 million parameters keep what they are taught
@@ -25,12 +27,17 @@ class AlphaEdit(Method):
             space. If that is None too, it is what is found for the model, or 0.15.
         null_space_share: Which share of key space is the null space if `null_space_threshold` is None: that in which
             ordinary keys are smallest.
+        null_space: `fixed` is AlphaEdit: the null space is the ordinary keys', and earlier edits are weighed against
+            new ones. `moving` is EvoEdit (arXiv 2510.13851): the null space is what the keys of earlier edits leave of
+            it, so that no update moves the output at one of them, and each edit takes a direction that none can have
+            afterwards. Of EvoEdit the public abstract settles that the null space is aligned again for each edit; that
+            it loses the span of the edited model's keys exactly, and the bound below which a key counts as dependent,
+            are this implementation's own.
 
     Raises:
-        UserError: If an argument is out of range, or a matrix has no null space at this threshold.
+        UserError: If an argument is out of range, a matrix has no null space at this threshold, or all of a moving null
+            space is taken.
     """
-
-    saved: frozenset[str] = frozenset(KeyMemory._fields)
 
     def __init__(
         self,
@@ -38,6 +45,7 @@ class AlphaEdit(Method):
         null_space_threshold: float | None = None,
         relative_ridge: float | None = None,
         null_space_share: float = 0.8,
+        null_space: Literal["fixed", "moving"] = "fixed",
     ) -> None:
         if any(given is not None and given <= 0 for given in (ridge, relative_ridge)):
             raise UserError(
@@ -48,9 +56,22 @@ class AlphaEdit(Method):
             raise UserError(f"`AlphaEdit(null_space_threshold={null_space_threshold})` must be above 0.")
         if not 0 < null_space_share < 1:
             raise UserError(f"`AlphaEdit(null_space_share={null_space_share})` must lie between 0 and 1.")
+        if null_space not in ("fixed", "moving"):
+            raise UserError(f"`AlphaEdit(null_space={null_space!r})` must be fixed or moving.")
+        self.null_space = null_space
+        self.saved = frozenset(self._memory._fields)
         self.ridge, self.relative_ridge = ridge, relative_ridge
         self.null_space_threshold: float | None = null_space_threshold
         self.null_space_share = null_space_share
+
+    @property
+    def name(self) -> str:
+        """The name shown in results."""
+        return "AlphaEdit" if self.null_space == "fixed" else "EvoEdit"
+
+    @property
+    def _memory(self) -> type[KeyMemory] | type[MovingNullSpace]:
+        return KeyMemory if self.null_space == "fixed" else MovingNullSpace
 
     def initial_state(self, weight: Tensor, second_moment: Tensor | None) -> State:
         """The null-space basis, and no past keys."""
@@ -78,7 +99,7 @@ class AlphaEdit(Method):
 
     def _state(self, moment: Tensor, basis: Tensor) -> State:
         ridge = self.ridge or (self.relative_ridge or RELATIVE_RIDGE) * energy_within(moment, basis)
-        memory = KeyMemory.empty(basis.new_tensor(1 / ridge), basis.shape[1])
+        memory = self._memory.empty(basis.new_tensor(1 / ridge), basis.shape[1])
         return {"basis": basis, **memory._asdict()}
 
     @property
@@ -101,16 +122,23 @@ class AlphaEdit(Method):
 
     def update(self, problem: LayerProblem, state: State) -> Tensor:
         """See `alphaedit_update`."""
-        return alphaedit_update(problem.keys, problem.residuals, state["basis"], _memory(state))
+        past = self._past(state)
+        if isinstance(past, MovingNullSpace) and len(past.taken) >= past.taken.shape[1]:
+            raise UserError(
+                f"The moving null space of {problem.name} is full: earlier edits have taken all {len(past.taken)} of "
+                "its directions. Raise --model.method.init_args.null_space_share, edit more layers (--model.layers), "
+                "or set --model.method.init_args.null_space=fixed, which weighs earlier edits and forbids none."
+            )
+        return alphaedit_update(problem.keys, problem.residuals, state["basis"], past)
 
-    def overlap(self, keys: Tensor, state: State) -> Tensor:
-        """See `Method.overlap`; keys count by their part in the null space."""
-        return _memory(state).overlap(keys @ state["basis"])
+    def overlap(self, keys: Tensor, state: State) -> Tensor | None:
+        """See `Method.overlap`; keys count by their part in the null space. A moving one gives nothing back."""
+        past = self._past(state)
+        return past.overlap(keys @ state["basis"]) if isinstance(past, KeyMemory) else None
 
     def remember(self, problem: LayerProblem, state: State) -> State:
         """Add the batch's keys to the past."""
-        return {**state, **_memory(state).extend(problem.keys @ state["basis"])._asdict()}
+        return {**state, **self._past(state).extend(problem.keys @ state["basis"])._asdict()}
 
-
-def _memory(state: State) -> KeyMemory:
-    return KeyMemory(*(state[name] for name in KeyMemory._fields))
+    def _past(self, state: State) -> KeyMemory | MovingNullSpace:
+        return self._memory(*(state[name] for name in self._memory._fields))

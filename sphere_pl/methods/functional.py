@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.methods.large_spectrum import null_space_of_large, null_space_of_large_share
-from sphere_pl.methods.memory import KeyMemory
+from sphere_pl.methods.memory import KeyMemory, MovingNullSpace
 
 _LARGE = 4096  # dimensions from where on a CPU looks for the null space from its large end
 _FAR, _NEAR = 100.0, 10.0  # times the threshold: from where on eigenvalues are cut, and down to where
@@ -69,6 +69,27 @@ def null_space_of_share(second_moment: Tensor, share: float) -> Tensor:
     return null_space_basis(second_moment, share_threshold(second_moment, share))
 
 
+def specific_directions(second_moment: Tensor, shared: float) -> Tensor:
+    """What is left of key space without the leading directions of ordinary keys.
+
+    Args:
+        second_moment: `E[k kᵀ]` or a multiple, shape `[d_in, d_in]`.
+        shared: The fewest leading directions are left out whose eigenvalues reach this share of their sum; one stays.
+
+    Returns:
+        Orthonormal columns, shape `[d_in, m]`.
+
+    Example:
+        >>> specific_directions(torch.diag(torch.tensor([4.0, 1.0, 1.0])), 0.5).shape
+        torch.Size([3, 2])
+    """
+    eigenvalues, vectors = torch.linalg.eigh(second_moment)
+    sums = eigenvalues.clamp(min=0).flip(0).cumsum(0)
+    count = int((sums < shared * sums[-1]).sum()) + 1
+    basis: Tensor = vectors[:, : max(1, len(eigenvalues) - count)]
+    return basis
+
+
 def _directions(d_in: int, share: float) -> int:
     return min(max(1, round(share * d_in)), d_in - 1)
 
@@ -96,7 +117,7 @@ def energy_within(second_moment: Tensor, basis: Tensor) -> float:
     return float(torch.maximum(within, 1e-6 * second_moment.diagonal().sum()))
 
 
-def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMemory) -> Tensor:
+def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMemory | MovingNullSpace) -> Tensor:
     """AlphaEdit's update in the coordinates of the null space (Fang et al. 2025, arXiv 2410.02355, Eq. 14).
 
     The paper solves `[P (K Kᵀ + M) + λ I] X = P K Rᵀ` in d_in dimensions. Its solution lies in the range of `P`, so
@@ -107,7 +128,7 @@ def alphaedit_update(keys: Tensor, residuals: Tensor, basis: Tensor, past: KeyMe
         keys: Keys of the batch, shape `[n, d_in]`.
         residuals: What the layer's output shall gain, shape `[n, d_out]`.
         basis: Null-space directions Q, shape `[d_in, m]`.
-        past: All earlier keys in that basis, and λ, the weight of the update's own norm.
+        past: All earlier keys in that basis, weighed or forbidden, and λ, the weight of the update's own norm.
 
     Returns:
         Δ of shape `[d_out, d_in]`.

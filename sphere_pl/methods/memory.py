@@ -11,6 +11,7 @@ from torch import Tensor
 # Recent keys are taken into the inverse when there are more than m / _SHARE of them. With 4 the rows kept beside it
 # take a third of its memory, and taking them in, which costs 2 p m² operations, stays below what applying it costs.
 _SHARE = 4
+_DEPENDENT = 1e-4  # of the longest key: what is left of a key that earlier ones all but span
 
 
 class KeyMemory(NamedTuple):
@@ -88,3 +89,46 @@ class KeyMemory(NamedTuple):
             inverse = inverse * torch.eye(size, dtype=inverse.dtype, device=inverse.device)
         root = torch.linalg.solve_triangular(self.factor, self.whitened, upper=False)  # [p, m]
         return KeyMemory.empty(torch.addmm(inverse, root.T, root, alpha=-1), size)
+
+
+class MovingNullSpace(NamedTuple):
+    """A null space that every batch's keys leave: no later edit can be read there (EvoEdit, arXiv 2510.13851).
+
+    The place of a `KeyMemory` with B = λ I: where that weighs earlier keys, this one forbids their directions. With P
+    the projector onto what is left of the null space, `whiten` is `P k / λ`, and an update found with it changes the
+    output at no earlier key. Each independent key takes one direction; when all are taken nothing can be edited.
+
+    Attributes:
+        ridge_inverse: 1 / λ, shape `[]`.
+        taken: Orthonormal rows that earlier keys span, `[p, m]`.
+    """
+
+    ridge_inverse: Tensor
+    taken: Tensor
+
+    @classmethod
+    def empty(cls, ridge_inverse: Tensor, size: int) -> "MovingNullSpace":
+        """Nothing is taken yet of `size` directions."""
+        return cls(ridge_inverse, ridge_inverse.new_zeros(0, size))
+
+    def whiten(self, keys: Tensor) -> Tensor:
+        """`P k / λ` for each row of `keys` `[n, m]`.
+
+        Example:
+            >>> memory = MovingNullSpace.empty(torch.tensor(0.5), size=2)
+            >>> memory.extend(torch.tensor([[3.0, 0.0]])).whiten(torch.tensor([[3.0, 2.0]]))
+            tensor([[0., 1.]])
+        """
+        return self._left(keys) * self.ridge_inverse
+
+    def extend(self, keys: Tensor) -> "MovingNullSpace":
+        """Take the directions of further keys `[n, m]`, but for what earlier ones span up to rounding."""
+        left = self._left(self._left(keys))  # twice: what rounding leaves of taken directions would be taken again
+        if not bool(left.isfinite().all()):  # found out by the next solve, which is refused with a reason
+            return self._replace(taken=torch.cat([self.taken, torch.full_like(keys[:1], torch.nan)]))
+        _, values, rows = torch.linalg.svd(left, full_matrices=False)
+        new = rows[values > _DEPENDENT * torch.linalg.vector_norm(keys, dim=1).max()]
+        return self._replace(taken=torch.cat([self.taken, new]))
+
+    def _left(self, keys: Tensor) -> Tensor:
+        return keys - (keys @ self.taken.T) @ self.taken

@@ -26,6 +26,9 @@ class SCR(Method):
     the words of the question whether a fact applies, the likelihood with an empty fact that its answer is measured
     against, and that one fact is read at a time: a question in two hops gets one of its two facts.
 
+    The bound on the similarity is a compromise on CounterFact, where TF-IDF over 300 facts finds the fact of every own
+    prompt and of 95 % of the paraphrases; some 6 % of these lie below the bound, some 30 % of the neighbours above it.
+
     Args:
         retriever: See `Retrieval`.
         candidates: See `Retrieval`.
@@ -52,6 +55,11 @@ class SCR(Method):
         in_front: str = Retrieval.in_front,
     ) -> None:
         self.retrieval = Retrieval(retriever, candidates, min_similarity, confirm, confirmation, in_front)
+
+    @property
+    def name(self) -> str:
+        """The name shown in results."""
+        return "SCR" if self.retrieval.confirm else "SCR, unconfirmed"
 
     @property
     def lever(self) -> str:

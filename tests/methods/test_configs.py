@@ -19,7 +19,11 @@ NAMES = {
     "ft_l": "FT-L",
     "locft_bf": "LocFT-BF",
     "ultraedit": "UltraEdit",
-    "scr": "SCR",
+    "scr": "SCR, unconfirmed",
+    "eamet": "MEMIT",
+    "evoedit": "EvoEdit",
+    "rlsedit": "RLSEdit",
+    "suit": "MEMIT-seq, SUIT keys",
 }
 # The rows of Table 1: method, callbacks, and what the run is called.
 TABLE_1 = {

@@ -62,7 +62,14 @@ def test_single_precision_stays_as_good_as_one_solve_from_the_sum():
     assert error < max(1e-4, 10 * of_one_solve)
 
 
-@pytest.mark.parametrize("method", [AlphaEdit(2.0, 0.1), MEMIT(3.0, remember_past=True)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        AlphaEdit(2.0, 0.1),
+        MEMIT(3.0, remember_past=True),
+        MEMIT(3.0, True, deviation_weight=1.0, shared_directions=0.5),
+    ],
+)
 @pytest.mark.parametrize("stop", [2, 17])  # before and after keys are taken into the inverse
 def test_a_state_rebuilt_and_completed_with_what_was_saved_goes_on_bit_for_bit(method, stop):
     generator = torch.Generator().manual_seed(2)
