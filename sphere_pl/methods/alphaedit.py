@@ -10,7 +10,7 @@ from sphere_pl.methods.functional import alphaedit_update, energy_within, null_s
 from sphere_pl.methods.memory import KeyMemory, MovingNullSpace
 from sphere_pl.methods.problem import LayerProblem
 
-RELATIVE_RIDGE = 0.15  # with which three models of 135 to 500 million parameters keep what they are taught
+RELATIVE_RIDGE = 0.1  # with which three models of 135 to 500 million parameters keep what they are taught
 
 
 class AlphaEdit(Method):
@@ -24,7 +24,7 @@ class AlphaEdit(Method):
         null_space_threshold: Eigenvalues of the second moment below it span the null space, as an absolute number (0.02
             in the paper).
         relative_ridge: λ if `ridge` is None, in units of the mean squared norm that ordinary keys have in the null
-            space. If that is None too, it is what is found for the model, or 0.15.
+            space. If that is None too, it is what is found for the model, or 0.1.
         null_space_share: Which share of key space is the null space if `null_space_threshold` is None: that in which
             ordinary keys are smallest.
         null_space: `fixed` is AlphaEdit: the null space is the ordinary keys', and earlier edits are weighed against

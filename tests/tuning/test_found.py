@@ -100,7 +100,7 @@ def test_candidates_are_tried_until_one_is_good(find, monkeypatch):
     layers, targets, method = tried[-1]
     assert (found.layers, found.learning_rate) == (layers, targets.learning_rate)
     assert method.relative_ridge == found.method(AlphaEdit()).relative_ridge
-    assert method.relative_ridge == pytest.approx(0.15 * found.regularizer, rel=0.01)
+    assert method.relative_ridge == pytest.approx(0.1 * found.regularizer, rel=0.01)
 
 
 def test_a_regularizer_that_the_user_gives_stays_and_an_open_one_is_said(find, monkeypatch):
