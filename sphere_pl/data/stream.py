@@ -177,7 +177,7 @@ class EditStream:
         """How much of the data is edited, and which argument leaves out the rest.
 
         Example:
-            >>> data = EditDataModule(limit=3)
+            >>> data = EditStream(limit=3)
             >>> data.setup("fit")
             >>> data.extent
             '3 of 812 edits (--data.limit)'

@@ -48,6 +48,15 @@ def test_what_cannot_be_edited_is_refused_in_one_message(tiny_lm, facts, setting
         edit(lm.model, lm.tokenizer, facts, settings={**settings, **changes})
 
 
+def test_a_prompt_that_is_too_long_in_chat_form_alone_is_refused_with_its_place(chatting, facts, settings):
+    model, tokenizer = chatting
+    (plain,) = tokenizer([facts[0]["prompt"].replace("{}", facts[0]["subject"])])["input_ids"]
+    room = model.config.max_position_embeddings - len(plain) - 40
+    tokenizer.chat_template = TEMPLATE.replace("[assistant]", "[" + "x y " * (room // 2 + 20) + "]")
+    with pytest.raises(UserError, match=r"facts\[0\]: prompt, target and a context template have in chat form \d+ tok"):
+        edit(model, tokenizer, facts, settings={**settings, "data.chat": "both"})
+
+
 def test_facts_of_one_subject_and_earlier_ones_of_its_key_are_named(tiny_lm, settings, tmp_path):
     lm = tiny_lm()
     asked = [("was born in the city of", "Oslo"), ("lived by the", "sea"), ("worked as a", "pianist")]
@@ -56,3 +65,6 @@ def test_facts_of_one_subject_and_earlier_ones_of_its_key_are_named(tiny_lm, set
     with (tmp_path / "run" / "targets.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["shares_key_with"], row["overwrites"]) for row in rows] == [("2", ""), ("1", ""), ("", "1 2")]
+    failed = {row["edit"]: row["cause"] for row in rows if row["cause"]}
+    assert failed, "three steps do not suffice"
+    assert {failed[number] for number in failed.keys() & {"1", "2"}} <= {"shared key", "overwritten"}

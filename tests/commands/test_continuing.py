@@ -42,6 +42,18 @@ def finished(fit, place):
     return place / "a"
 
 
+def test_what_failed_in_an_earlier_run_is_edited_again_too(fit, finished, place):
+    status, _, err = fit("b", [2, 3], "--retry=3", "--model.targets.steps=1", start="a", steps=False)
+    assert status == 0, err
+    results = json.loads((place / "b" / "results.json").read_text())
+    again, edited = results["edited_again"], {each["edit"] for each in results["facts"]}
+    assert edited == {1, 2, 3, 4}
+    assert 0 < len(again) <= 3
+    assert again == sorted(again)
+    assert 1 in again or 2 in again, "one step moves too little for the earlier ones to hold"
+    assert read_log(place / "b").edits == 4
+
+
 def test_the_commands_on_a_run_see_the_whole_chain(fit, finished, command_line, place):
     before = contents(finished)
     assert fit("b", [2], "--projection.strength=0", start="a")[0] == 0
