@@ -57,6 +57,10 @@ def from_yaml(text: str) -> Any:
 
     Raises:
         YAMLError: If it is none.
+
+    Example:
+        >>> from_yaml("model: {layers: [4, 5]}")
+        {'model': {'layers': [4, 5]}}
     """
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (both are safe)
 
