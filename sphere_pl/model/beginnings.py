@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, run_prefix
-from sphere_pl.model.prefix_tree import PrefixTree, batch_trees, prefix_trees
+from sphere_pl.model.prefix_tree import WIDTH, PrefixTree, batch_trees, prefix_trees
 from sphere_pl.model.tokens import micro_batches, pad
 
 
@@ -37,7 +37,9 @@ class Beginnings:
         self._places: dict[int, list[int]] = {}
         if self._shared:
             numbers = [number for number, row in enumerate(rows) if row]
-            self._run(prefix_trees([rows[number] for number in numbers]), numbers, max_tokens)
+            # Where passes have room for one row only, rows are to be run alone, and share nothing.
+            trees = prefix_trees([rows[number] for number in numbers], min(WIDTH, max_tokens))
+            self._run(trees, numbers, max_tokens)
 
     @torch.no_grad()
     def _run(self, trees: Sequence[PrefixTree], numbers: Sequence[int], max_tokens: int) -> None:

@@ -29,19 +29,20 @@ def laid_out(lm: LanguageModel, first_block: int) -> Iterator[None]:
     """
     blocks = [lm.block(layer) for layer in range(first_block, lm.n_layers)]
     chosen = _fitting(blocks, SHARE * free_memory(_CPU)) if _knows_layouts() else []
-    for module in chosen:
-        module.forward = partial(_product, module, *_layouts(module.weight))  # type: ignore[method-assign]
     try:
+        for module in chosen:
+            module.forward = partial(_product, module, *_layouts(module.weight))  # type: ignore[method-assign]
         yield
     finally:
-        for module in chosen:
-            del module.forward
+        for module in chosen:  # all of them, should memory have run out on the way
+            vars(module).pop("forward", None)
 
 
 def _knows_layouts() -> bool:
-    """Whether this build of PyTorch has the operators, and the processor bfloat16."""
+    """Whether this build of PyTorch has the operators, and the processor bfloat16; tried on x86 only."""
     return (
         torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -7,10 +7,12 @@ With next-token distributions p of the edited and q of the unedited model, in na
 
 The text is cut into pieces of `length` tokens; every token of a piece but its first is predicted. What is kept of the
 unedited model is the output of its last block, `[positions, d]` in the model's dtype: 0.6 MB for 512 positions of a
-135M model and 4 MB for an 8B model, where full log-probabilities would be 50 and 260 MB. Final norm and head are never
+135M model and 4 MB for an 8B model, where full log-probabilities would be 100 and 260 MB. Final norm and head are never
 edited, so the unedited distributions follow from it exactly, and the divergence of an unedited model is exactly 0.
+Those of few positions (64, as many as the default reads) are kept once they have been made.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -22,6 +24,7 @@ from sphere_pl.data.builtin import heldout_text
 from sphere_pl.editing.moments import beginning, read_corpus
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import (
+    POSITIONS,
     HeldOut,
     held_out,
     log_likelihood,
@@ -47,7 +50,9 @@ class Reading(NamedTuple):
 
 
 @torch.no_grad()
-def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor) -> Reading:
+def compare(
+    lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor, known: Sequence[Tensor] = ()
+) -> Reading:
     """Perplexity and divergence from the last block's outputs.
 
     Args:
@@ -55,13 +60,20 @@ def compare(lm: LanguageModel, current: Tensor, unedited: Tensor, labels: Tensor
         current: States of the edited model, shape `[positions, d]`.
         unedited: States of the unedited model at the same positions.
         labels: The tokens that follow, shape `[positions]`.
+        known: What `distributions` says of the unedited states; found again if empty.
     """
     likelihood, divergence = 0.0, 0.0
-    both = zip(next_token_distributions(lm, current), next_token_distributions(lm, unedited), strict=True)
-    for (rows, p), (_, q) in both:
+    before = known or (q for _, q in next_token_distributions(lm, unedited))
+    for (rows, p), q in zip(next_token_distributions(lm, current), before, strict=True):
         likelihood += log_likelihood(p, labels[rows])
         divergence += float(torch.linalg.vecdot(p.exp(), p - q).double().sum())
     return Reading(perplexity_of(likelihood, len(labels)), divergence / len(labels))
+
+
+@torch.no_grad()
+def distributions(lm: LanguageModel, states: Tensor) -> list[Tensor]:
+    """Log-probabilities after few states, in the pieces that `compare` takes; none if there are many."""
+    return [q for _, q in next_token_distributions(lm, states)] if len(states) <= POSITIONS else []
 
 
 class Drift(EditorCallback):
@@ -87,6 +99,7 @@ class Drift(EditorCallback):
             raise UserError(f"--drift.every={every} must be at least 1 and --drift.length={length} at least 2.")
         self.tokens, self.every, self.text, self.length = tokens, every, text, length
         self._unedited = torch.zeros(0)
+        self._known: list[Tensor] = []  # distributions of the unedited model
         self._held_out: HeldOut | None = None
 
     @override
@@ -101,6 +114,7 @@ class Drift(EditorCallback):
         if not len(self._unedited):
             self._unedited = predicting_states(lm, self._held_out)
         self._unedited = self._unedited.to(lm.device)
+        self._known = []
 
     @override
     @doing("measuring drift")
@@ -111,7 +125,8 @@ class Drift(EditorCallback):
         if self._held_out is None or trainer.global_step % self.every:
             return
         lm = self.editor.language_model
-        found = compare(lm, predicting_states(lm, self._held_out), self._unedited, self._held_out.labels)
+        self._known = self._known or distributions(lm, self._unedited)
+        found = compare(lm, predicting_states(lm, self._held_out), self._unedited, self._held_out.labels, self._known)
         values = {"drift/perplexity": found.perplexity, "drift/kl": found.kl}
         pl_module.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 

@@ -38,6 +38,12 @@ def test_a_beginning_that_rows_share_runs_once(tiny_lm, monkeypatch):
     assert tokens == [8]  # 5 6 (7 (8, 3 2), 9), 4
 
 
+def test_rows_are_alone_where_a_pass_has_room_for_no_more(tiny_lm):
+    lm = tiny_lm()
+    together, alone = (Beginnings(lm, rows, 1).of([0])[0] for rows in (ROWS, ROWS[:1]))
+    assert all(torch.equal(a, b) for a, b in zip(together.keys, alone.keys, strict=True))
+
+
 def test_rows_without_a_beginning_have_an_empty_prefix(tiny_lm):
     prefix, mask = Beginnings(tiny_lm(), [[], []], 64).of([0, 1])
     assert prefix.keys == []

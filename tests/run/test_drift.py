@@ -14,7 +14,7 @@ from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import held_out, predicting_states
 from sphere_pl.methods import AlphaEdit
-from sphere_pl.run.drift import Drift, compare
+from sphere_pl.run.drift import Drift, compare, distributions
 
 TEXT = "The capital of France is Paris. Rome is a city in Italy. You and I speak because of it by the sea."
 
@@ -52,6 +52,17 @@ def test_drift_is_that_of_full_distributions_in_double_precision(tiny_lm, family
     assert found.perplexity == pytest.approx(perplexity, rel=1e-4)
     assert found.kl == pytest.approx(kl, rel=1e-3)
     assert found.kl > 1e-3
+
+
+def test_distributions_that_are_kept_give_the_same_reading_to_the_bit_and_many_are_not(tiny_lm, monkeypatch):
+    before, after = tiny_lm(), change(tiny_lm())
+    text = held_out(before, TEXT, tokens=50, length=16)
+    unedited, current = predicting_states(before, text), predicting_states(after, text)
+    kept = distributions(before, unedited)
+    assert len(kept) == 1
+    assert compare(after, current, unedited, text.labels, kept) == compare(after, current, unedited, text.labels)
+    monkeypatch.setattr("sphere_pl.run.drift.POSITIONS", len(unedited) - 1)
+    assert distributions(before, unedited) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
