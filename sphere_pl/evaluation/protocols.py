@@ -2,24 +2,27 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 
-from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.answers import EditingMetrics, answer_requests, means_and_errors
+from sphere_pl.data.builtin import heldout_text
+from sphere_pl.data.request import EditRequest, Form
+from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests, means_and_errors, prompts
 from sphere_pl.evaluation.metrics import AnswerMatch, ProbabilityMagnitude, ProbabilitySuccess, RecordMean
 from sphere_pl.evaluation.metrics.table import PROTOCOLS
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.evaluation.scoring import answer
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt
-from sphere_pl.text.joining import asked
+from sphere_pl.model.tokens import Prompt, encode
+from sphere_pl.text.joining import asked, opens_with_template, separator
 from sphere_pl.text.scripts import words
 
 _METRICS = {protocol.name: protocol.metrics for protocol in PROTOCOLS}
+PREFIX_TOKENS = 50  # of text on something else (EAMET)
 ALONE = {"sync_on_compute": False}  # every process scores the whole sample
 
 
@@ -136,7 +139,56 @@ def chat_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:
     return {name: score for name, score in metrics.summary().items() if name in _METRICS["chat"]}
 
 
+def long_prefix_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Scores:
+    """The accuracies of edits and paraphrases after text on something else (arXiv 2505.11876 asks so).
+
+    Which text is not settled there: here it is held-out prose, another piece for each request. A question that opens
+    with a chat template of its own, in front of which nothing belongs, is left out.
+
+    Returns:
+        `efficacy`, `generalization`, and the standard error of each.
+    """
+    asked_plain = [request for request in requests if not opens_with_template(request.question)]
+    prefixes = long_prefixes(lm, len(asked_plain))
+    groups = [prompts(each._replace(form=Form()))[:2] for each in asked_plain]
+    behind = [
+        each._replace(text=prefix + each.text, joiner=_joiner(each))
+        for prefix, group in zip(prefixes, groups, strict=True)
+        for each in chain(*group)
+    ]
+    said = iter(answer(lm, behind))
+    answers = [
+        Answers(
+            rewrite=[next(said) for _ in own], paraphrases=[next(said) for _ in others], neighbors=[], portability=[]
+        )
+        for own, others in groups
+    ]
+    metrics = EditingMetrics().to(lm.device)
+    metrics.update(range(len(answers)), answers, {})
+    return {name: score for name, score in metrics.summary().items() if name in _METRICS["long_prefix"]}
+
+
+def _joiner(prompt: Prompt) -> str:
+    """What stands before the target: the question says it, whatever text stands before that."""
+    return separator(prompt.text, prompt.target) if prompt.joiner is None else prompt.joiner
+
+
+def long_prefixes(lm: LanguageModel, count: int) -> list[str]:
+    """Pieces of `PREFIX_TOKENS` tokens of held-out prose, one after the other and again from the start."""
+    tokens = encode(lm.tokenizer, [heldout_text()])[0]
+    begin = next(place for place, (_, end) in enumerate(tokens.offsets) if end)
+    text, spans = heldout_text(), tokens.offsets[begin:]
+    starts = range(0, max(1, len(spans) - PREFIX_TOKENS), PREFIX_TOKENS)
+    pieces = [text[spans[at][0] : spans[min(at + PREFIX_TOKENS, len(spans)) - 1][1]] for at in starts]
+    return [f"{' '.join(pieces[place % len(pieces)].split())} " for place in range(count)]
+
+
 # What measures each protocol beside teacher forcing, which every validation measures.
 SAMPLED: Mapping[str, Callable[[LanguageModel, Sequence[EditRequest]], Scores]] = MappingProxyType(
-    {"probability": probability_scores, "generation": generation_scores, "chat": chat_scores}
+    {
+        "probability": probability_scores,
+        "generation": generation_scores,
+        "chat": chat_scores,
+        "long_prefix": long_prefix_scores,
+    }
 )

@@ -5,7 +5,8 @@ from typing import Literal, get_args
 
 from sphere_pl.errors import UserError
 
-Protocol = Literal["teacher_forced", "probability", "generation", "chat"]
+Protocol = Literal["teacher_forced", "probability", "generation", "chat", "long_prefix"]
+USUAL: tuple[Protocol, ...] = ("teacher_forced", "probability", "generation", "chat")
 _AT_LEAST = {
     "batch_size": 1,
     "validation_records": 1,
@@ -28,8 +29,9 @@ class EvaluationSettings:
         text: A text file or hub data set to measure perplexity on; the built-in held-out text if None.
         perplexity_tokens: How many tokens of it to read; 0 turns perplexity off.
         batch_size: Records scored together; the more, the more of their prompts begin alike and share work.
-        protocols: Which of the four; teacher_forced is what validations, the report and the callbacks go by, and
-            cannot be left out. chat asks in the tokenizer's chat template, where it has one.
+        protocols: Which of them, the first four if left out; teacher_forced is what validations, the report and the
+            callbacks go by, and cannot be left out. chat asks in the tokenizer's chat template, where it has one;
+            long_prefix asks after 50 tokens of text on something else.
         sample: Records that the other protocols score; chat scores all where facts are edited in chat form.
         texts: Records of whose generation prompts free texts are written, for fluency; 0 for none.
         references: ROME's attribute_snippets.json, or a file of your own in its form, for the consistency of those
@@ -46,7 +48,7 @@ class EvaluationSettings:
     text: str | None = None
     perplexity_tokens: int = 2048
     batch_size: int = 100
-    protocols: list[Protocol] = field(default_factory=lambda: list(get_args(Protocol)))
+    protocols: list[Protocol] = field(default_factory=lambda: list(USUAL))
     sample: int = 20
     texts: int = 0
     references: str | None = None
@@ -67,7 +69,7 @@ class EvaluationSettings:
         if unknown or "teacher_forced" not in self.protocols:
             raise UserError(
                 f"`evaluation.protocols={list(self.protocols)}` must hold teacher_forced, by which validations go, and "
-                "may hold probability, generation and chat."
+                "may hold probability, generation, chat and long_prefix."
             )
         if self.references is not None and self.texts == 0:
             raise UserError(

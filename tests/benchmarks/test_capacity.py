@@ -1,9 +1,14 @@
 """Rank and interference of keys against what least squares really misses."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks.capacity import capacity, markdown, table
+from benchmarks.capacity import Capacity, capacity, markdown, table
+
+ROOT = Path(__file__).parents[2]
 
 
 def normal(*shape, seed=0):
@@ -53,3 +58,11 @@ def test_the_table_has_each_matrix_and_each_number_of_them():
     rows = table([4, 5, 6], [normal(9, 5, seed=seed) for seed in range(3)])
     assert [name for name, _ in rows] == ["layer 4", "layer 5", "layer 6", "2 from layer 4", "3 from layer 4"]
     assert markdown(rows).count("\n") == 6
+
+
+def test_the_page_has_what_was_measured():
+    held = json.loads((ROOT / "benchmarks" / "capacity.json").read_text())
+    missing = {name: {float(ridge): share for ridge, share in row["missing"].items()} for name, row in held.items()}
+    rows = [(name, Capacity(**{**row, "missing": missing[name]})) for name, row in held.items()]
+    page = (ROOT / "docs" / "large-runs.md").read_text(encoding="utf-8")
+    assert f"<!-- capacity -->\n{markdown(rows)}\n<!-- /capacity -->" in page

@@ -7,9 +7,17 @@ import re
 import pytest
 
 from sphere_pl.evaluation.evaluator import score_requests
-from sphere_pl.evaluation.protocols import generation_scores, probability_scores
+from sphere_pl.evaluation.protocols import (
+    PREFIX_TOKENS,
+    generation_scores,
+    long_prefix_scores,
+    long_prefixes,
+    probability_scores,
+)
+from sphere_pl.evaluation.scoring import answer
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.model.generation import answer_tokens, complete, free_texts
+from sphere_pl.model.tokens import Prompt, encode
 
 
 def macro(rows):
@@ -128,6 +136,29 @@ def test_room_for_an_answer_is_more_than_its_tokens(tiny_lm):
     for answers in (["a"], ["Paris", "the city of Paris by the sea"], ["x" * 300]):
         longest = max(len(lm.tokenizer(f" {a}", add_special_tokens=False)["input_ids"]) for a in answers)
         assert longest + 3 <= answer_tokens(lm, answers) <= longest + 6
+
+
+@pytest.mark.parametrize("tokenizer", ["byte_level", "bpe"])
+def test_long_prefixes_are_pieces_of_prose_of_so_many_tokens(tiny_lm, tokenizer):
+    lm = tiny_lm(tokenizer=tokenizer)
+    found = long_prefixes(lm, 3)
+    assert len(set(found)) == 3
+    counts = [len(encode(lm.tokenizer, [text.strip()])[0].ids) for text in found]
+    assert all(abs(count - PREFIX_TOKENS) <= 4 for count in counts)  # white space is made one, a word may be cut
+
+
+def test_answers_after_a_long_text_are_those_of_one_prompt_at_a_time(tiny_lm, requests):
+    lm = tiny_lm()
+    asked = [r._replace(paraphrases=(f"So {r.question}",)) for r in requests]
+    rows = {"efficacy": [], "generalization": []}
+    for record, (request, prefix) in enumerate(zip(asked, long_prefixes(lm, 4), strict=True)):
+        for name, text in (("efficacy", request.question), ("generalization", request.paraphrases[0])):
+            (found,) = answer(lm, [Prompt(prefix + text, request.target_new)])
+            hits = [a == b for a, b in zip(found.predicted, found.target, strict=True)]
+            rows[name].append((record, sum(hits) == len(hits)))
+    found = long_prefix_scores(lm, [*asked, asked[0]._replace(prompt="<|im_start|>user {}")])  # none before a template
+    for name, expected in rows.items():
+        compare(found, name, expected)
 
 
 def test_requests_without_a_true_answer_have_no_probability_to_compare(tiny_lm, requests):

@@ -172,6 +172,17 @@ PROTOCOLS = (
         dash="dashdot",
         symbol="triangle-up",
     ),
+    Protocol(
+        name="long_prefix",
+        label="after a long text",
+        prefix="long_prefix/",
+        suffix=", after a long text",
+        meaning="50 tokens on something else stand before the question",
+        metrics=("efficacy", "generalization"),
+        color="orange",
+        dash="longdash",
+        symbol="x",
+    ),
 )
 
 FIRST_RANK = tuple(metric.name for metric in METRICS if metric.first_rank)
