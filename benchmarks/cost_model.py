@@ -7,6 +7,7 @@ between the products at a price for each, and a price for every block that is ca
 of the GPU are its maker's figures and a guess: nothing has run there.
 """
 
+import argparse
 from typing import NamedTuple
 
 from rich.console import Console
@@ -165,6 +166,7 @@ def edit(shape: Shape, machine: Machine, work: Work) -> float:
 
 def main() -> None:
     """Print edits a second by model and machine, by batch size, and where an 8B model's time would go."""
+    argparse.ArgumentParser(prog="python -m benchmarks.cost_model", description=__doc__).parse_args()
     console = Console(width=120)
     table = Table("model", *MACHINES, title="edits a second, batches of 100, 6 contexts")
     work = Work(batch=100, contexts=6)
