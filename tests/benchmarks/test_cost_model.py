@@ -53,7 +53,8 @@ def test_larger_models_cost_more_larger_batches_and_more_devices_less():
     assert edit(DEFAULT, GPU._replace(devices=8), work) < edit(DEFAULT, GPU, work)
 
 
-def test_the_tables_name_every_model(capsys):
+def test_the_tables_name_every_model(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["cost_model"])
     cost_model.main()
     printed = capsys.readouterr().out
     assert all(name in printed for name in SHAPES)
