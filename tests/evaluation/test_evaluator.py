@@ -141,7 +141,7 @@ def test_cases_show_the_prompt_before_and_after(tiny_lm, slow, rich):
     unedited = evaluator.measure_unedited(old, rich, untracked)
     places = fixed_sample(4, 2, seed=0)
     cases = evaluator.cases(new, unedited.cases)
-    prompts = case_prompts([rich[place] for place in places])
+    prompts = [(each.prompt, each.wanted) for each in case_prompts([rich[place] for place in places])]
     assert [(case["prompt"], case["wanted"]) for case in cases] == prompts
     assert [case["before"] for case in cases] == [slow.write(old, text, 16) for text, _ in prompts]
     assert [case["after"] for case in cases] == [slow.write(new, text, 16) for text, _ in prompts]
