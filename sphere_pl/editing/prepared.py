@@ -79,7 +79,7 @@ def _apart(states: Sequence[State], saved: Collection[str]) -> list[State]:
 def states_rest_on(model: str, method: Method, settings: StatisticsSettings, sites: Sequence[EditSite]) -> list[Any]:
     """What the method's states before the first batch depend on, to be compared with that of another run."""
     arguments = vars(method)
-    if not all(isinstance(value, str | int | float | None) for value in arguments.values()):
+    if not all(isinstance(value, str | int | float | frozenset | None) for value in arguments.values()):
         arguments = {"": object()}  # what cannot be compared is like nothing else
     needed = [settings, corpus_identity(settings)] if method.needs_second_moment else []
     return [model, type(method), arguments, [(site.name, site.stored.device) for site in sites], *needed]

@@ -3,8 +3,8 @@
 A shift is added to the output of the target block at the subject's last token and optimised by Adam until the model
 predicts the new object after every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). A whole batch is optimised at once:
 
-- Columns before the subject's last token cannot see the shift (causality). They run once, those that several rows begin
-  with once for all of them; their keys and values stay in a `FrozenPrefix`.
+- Columns before the subject's last token cannot see the shift (causality). They run once; their keys and values stay
+  in a `FrozenPrefix`.
 - Blocks up to the target layer run once for the columns from the subject on; each step runs only the blocks above.
 - The language-model head is applied at target positions only.
 - A request that has converged leaves the batch: the rows are compacted, not masked.
@@ -27,9 +27,8 @@ from sphere_pl.editing.alignment import Alignment
 from sphere_pl.editing.asked import Joint
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention, packs
-from sphere_pl.model.beginnings import Beginnings
 from sphere_pl.model.laid_out import laid_out
-from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel
+from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
 from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.model.tokens import (
     LOGITS_AT_ONCE,
@@ -556,9 +555,8 @@ def rewrite_rows(
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
     # The last target token is predicted, never read.
     lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in tokens]
-    before = _beginnings(lm, tokens, max_tokens)
     found = [
-        _build(lm, tokens, rows, before, [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
+        _build(lm, [tokens[i] for i in rows], [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
         for rows in micro_batches(lengths, max_tokens)
     ]
     return [_assigned(rows, joint) for rows in found]
@@ -575,9 +573,8 @@ def kl_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_
     """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
     tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
     cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
-    before = _beginnings(lm, cut, max_tokens)
     return [
-        _build(lm, cut, rows, before, [(i, 0) for i in rows], 1, layer)
+        _build(lm, [cut[i] for i in rows], [(i, 0) for i in rows], 1, layer)
         for rows in micro_batches([len(entry.ids) - 1 - _cut(lm, entry) for entry in cut], max_tokens // 16)
     ]
 
@@ -587,32 +584,19 @@ def _cut(lm: LanguageModel, tokens: Tokens) -> int:
     return 0 if lm.recurrent else tokens.subject_last
 
 
-def _beginnings(lm: LanguageModel, tokens: Sequence[Tokens], max_tokens: int) -> Beginnings:
-    """The columns before the subject's last token, which no shift reaches."""
-    return Beginnings(lm, [entry.ids[: _cut(lm, entry)] for entry in tokens], max_tokens)
-
-
 @torch.no_grad()
-def _build(
-    lm: LanguageModel,
-    prompts: Sequence[Tokens],
-    chosen: Sequence[int],
-    before: Beginnings,
-    origin: list[tuple[int, int]],
-    n_contexts: int,
-    layer: int,
-) -> Rows:
-    """Run the suffixes of the chosen prompts up to the target block, after what they begin with.
+def _build(lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]], n_contexts: int, layer: int) -> Rows:
+    """Run the prefix through all blocks and the suffix up to the target block.
 
     `origin` holds the phrasing and the context of each row.
     """
     device = lm.device
-    tokens = [prompts[row] for row in chosen]
     cuts = [_cut(lm, entry) for entry in tokens]
-    prefix, prefix_mask = before.of(chosen)
+    prefix_ids, prefix_mask = pad([entry.ids[:cut] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
     ids, mask = pad([entry.ids[cut:-1] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
     start = torch.tensor([[cut] for cut in cuts], device=device)
     positions = start + torch.arange(ids.shape[1], device=device)
+    prefix = run_prefix(lm, prefix_ids, prefix_mask)
     mask = torch.cat([prefix_mask, mask], dim=1)
     calls = prefix.calls(lm, ids, mask, positions)
     hidden = lm.run(calls.hidden, calls, 0, layer + 1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sphere_pl.editing.targets import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
+from sphere_pl.methods.alphaedit import RELATIVE_RIDGE
 from sphere_pl.progress import Track
 from sphere_pl.storage.files import write_atomically
 from sphere_pl.tuning.rules import layers_by_depth, moved
@@ -131,7 +132,7 @@ def _usual(editable: list[int], n_layers: int) -> dict[str, Any]:
     return {
         "first_layer": layers[0], "count": len(layers), "learning_rate": LEARNING_RATE,
         "stop_loss": targets.stop_loss, "kl_weight": targets.kl_weight,
-        "relative_ridge": method.relative_ridge, "null_space_share": method.null_space_share,
+        "relative_ridge": RELATIVE_RIDGE, "null_space_share": method.null_space_share,
     }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _try(bench: Bench, editable: list[int], n_layers: int, trial: "Trial") -> fl
         "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
         "stop_loss": trial.suggest_float("stop_loss", 0.1, 0.7),
         "kl_weight": trial.suggest_float("kl_weight", 0.03, 1.0, log=True),
-        "relative_ridge": trial.suggest_float("relative_ridge", 0.1, 10.0, log=True),
+        "relative_ridge": trial.suggest_float("relative_ridge", 0.01, 3.0, log=True),
         "null_space_share": trial.suggest_float("null_space_share", 0.5, 0.95),
     }
     candidate = candidate_of(parameters, editable, n_layers)

@@ -26,6 +26,9 @@ class ScriptedModel:
             for place in range(entry.target_start, len(entry.ids)):
                 self.next.setdefault(tuple(entry.ids[:place]), entry.ids[place])
 
+    def read(self, questions):
+        return list(questions)
+
     def takes_masks(self, length):
         return False
 

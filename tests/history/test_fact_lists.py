@@ -6,7 +6,7 @@ from argparse import Namespace
 import pytest
 import torch
 
-from sphere_callbacks import HypersphericalEnergy, RelativeMask, SparseProjection, SpectrumRestraint
+from sphere_callbacks import HypersphericalEnergy, RelativeMask, SpectrumRestraint
 from sphere_pl.api.checks import check_edits_weights
 from sphere_pl.commands.export import main as export
 from sphere_pl.commands.predict import main as predict
@@ -43,7 +43,7 @@ def test_no_weight_moves_under_any_callback(fit, callbacks):
 
 @pytest.mark.parametrize("when", ["layer", "step"])
 def test_a_projection_on_both_sides_and_after_the_loop_leaves_zeros_alone(fit, when):
-    run = fit(method="SCR", callbacks=[SparseProjection(strength=0.8, sides="both", when=when)])
+    run = fit(method="SCR", sphere={"strength": 1.0, "sides": "both", "when": when})
     assert all(torch.equal(run.live[name], w) for name, w in state_of(run.folder).base.weights.items())
 
 

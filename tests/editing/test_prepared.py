@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.preparation import Prepared, states_rest_on
+from sphere_pl.editing.prepared import Prepared, states_rest_on
 from sphere_pl.methods import AlphaEdit
 
 
