@@ -39,8 +39,8 @@ from sphere_pl.trainers import callbacks_of
 
 # Entries of results.json that no callback's summary may have the name of.
 OWN = (
-    "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "held", "at_sink", "failed", "causes",
-    "advice", "facts", "edited_again", "weights_moved", "made_neighbors", "cases", "statistics",
+    "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "held", "at_sink", "failed",
+    "causes", "advice", "facts", "edited_again", "weights_moved", "made_neighbors", "cases", "statistics",
     "retried", "skipped", "seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes", "versions",
     "seed", "continues", "edited_sha256", "edit_log_sha256",
 )  # fmt: skip

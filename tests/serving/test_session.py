@@ -58,8 +58,14 @@ def forbidden(*_, **__):
     raise AssertionError("found out again")
 
 
+def trainers():
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is Trainer]
+
+
 def test_a_further_edit_finds_nothing_out_again_and_ends_with_the_weights_of_a_new_process(open_session, monkeypatch):
     session = open_session()
+    others = trainers()  # of other tests
     first = session.edit(FACT)
     assert {(each.unedited == each.before) for each in first.answers} == {True}
     with monkeypatch.context() as patch:
@@ -75,8 +81,7 @@ def test_a_further_edit_finds_nothing_out_again_and_ends_with_the_weights_of_a_n
     other = open_session("other")  # which reads weights and earlier keys from the disk
     other.edit(THIRD)
     assert same(weights(session), weights(other))
-    gc.collect()
-    assert not [each for each in gc.get_objects() if type(each) is Trainer]  # with all that a run holds
+    assert trainers() == others  # a run's trainer goes with all that it holds
     header = SavedRun.open(session.states.current).history.header
     assert [(each.run_dir, each.entries, each.edits) for each in header.ancestors] == [
         (str(session.states.folder), 2, 2)
