@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sphere_pl.data.builtin import Written
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing import moments as statistics
 from sphere_pl.editing.moments import (
@@ -132,6 +133,29 @@ def test_a_model_without_a_file_of_its_own_reads_the_built_in_text():
     for name in ("sampled", None):
         assert StatisticsSettings(name).settled() == StatisticsSettings(None)
         assert not StatisticsSettings(name).settled().adaptive
+
+
+def test_what_a_model_has_written_before_is_read_and_nothing_else_is(tiny_lm, monkeypatch):
+    lm = tiny_lm("llama", tokenizer="byte_level")
+    sampled = []
+    monkeypatch.setattr(
+        statistics, "sample_texts", lambda *_, **__: sampled.append(1) or ["The model writes now. " * 20]
+    )
+    kept = Written([fingerprint(lm)], 128, 0, 300, ["It was written before. " * 8, "And this. " * 20])
+    settings = StatisticsSettings(corpus=None, length=128)
+    for text, asked, budget in [
+        (kept, settings, 300),
+        (kept, settings, 301),
+        (kept, replace(settings, seed=1), 300),
+        (kept, replace(settings, length=64), 300),
+        (kept._replace(models=["another"]), settings, 300),
+    ]:
+        monkeypatch.setattr(statistics, "written", lambda text=text: text)
+        sampled.clear()
+        rows = statistics.corpus_rows(lm, asked, budget, track)
+        before = (text, asked, budget) == (kept, settings, 300)
+        assert ("written before" in lm.tokenizer.decode(rows[0])) == before
+        assert bool(sampled) != before
 
 
 def test_the_default_model_samples_its_text(parsed):

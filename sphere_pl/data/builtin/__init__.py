@@ -1,9 +1,11 @@
 """The data that comes with the package: a fact set, ordinary text, held-out prose and sentence openers."""
 
+import json
 import lzma
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["corpus_passages", "corpus_path", "facts_path", "heldout_text", "sentence_openers"]
+__all__ = ["Written", "corpus_passages", "corpus_path", "facts_path", "heldout_text", "sentence_openers", "written"]
 
 _FOLDER = Path(__file__).parent
 
@@ -46,3 +48,31 @@ def sentence_openers() -> list[str]:
         'The oldest part of the'
     """
     return (_FOLDER / "openers.txt").read_text(encoding="utf-8").splitlines()
+
+
+class Written(NamedTuple):
+    """Text that the default model has sampled from itself, kept so that nobody waits for it.
+
+    Attributes:
+        models: Fingerprints of the model, in each floating-point type.
+        length: Tokens of a text at most.
+        seed: Seed of the sampling.
+        tokens: Tokens of all texts.
+        texts: Those.
+    """
+
+    models: list[str]
+    length: int
+    seed: int
+    tokens: int
+    texts: list[str]
+
+
+def written() -> Written:
+    """Return the text that the default model has written; `python -m tools.write_sample` makes it.
+
+    Example:
+        >>> len(written().texts)
+        128
+    """
+    return Written(**json.loads((_FOLDER / "written.json").read_text(encoding="utf-8")))
