@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import wandb as wandb_package
 
 from sphere_pl.report.reading import read_run
 from sphere_pl.run.loggers import WandbSettings, run_loggers
@@ -32,6 +33,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sent(folder):
     """What a run sent to wandb: the records of its log by kind, and the folder of its files."""
+    wandb_package.teardown()  # which reads the environment once, maybe for another test
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         settings = WandbSettings(tags=["mine"])
