@@ -46,7 +46,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         points = run["points"]
         agreement, generalization = ([point[key] for point in points] for key in ("agreement", "generalization"))
         axes.plot(agreement, generalization, "o-", label=name)
-        for point in (points[0], points[-1]):
+        for point in points:
             axes.annotate(
                 f"{point['ridge']:g}",
                 (point["agreement"], point["generalization"]),
