@@ -160,6 +160,8 @@ def room_of_taken_keys(overlap: Tensor, taken: Tensor) -> Tensor:
     """
     n = len(taken)
     weights = overlap.new_ones(n)
+    if not bool(overlap.isfinite().all()):  # found out by the solve, which is refused with a reason
+        return weights
     for request, others in enumerate(taken.to(overlap.device)):
         if not others.any():
             continue

@@ -66,11 +66,13 @@ def null_space_of_large_share(second_moment: Tensor, directions: int) -> Tensor:
         tensor([1., 0., 1.])
     """
     above = len(second_moment) - directions
-    moment, before = second_moment, None
-    while moment is not before:
+    moment = second_moment
+    for _ in range(_LOOKS):
         # The threshold is not known, but so many directions cannot all hold more than the mean over them: what is cut
         # down to ten times as much stays above it. What was cut no longer blurs that mean, so that more may be cut.
         before, moment = moment, _without_massive(moment, float(moment.diagonal().sum()) / above, _FAR_OF_MEAN)
+        if moment is before:
+            break
     block = above + above // 2 + _MASSIVE
     top = _largest(moment, above, block) if block <= _FEW_OF_SHARE * len(moment) else None
     if top is not None:
@@ -102,6 +104,8 @@ def _without_massive(moment: Tensor, threshold: float, far: float = _FAR) -> Ten
         return moment
     residuals = torch.linalg.vector_norm(moment @ vectors - vectors * values, dim=0)
     massive = (values > cap) & (residuals <= _EXACT * values)
+    if not massive.any():
+        return moment
     cut = vectors[:, massive] * (values[massive] - cap)
     return torch.addmm(moment, cut, vectors[:, massive].T, alpha=-1)
 

@@ -136,6 +136,11 @@ def test_a_key_that_earlier_ones_have_taken_is_solved_as_if_it_came_first(taken)
     assert (held_back @ key.T).norm() < 0.7 * (literal @ key.T).norm()
 
 
+def test_keys_that_are_no_numbers_are_left_to_the_solve_to_find_out():
+    overlap = torch.full((2, 2), torch.nan)
+    assert torch.equal(room_of_taken_keys(overlap, torch.tensor([[True]])), torch.ones(1))
+
+
 def test_a_key_in_nobodys_way_counts_once_and_one_that_drifted_has_a_bound():
     torch.manual_seed(0)
     keys = torch.randn(3, D_IN)

@@ -85,3 +85,10 @@ def test_a_share_of_key_space_is_that_of_the_full_decomposition(above, massive, 
     inside = (basis.double().T @ vectors).square().sum(0)
     assert inside[eigenvalues > 2 * THRESHOLD].sum() < 1e-2
     assert inside[eigenvalues < THRESHOLD / 2].min() > 0.97
+
+
+def test_massive_directions_that_cannot_be_told_apart_end_the_cutting(monkeypatch):
+    monkeypatch.setattr("sphere_pl.methods.large_spectrum._MASSIVE", 8)
+    monkeypatch.setattr("sphere_pl.methods.large_spectrum._EXACT", 0.0)  # none is exact enough to be cut
+    moment, _ = moment_of(spectrum(100, massive=1e5))
+    assert null_space_of_large_share(moment, WIDTH - 100).shape == (WIDTH, WIDTH - 100)
