@@ -14,7 +14,8 @@ from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editing.memory_estimate import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
 from sphere_pl.editing.moments import StatisticsSettings, second_moments
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.methods import MEMIT, AlphaEdit, KnownProblem
 from sphere_pl.methods.base import Method

@@ -28,7 +28,7 @@ from benchmarks.algebra import made_moment
 from benchmarks.language_models import DEFAULT, SHAPES, contexts_of, fitting_model, model_of
 from benchmarks.measure import device_name, matmul_rate, seconds
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.editing import targets
+from sphere_pl.editing import target_rows, targets, walks
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.model import attention, laid_out
 from sphere_pl.model.language_model import LanguageModel
@@ -129,10 +129,11 @@ def _marked(lm: LanguageModel, moved: Counter[str]) -> Iterator[None]:
         (attention, "grouped_attention", ATTENTION),
         (targets.Objective, "_by_parts", VOCABULARY),
         (LanguageModel, "logits", VOCABULARY),
-        *((targets, name, PACKING) for name in ("one_pass", "_select", "pad")),
+        *((targets, name, PACKING) for name in ("one_pass", "select")),
+        (target_rows, "pad", PACKING),
         (laid_out, "_layouts", PACKING),
         (LanguageModel, "block_calls", PACKING),
-        *((walk, "step", OPTIMIZER) for walk in (targets.AdamWalk, targets.PolyakWalk)),
+        *((walk, "step", OPTIMIZER) for walk in (walks.AdamWalk, walks.PolyakWalk)),
         *((AlphaEdit, name, SOLVE) for name in ("update", "remember")),
         *((whole_run, name, SOLVE) for name in ("principal_directions", "project_out")),
     ]

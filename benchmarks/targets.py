@@ -9,7 +9,8 @@ from benchmarks.language_models import DEFAULT, contexts_of, model_of, titled
 from benchmarks.measure import Measurement, alternate, device_name, matmul_rate, relative_error
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, pad, tokenize
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sphere_pl.data.request import EditRequest
     from sphere_pl.editing.guard import GuardSettings
     from sphere_pl.editing.moments import StatisticsSettings
-    from sphere_pl.editing.targets import TargetSettings
+    from sphere_pl.editing.target_settings import TargetSettings
     from sphere_pl.editor import SequentialEditor
     from sphere_pl.errors import UserError
     from sphere_pl.evaluation.settings import EvaluationSettings

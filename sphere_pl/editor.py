@@ -22,7 +22,8 @@ from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_
 from sphere_pl.editing.prepared import KnownStates, Prepared, states_before_edits
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
-from sphere_pl.editing.targets import Targets, TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import Targets
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.fact_list import give_facts

@@ -17,7 +17,7 @@ from sphere_callbacks.functional import principal_directions, restrain_spectrum,
 from sphere_pl.data.datamodule import EditDataModule, EditLoader
 from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from sphere_callbacks.functional import computes_in_double
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
 from sphere_pl.model.loading import DeviceMap

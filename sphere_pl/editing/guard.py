@@ -180,7 +180,7 @@ class Guard:
         """
         advice = (
             "Try settings that are found for this model (leave --model.layers and --model.targets out, or "
-            "`python -m sphere_pl tune`), a lower --model.targets.learning_rate, or other layers"
+            "`python -m sphere_pl tune`), a lower --model.targets.clamp, or other layers"
         )
         if wrecks and self.settings.first_batch == "stop":
             raise UserError(

@@ -17,18 +17,9 @@ from torch import Tensor, nn
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.representations import capture_output
-from sphere_pl.editing.targets import (
-    Objective,
-    Pass,
-    Rows,
-    Targets,
-    TargetSettings,
-    alignment_of,
-    kl_rows,
-    minimize,
-    one_pass,
-    rewrite_rows,
-)
+from sphere_pl.editing.target_rows import Rows, kl_rows, rewrite_rows
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import Objective, Pass, Targets, alignment_of, minimize, one_pass
 from sphere_pl.model.attention import gradient_attention
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel

@@ -17,7 +17,8 @@ from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.likelihood import TargetLikelihood
 from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.targets import Targets, TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import Targets, optimize_targets
 from sphere_pl.methods.base import Method
 from sphere_pl.methods.functional import spread_residual
 from sphere_pl.methods.problem import LayerProblem

@@ -1,23 +1,20 @@
 """Target values z: for each request the hidden state that makes the model say the new object.
 
-A shift is added to the output of the target block at the subject's last token and optimised by Adam until the model
+A shift is added to the output of the target block at the subject's last token and optimised until the model
 predicts the new object after every context (ROME, Sec. 3.1; MEMIT, Sec. 4.2). A whole batch is optimised at once:
 
-- Columns before the subject's last token cannot see the shift (causality). They run once; their keys and values stay
-  in a `FrozenPrefix`.
-- Blocks up to the target layer run once for the columns from the subject on; each step runs only the blocks above.
+- What no shift reaches runs once (`editing/target_rows.py`); each step runs only the blocks above the target layer,
+  for the columns from the subject on.
 - The language-model head is applied at target positions only.
 - A request that has converged leaves the batch: the rows are compacted, not masked.
 
 The targets are those of the literal procedure, request by request, up to rounding.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,119 +22,14 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.alignment import Alignment
 from sphere_pl.editing.asked import Joint
-from sphere_pl.errors import UserError
+from sphere_pl.editing.target_rows import Rows, kl_rows, rewrite_rows, select, subject_states
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.walks import AdamWalk, PolyakWalk
 from sphere_pl.model.attention import gradient_attention, packs
 from sphere_pl.model.laid_out import laid_out
-from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.model.language_model import BlockCalls, LanguageModel
 from sphere_pl.model.packing import Suffixes, pack_calls
-from sphere_pl.model.tokens import (
-    LOGITS_AT_ONCE,
-    MOST_TOKENS,
-    Tokens,
-    in_context,
-    kl_prompt,
-    micro_batches,
-    pad,
-    tokenize,
-)
-
-Units = Literal["state", "absolute"]
-Optimizer = Literal["adam", "polyak"]
-_AIM, _MOMENTUM, _LONGEST = 0.5, 0.5, 0.15  # of stop_loss, of the last step, of the state's norm
-LEARNING_RATE = 0.05  # of a state's root mean square: what three models of 135 to 500 million parameters share
-
-
-@dataclass(frozen=True)
-class TargetSettings:
-    """How targets are optimised. The defaults do in any model what they do in one whose states are ten times as large.
-
-    Args:
-        steps: Evaluations of the loss; the last one is not followed by a step, so 25 evaluations are 24 steps.
-        learning_rate: Adam's, in `units`; if None, that found for the model, or 0.05 of the state's root mean square.
-        clamp: The shift's norm is at most this many times the norm of the state it is added to.
-        weight_decay: Weight of `||shift|| / ||state||`, or in absolute units of MEMIT's `||shift|| / ||state||²`.
-        kl_weight: Weight of the divergence on "{subject} is a".
-        stop_loss: A request whose loss is below this has converged.
-        max_tokens: Tokens in one forward pass; a run without it takes as many as its memory allows, 256 to 4096.
-        anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
-            (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
-        optimizer: `adam` as in the papers, or `polyak`: steps against the gradient that are as long as the loss has
-            still to fall over the gradient's norm (Polyak 1987, with half of the step before). It needs no learning
-            rate and about half as many evaluations; docs/speed.md compares what they reach.
-        same_key: Requests whose keys have at least this cosine are edited with one target for all of them, since one
-            key has one value (MEMIT-Merge, arXiv 2502.07322); above 1 none are.
-        units: What a step is measured in: `state`, the root mean square of the state that it is added to, or
-            `absolute`, as the papers' learning rates are. If None, a `learning_rate` that is given is absolute.
-        align: Weight of EAMET's alignment (arXiv 2505.11876), which lets the shifts of a batch lie to one another as
-            their keys do; 0 leaves it out. It has no part in when a request has converged.
-    """
-
-    steps: int = 25
-    learning_rate: float | None = None
-    clamp: float = 1.0
-    weight_decay: float = 0.0
-    kl_weight: float = 0.3
-    stop_loss: float = 0.4
-    max_tokens: int | None = None
-    anchor: bool = False
-    same_key: float = 0.85
-    optimizer: Optimizer = "adam"
-    units: Units | None = None
-    align: float = 0.0
-
-    @property
-    def tokens_at_once(self) -> int:
-        """Tokens in one forward pass; the most that a run takes where nothing has settled it."""
-        return self.max_tokens or MOST_TOKENS
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("steps", "learning_rate", "clamp", "max_tokens"):
-            given = getattr(self, name)
-            if given is not None and given <= 0:
-                raise UserError(f"`targets.{name}={given}` must be above 0.")
-        for name in ("weight_decay", "kl_weight", "stop_loss", "align"):
-            if getattr(self, name) < 0:
-                raise UserError(f"`targets.{name}={getattr(self, name)}` must be at least 0.")
-        if self.optimizer not in get_args(Optimizer):
-            raise UserError(f"`targets.optimizer={self.optimizer!r}` must be adam or polyak.")
-        if self.optimizer == "polyak" and self.learning_rate is not None:
-            raise UserError("`targets.optimizer=polyak` has no `targets.learning_rate`: leave one of them out.")
-        if self.optimizer == "polyak" and self.align:
-            raise UserError(
-                "`targets.align` has no part in the loss that `targets.optimizer=polyak` takes its steps from. Set the "
-                "optimizer to adam, or leave `targets.align` at 0."
-            )
-        if self.units not in (None, *get_args(Units)):
-            raise UserError(f"`targets.units={self.units!r}` must be state or absolute.")
-        if self.units == "absolute" and self.learning_rate is None:
-            raise UserError("`targets.units=absolute` needs the `targets.learning_rate` that it counts in.")
-
-    @property
-    def absolute(self) -> bool:
-        """Whether steps are measured in absolute units."""
-        return (self.units or ("state" if self.learning_rate is None else "absolute")) == "absolute"
-
-    @property
-    def rate_is_open(self) -> bool:
-        """Whether there is a learning rate, and it is left to be found."""
-        return self.learning_rate is None and self.optimizer == "adam"
-
-    @property
-    def rate(self) -> float:
-        """Adam's learning rate, in `units`."""
-        return LEARNING_RATE if self.learning_rate is None else self.learning_rate
-
-    def step_size(self, base: Tensor) -> tuple[float, Tensor | None]:
-        """Adam's learning rate for shifts of the states `[n, d]`, and the unit `[n, 1]` of each; None is 1."""
-        return self.rate, None if self.absolute else base.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)
-
-    def decay(self, shift: Tensor, base_norm: Tensor) -> Tensor:
-        """The penalty `[n]` of shifts `[n, d]` of states of the norms `[n]`."""
-        # The norm is not squared in MEMIT's code; its gradient at zero is taken as zero, as torch does.
-        scale: Tensor = base_norm**2 if self.absolute else base_norm
-        decay: Tensor = self.weight_decay * shift.norm(dim=1) / scale
-        return decay
+from sphere_pl.model.tokens import LOGITS_AT_ONCE
 
 
 class Targets(NamedTuple):
@@ -191,45 +83,6 @@ class Targets(NamedTuple):
         }
 
 
-class Rows(NamedTuple):
-    """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
-
-    All tensors but those of `prefix` and `calls`, and `reference`, lie where the target block does.
-
-    Attributes:
-        asked: Phrasing of each row, `[rows]`; of rows that watch the divergence the shift.
-        owner: Shift of each row, `[rows]`.
-        plain: Whether the row's context is the empty one, `[rows]`.
-        ids: Tokens from the subject's last one on, `[rows, columns]`.
-        mask: Attention mask over prefix and suffix, `[rows, prefix + columns]`.
-        positions: Position of each suffix token, `[rows, columns]`.
-        subject: Column of the subject's last token, `[rows]`: the first one, unless the model runs whole prompts.
-        prefix: Keys and values of the columns before.
-        hidden: Output of the target block without the shift, `[rows, columns, d]`.
-        calls: How the blocks are called for these rows.
-        where: Row and column of each predicted token, `[2, t]`.
-        labels: The tokens to predict, `[t]`.
-        weights: Weight of each in the loss of its shift, `[t]`.
-        reference: Log-probabilities at these places without the shift, `[t, vocabulary]`, where the divergence from
-            them is the loss; None where it is the likelihood of the labels.
-    """
-
-    asked: Tensor
-    owner: Tensor
-    plain: Tensor
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-    subject: Tensor
-    prefix: FrozenPrefix
-    hidden: Tensor
-    calls: BlockCalls
-    where: Tensor
-    labels: Tensor
-    weights: Tensor
-    reference: Tensor | None = None
-
-
 class Pass(NamedTuple):
     """Groups of rows that go through the model in one forward pass, `tokens` in all, `t` of them predicted from.
 
@@ -279,7 +132,7 @@ def optimize_targets(
     joint, most = joint or Joint.separate(len(requests)), settings.tokens_at_once
     groups = rewrite_rows(lm, requests, contexts, layer, most, joint)
     kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), layer, most) if settings.kl_weight else []
-    base = joint.per_shift(joint.per_request(_subject_states(groups, len(requests))))  # [G, d]
+    base = joint.per_shift(joint.per_request(subject_states(groups, len(requests))))  # [G, d]
     objective = Objective(lm, layer, groups, kl_groups, base, settings, joint)
     return minimize(objective, base, settings, alignment_of(keys, settings, joint)).of_requests(joint)
 
@@ -302,7 +155,7 @@ def minimize(
 def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings, alignment: Alignment | None) -> Targets:
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
-    walk = PolyakWalk(base, settings.stop_loss) if settings.optimizer == "polyak" else AdamWalk(base, settings)
+    walk = AdamWalk(base, settings) if settings.by_adam else PolyakWalk(base, settings.stop_loss)
     found = torch.zeros_like(base)
     loss, steps, likelihood = base.new_zeros(n), base.new_zeros(n), base.new_zeros(len(of))
     active = torch.ones(n, dtype=torch.bool, device=base.device)
@@ -325,85 +178,6 @@ def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings, al
         walk.step(gradient, total, bound)
     clamped = found.norm(dim=1) >= 0.999 * bound.squeeze(1)
     return Targets(base + found, torch.exp(-likelihood), loss, steps, clamped, base.new_empty(n, 0, base.shape[1]))
-
-
-class Walk(ABC):
-    """The way of all shifts from zero.
-
-    Args:
-        base: The states, `[n, d]`.
-
-    Attributes:
-        shift: Where it is, `[n, d]`.
-    """
-
-    def __init__(self, base: Tensor) -> None:
-        self.shift = torch.zeros_like(base, requires_grad=True)
-
-    @abstractmethod
-    def step(self, gradient: Tensor, loss: Tensor, bound: Tensor) -> None:
-        """Take a step against the gradient `[n, d]` of the loss `[n]`; no shift exceeds its bound `[n, 1]`."""
-
-    @torch.no_grad()
-    def _hold(self, bound: Tensor) -> None:
-        self.shift.mul_((bound / self.shift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0))
-
-
-class AdamWalk(Walk):
-    """Adam's way, each shift in a unit of its own.
-
-    Args:
-        base: The states, `[n, d]`.
-        settings: Learning rate and unit.
-    """
-
-    def __init__(self, base: Tensor, settings: TargetSettings) -> None:
-        super().__init__(base)
-        rate, unit = settings.step_size(base)
-        self._unit = unit
-        self._place = self.shift if unit is None else torch.zeros_like(base)  # in units
-        self._optimizer = torch.optim.Adam([self._place], lr=rate)
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor, loss: Tensor, bound: Tensor) -> None:
-        """See `Walk`."""
-        self._place.grad = gradient if self._unit is None else gradient * self._unit
-        self._optimizer.step()
-        if self._unit is not None:
-            self.shift.copy_(self._place * self._unit)
-        self._hold(bound)
-        if self._unit is not None:
-            self._place.copy_(self.shift / self._unit)
-
-
-class PolyakWalk(Walk):
-    """Steps whose length is what the loss has still to fall over the gradient's norm: no learning rate, no units.
-
-    The loss is aimed below where a shift stops, so that it gets there. Each step takes part of the one before along.
-    How long a step may be halves whenever the loss has risen: what is aimed at may be out of reach.
-
-    Args:
-        base: The states, `[n, d]`.
-        stop_loss: Where a shift stops.
-    """
-
-    def __init__(self, base: Tensor, stop_loss: float) -> None:
-        super().__init__(base)
-        self._aim, self._longest = _AIM * stop_loss, _LONGEST * base.norm(dim=1)
-        self._last = torch.zeros_like(base)
-        self._before = base.new_full((len(base),), torch.inf)  # the loss before the last step
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor, loss: Tensor, bound: Tensor) -> None:
-        """See `Walk`."""
-        rose, self._before = loss > self._before, loss.clone()
-        self._longest = torch.where(rose, self._longest / 2, self._longest)
-        self._last[rose] = 0.0
-        norm = gradient.norm(dim=1).clamp_min(1e-30)
-        length = torch.minimum((loss - self._aim).clamp_min(0.0) / norm, self._longest)
-        self._last = _MOMENTUM * self._last - gradient * (length / norm)[:, None]
-        self.shift.add_(self._last)
-        self._hold(bound)
 
 
 class Objective:
@@ -484,7 +258,7 @@ class Objective:
 
     def keep(self, active: Tensor) -> None:
         """Drop the rows of requests that have left the batch."""
-        self.groups = [_select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
+        self.groups = [select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
         self.passes = _passes(self.lm, self.groups, self.settings.tokens_at_once)
 
 
@@ -537,123 +311,3 @@ def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
         torch.cat([rows.weights for rows in asked]) if asked else groups[0].weights[:0],
         torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
     )
-
-
-def rewrite_rows(
-    lm: LanguageModel,
-    requests: Sequence[EditRequest],
-    contexts: Sequence[str],
-    layer: int,
-    max_tokens: int,
-    joint: Joint,
-) -> list[Rows]:
-    """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target).
-
-    The phrasings of one request share the weight that it has.
-    """
-    prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
-    tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
-    # The last target token is predicted, never read.
-    lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in tokens]
-    found = [
-        _build(lm, [tokens[i] for i in rows], [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
-        for rows in micro_batches(lengths, max_tokens)
-    ]
-    return [_assigned(rows, joint) for rows in found]
-
-
-def _assigned(rows: Rows, joint: Joint) -> Rows:
-    """Rows of phrasings with the shifts that these belong to."""
-    asked, device = rows.asked.cpu(), rows.asked.device
-    weights = torch.tensor(joint.weights, device=device)[rows.asked[rows.where[0]]]
-    return rows._replace(owner=joint.shift_of_phrasing[asked].to(device), weights=rows.weights * weights)
-
-
-def kl_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
-    """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
-    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
-    cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
-    return [
-        _build(lm, [cut[i] for i in rows], [(i, 0) for i in rows], 1, layer)
-        for rows in micro_batches([len(entry.ids) - 1 - _cut(lm, entry) for entry in cut], max_tokens // 16)
-    ]
-
-
-def _cut(lm: LanguageModel, tokens: Tokens) -> int:
-    """How many tokens run once, as a prefix: those before the subject's last, if they leave keys and values."""
-    return 0 if lm.recurrent else tokens.subject_last
-
-
-@torch.no_grad()
-def _build(lm: LanguageModel, tokens: list[Tokens], origin: list[tuple[int, int]], n_contexts: int, layer: int) -> Rows:
-    """Run the prefix through all blocks and the suffix up to the target block.
-
-    `origin` holds the phrasing and the context of each row.
-    """
-    device = lm.device
-    cuts = [_cut(lm, entry) for entry in tokens]
-    prefix_ids, prefix_mask = pad([entry.ids[:cut] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
-    ids, mask = pad([entry.ids[cut:-1] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
-    start = torch.tensor([[cut] for cut in cuts], device=device)
-    positions = start + torch.arange(ids.shape[1], device=device)
-    prefix = run_prefix(lm, prefix_ids, prefix_mask)
-    mask = torch.cat([prefix_mask, mask], dim=1)
-    calls = prefix.calls(lm, ids, mask, positions)
-    hidden = lm.run(calls.hidden, calls, 0, layer + 1)
-    where = [
-        (row, entry.target_start - 1 - cut + k)
-        for row, (entry, cut) in enumerate(zip(tokens, cuts, strict=True))
-        for k in range(len(entry.target))
-    ]
-    labels = [label for entry in tokens for label in entry.target]
-    device = hidden.device
-    weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
-    asked = torch.tensor([phrasing for phrasing, _ in origin], device=device)
-    return Rows(
-        asked,
-        asked,
-        torch.tensor([context == 0 for _, context in origin], device=device),
-        ids.to(device),
-        mask.to(device),
-        positions.to(device),
-        torch.tensor([entry.subject_last - cut for entry, cut in zip(tokens, cuts, strict=True)], device=device),
-        prefix,
-        hidden,
-        calls,
-        torch.tensor(where, device=device).T,
-        torch.tensor(labels, device=device),
-        torch.tensor(weights, device=device),
-    )
-
-
-def _select(lm: LanguageModel, rows: Rows, keep: Tensor) -> Rows:
-    """Keep some rows, and the predicted positions that lie in them."""
-    index = keep.nonzero().squeeze(1)
-    prefix = rows.prefix.select(index)
-    ids, mask, positions = rows.ids[index], rows.mask[index], rows.positions[index]
-    renumbered = torch.cumsum(keep, 0) - 1
-    kept = keep[rows.where[0]]
-    return Rows(
-        rows.asked[index],
-        rows.owner[index],
-        rows.plain[index],
-        ids,
-        mask,
-        positions,
-        rows.subject[index],
-        prefix,
-        rows.hidden[index],
-        prefix.calls(lm, ids, mask, positions),
-        torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
-        rows.labels[kept],
-        rows.weights[kept],
-        None if rows.reference is None else rows.reference[kept.to(rows.reference.device)],
-    )
-
-
-def _subject_states(groups: list[Rows], n: int) -> Tensor:
-    """Output of the target block at the subject of each plain prompt, float32 `[n, d]`."""
-    states = groups[0].hidden.new_zeros(n, groups[0].hidden.shape[-1], dtype=torch.float32)
-    for rows in groups:
-        states[rows.asked[rows.plain]] = rows.hidden[rows.plain, rows.subject[rows.plain]].float()
-    return states

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.targets import Targets, TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import Targets
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.outcomes import ask_targets
 from sphere_pl.evaluation.scored import Scores

@@ -87,7 +87,7 @@ def _advice(editor: SequentialEditor, cause: Cause, causes: Mapping[int, Cause],
     settings, target = editor.target_settings, editor.requests[places[0]].target_new
     clamped = sum(bool(found[place]["clamped"]) for place in places if place in found)
     longer = f"--model.targets.clamp above {settings.clamp:g}"
-    faster = "" if settings.optimizer == "polyak" else f"--model.targets.learning_rate above {settings.rate:g} or "
+    faster = f"--model.targets.learning_rate above {settings.rate:g} or " if settings.by_adam else ""
     more = f"{faster}--model.targets.steps above {settings.steps}"
     lever = editor.method.lever or "more layers (--model.layers)"
     return {

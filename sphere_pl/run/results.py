@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,20 @@ class Results(EditorCallback):
                 "seconds_total": time.monotonic() - self._began,
                 "seconds_saving": sum((each.seconds for each in callbacks_of(trainer, RunCheckpoints)), 0.0),
                 "peak_memory_bytes": peak_memory(editor.device),
-                "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+                "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
                 "seed": int(torch.initial_seed()),
                 "continues": _continued(editor),
             }
         )
         return results
+
+
+def _version(package: str) -> str | None:
+    """What is installed; None for a package that is run from its sources."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _continued(editor: SequentialEditor) -> dict[str, Any] | None:

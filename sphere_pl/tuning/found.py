@@ -14,7 +14,7 @@ from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.prepared import KnownStates
-from sphere_pl.editing.targets import LEARNING_RATE, TargetSettings
+from sphere_pl.editing.target_settings import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import cache_folder
@@ -102,11 +102,11 @@ class Found(NamedTuple):
         layers = ",".join(map(str, self.layers))
         if self.outcome is None:
             return f"Layers for this model: [{layers}], by its depth. Choose others with --model.layers."
-        rate = f"learning rate {self.learning_rate:g} of the state" if self.learning_rate else "targets as set"
+        rate = f", learning rate {self.learning_rate:g} of the state" if self.learning_rate else ""
         weight = "" if self.regularizer == 1 else f", {self.regularizer:.3g} times the usual regularizer"
         tried = f"{self.tried} tried in {self.seconds:.0f} s" if self.seconds else "kept from an earlier run"
         return (
-            f"Settings found for this model: layers [{layers}], {rate}{weight} ({tried}).\n"
+            f"Settings found for this model: layers [{layers}]{rate}{weight} ({tried}).\n"
             f"On built-in facts: {self.outcome.line()}. Choose others with --model.layers; search longer with "
             "`python -m sphere_pl tune`."
         )
@@ -122,7 +122,7 @@ def find_settings(
     settings: AutoSettings,
     track: Track,
 ) -> Found:
-    """Find layers and the targets' learning rate for a model.
+    """Find layers for a model, how strong its regulariser is, and Adam's learning rate where Adam is chosen.
 
     Methods that edit one layer, or that optimise no targets, take a layer by its depth.
 

@@ -1,7 +1,7 @@
 """What a model's own file says, where a program leaves it open: the command line reads such files by itself."""
 
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import Method
 from sphere_pl.model.known import known_settings

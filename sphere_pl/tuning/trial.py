@@ -19,7 +19,8 @@ from sphere_pl.editing.prepared import KnownStates, prepare_states
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
-from sphere_pl.editing.targets import Targets, TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import Targets
 from sphere_pl.evaluation.evaluator import Evaluator, Unedited
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import KnownProblem

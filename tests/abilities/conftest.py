@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.loggers import Logger
 
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.methods import AlphaEdit
 

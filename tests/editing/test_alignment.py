@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sphere_pl.editing.alignment import Alignment
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.errors import UserError
 
 

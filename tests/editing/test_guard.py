@@ -16,7 +16,7 @@ from sphere_pl.editing.guard import (
     tokens_line,
 )
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings

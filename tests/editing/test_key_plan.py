@@ -18,7 +18,8 @@ from sphere_pl.editing.key_plan import (
 )
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.outcomes import Cause, known_causes
 from sphere_pl.methods import MEMIT, AlphaEdit

@@ -7,7 +7,7 @@ from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import MEMIT

@@ -7,7 +7,7 @@ import torch
 
 from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.representations import SubjectStream, capture_output
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]

@@ -15,7 +15,7 @@ from sphere_pl.editing import states as offloading
 from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments
 from sphere_pl.editing.states import Offload, move
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings

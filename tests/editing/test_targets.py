@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
 

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.evaluation.answers import all_prompts, answer_requests
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import in_context, kl_prompt, tokenize

@@ -9,7 +9,7 @@ import yaml
 from sphere_callbacks import RelativeMask, SparseProjection, SpectrumRestraint
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, SCR, AlphaEdit
 from sphere_pl.run.edit_log import EditLog

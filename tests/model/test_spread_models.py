@@ -17,7 +17,8 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.likelihood import TargetLikelihood
 from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments, fingerprint
 from sphere_pl.editing.representations import SubjectStream
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer, held_out, perplexity, predicting_states

@@ -8,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.representations import SubjectStream, capture_input
-from sphere_pl.editing.targets import TargetSettings, optimize_targets
+from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.evaluation.scoring import answer
 from sphere_pl.methods import MEMIT, KnownProblem
 from sphere_pl.model.language_model import LanguageModel

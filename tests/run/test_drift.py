@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import held_out, predicting_states

@@ -7,7 +7,7 @@ import pytest
 
 from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.editing.key_plan import KeyPlan
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.evaluation.outcomes import Cause, Learned, known_causes
 from sphere_pl.methods import FT, AlphaEdit
 from sphere_pl.run.outcomes import advice, causes_of

@@ -18,7 +18,7 @@ from sphere_pl.editing.memory_estimate import (
     need,
     shapes_of,
 )
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import EMMET, MEMIT, ROME, KnownProblem, UltraEdit

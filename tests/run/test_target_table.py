@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sphere_pl.data.datamodule import EditLoader
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import FT, AlphaEdit

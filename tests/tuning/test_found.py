@@ -9,7 +9,7 @@ from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.prepared import prepare_states
 from sphere_pl.editing.problem import ModelBatch
 from sphere_pl.editing.states import Offload
-from sphere_pl.editing.targets import TargetSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods import FT, MEMIT, AlphaEdit, UltraEdit
 from sphere_pl.progress import untracked

@@ -1,0 +1,192 @@
+"""The rows that targets are optimised on: what stands after the subject, with what stands before it run once.
+
+Columns before the subject's last token cannot see the shift (causality). They run once, those that several rows begin
+with once for all of them; their keys and values stay in a `FrozenPrefix`. Blocks up to the target layer run once for
+the columns from the subject on.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.asked import Joint
+from sphere_pl.model.beginnings import Beginnings
+from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel
+from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, micro_batches, pad, tokenize
+
+
+class Rows(NamedTuple):
+    """Sequences from the subject's last token on, ready to be run through the blocks above the target layer.
+
+    All tensors but those of `prefix` and `calls`, and `reference`, lie where the target block does.
+
+    Attributes:
+        asked: Phrasing of each row, `[rows]`; of rows that watch the divergence the shift.
+        owner: Shift of each row, `[rows]`.
+        plain: Whether the row's context is the empty one, `[rows]`.
+        ids: Tokens from the subject's last one on, `[rows, columns]`.
+        mask: Attention mask over prefix and suffix, `[rows, prefix + columns]`.
+        positions: Position of each suffix token, `[rows, columns]`.
+        subject: Column of the subject's last token, `[rows]`: the first one, unless the model runs whole prompts.
+        prefix: Keys and values of the columns before.
+        hidden: Output of the target block without the shift, `[rows, columns, d]`.
+        calls: How the blocks are called for these rows.
+        where: Row and column of each predicted token, `[2, t]`.
+        labels: The tokens to predict, `[t]`.
+        weights: Weight of each in the loss of its shift, `[t]`.
+        reference: Log-probabilities at these places without the shift, `[t, vocabulary]`, where the divergence from
+            them is the loss; None where it is the likelihood of the labels.
+    """
+
+    asked: Tensor
+    owner: Tensor
+    plain: Tensor
+    ids: Tensor
+    mask: Tensor
+    positions: Tensor
+    subject: Tensor
+    prefix: FrozenPrefix
+    hidden: Tensor
+    calls: BlockCalls
+    where: Tensor
+    labels: Tensor
+    weights: Tensor
+    reference: Tensor | None = None
+
+
+def rewrite_rows(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    layer: int,
+    max_tokens: int,
+    joint: Joint,
+) -> list[Rows]:
+    """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target).
+
+    The phrasings of one request share the weight that it has.
+    """
+    prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
+    tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
+    # The last target token is predicted, never read.
+    lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in tokens]
+    before = _beginnings(lm, tokens, max_tokens)
+    found = [
+        _build(lm, tokens, rows, before, [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
+        for rows in micro_batches(lengths, max_tokens)
+    ]
+    return [_assigned(rows, joint) for rows in found]
+
+
+def _assigned(rows: Rows, joint: Joint) -> Rows:
+    """Rows of phrasings with the shifts that these belong to."""
+    asked, device = rows.asked.cpu(), rows.asked.device
+    weights = torch.tensor(joint.weights, device=device)[rows.asked[rows.where[0]]]
+    return rows._replace(owner=joint.shift_of_phrasing[asked].to(device), weights=rows.weights * weights)
+
+
+def kl_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
+    """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
+    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
+    cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
+    before = _beginnings(lm, cut, max_tokens)
+    return [
+        _build(lm, cut, rows, before, [(i, 0) for i in rows], 1, layer)
+        for rows in micro_batches([len(entry.ids) - 1 - _cut(lm, entry) for entry in cut], max_tokens // 16)
+    ]
+
+
+def _cut(lm: LanguageModel, tokens: Tokens) -> int:
+    """How many tokens run once, as a prefix: those before the subject's last, if they leave keys and values."""
+    return 0 if lm.recurrent else tokens.subject_last
+
+
+def _beginnings(lm: LanguageModel, tokens: Sequence[Tokens], max_tokens: int) -> Beginnings:
+    """The columns before the subject's last token, which no shift reaches."""
+    return Beginnings(lm, [entry.ids[: _cut(lm, entry)] for entry in tokens], max_tokens)
+
+
+@torch.no_grad()
+def _build(
+    lm: LanguageModel,
+    prompts: Sequence[Tokens],
+    chosen: Sequence[int],
+    before: Beginnings,
+    origin: list[tuple[int, int]],
+    n_contexts: int,
+    layer: int,
+) -> Rows:
+    """Run the suffixes of the chosen prompts up to the target block, after what they begin with.
+
+    `origin` holds the phrasing and the context of each row.
+    """
+    device = lm.device
+    tokens = [prompts[row] for row in chosen]
+    cuts = [_cut(lm, entry) for entry in tokens]
+    prefix, prefix_mask = before.of(chosen)
+    ids, mask = pad([entry.ids[cut:-1] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
+    start = torch.tensor([[cut] for cut in cuts], device=device)
+    positions = start + torch.arange(ids.shape[1], device=device)
+    mask = torch.cat([prefix_mask, mask], dim=1)
+    calls = prefix.calls(lm, ids, mask, positions)
+    hidden = lm.run(calls.hidden, calls, 0, layer + 1)
+    where = [
+        (row, entry.target_start - 1 - cut + k)
+        for row, (entry, cut) in enumerate(zip(tokens, cuts, strict=True))
+        for k in range(len(entry.target))
+    ]
+    labels = [label for entry in tokens for label in entry.target]
+    device = hidden.device
+    weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
+    asked = torch.tensor([phrasing for phrasing, _ in origin], device=device)
+    return Rows(
+        asked,
+        asked,
+        torch.tensor([context == 0 for _, context in origin], device=device),
+        ids.to(device),
+        mask.to(device),
+        positions.to(device),
+        torch.tensor([entry.subject_last - cut for entry, cut in zip(tokens, cuts, strict=True)], device=device),
+        prefix,
+        hidden,
+        calls,
+        torch.tensor(where, device=device).T,
+        torch.tensor(labels, device=device),
+        torch.tensor(weights, device=device),
+    )
+
+
+def select(lm: LanguageModel, rows: Rows, keep: Tensor) -> Rows:
+    """Keep some rows, and the predicted positions that lie in them."""
+    index = keep.nonzero().squeeze(1)
+    prefix = rows.prefix.select(index)
+    ids, mask, positions = rows.ids[index], rows.mask[index], rows.positions[index]
+    renumbered = torch.cumsum(keep, 0) - 1
+    kept = keep[rows.where[0]]
+    return Rows(
+        rows.asked[index],
+        rows.owner[index],
+        rows.plain[index],
+        ids,
+        mask,
+        positions,
+        rows.subject[index],
+        prefix,
+        rows.hidden[index],
+        prefix.calls(lm, ids, mask, positions),
+        torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
+        rows.labels[kept],
+        rows.weights[kept],
+        None if rows.reference is None else rows.reference[kept.to(rows.reference.device)],
+    )
+
+
+def subject_states(groups: list[Rows], n: int) -> Tensor:
+    """Output of the target block at the subject of each plain prompt, float32 `[n, d]`."""
+    states = groups[0].hidden.new_zeros(n, groups[0].hidden.shape[-1], dtype=torch.float32)
+    for rows in groups:
+        states[rows.asked[rows.plain]] = rows.hidden[rows.plain, rows.subject[rows.plain]].float()
+    return states
