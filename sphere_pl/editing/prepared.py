@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sphere_pl.editing.guard import diagnose
+from sphere_pl.editing.kept_states import arguments_of, kept_state
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, corpus_identity, second_moments
 from sphere_pl.editing.states import MethodStates, Offload
 from sphere_pl.methods.base import Method, State
@@ -78,9 +79,8 @@ def _apart(states: Sequence[State], saved: Collection[str]) -> list[State]:
 
 def states_rest_on(model: str, method: Method, settings: StatisticsSettings, sites: Sequence[EditSite]) -> list[Any]:
     """What the method's states before the first batch depend on, to be compared with that of another run."""
-    arguments = vars(method)
-    if not all(isinstance(value, str | int | float | frozenset | None) for value in arguments.values()):
-        arguments = {"": object()}  # what cannot be compared is like nothing else
+    known = arguments_of(method)
+    arguments = {"": object()} if known is None else known  # what cannot be compared is like nothing else
     needed = [settings, corpus_identity(settings)] if method.needs_second_moment else []
     return [model, type(method), arguments, [(site.name, site.stored.device) for site in sites], *needed]
 
@@ -95,10 +95,12 @@ def prepare_states(
     offload: Offload,
     track: Track,
     known: KnownStates | None = None,
+    keep: bool = True,
 ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
     """Find out what the method knows of each matrix before the first batch.
 
-    Where the same was prepared before for another regulariser, `known`, it is taken over as far as that goes.
+    Where the same was prepared before for another regulariser, `known`, it is taken over as far as that goes. What is
+    found is kept on disk beside the second moments, unless `keep` says otherwise.
 
     Returns:
         The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
@@ -112,10 +114,11 @@ def prepare_states(
     for number, site in enumerate(bar):
         moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
         placed = None if moment is None else moment.to(site.stored.device)
+        weight = site.read()
+        find = partial(method.initial_state, weight, placed)
         if known is not None and fits:
-            state = method.state_like(known.states[number], known.method, site.read(), placed)
-        else:
-            state = method.initial_state(site.read(), placed)
+            find = partial(method.state_like, known.states[number], known.method, weight, placed)
+        state = kept_state(method, weight, placed, settings.cache_dir, find) if keep else find()
         diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
         states.append(offload.keep(state))
     return MethodStates(states, weights, offload), diagnosis

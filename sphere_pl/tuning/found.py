@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.kept_states import arguments_of
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.prepared import KnownStates
 from sphere_pl.editing.target_settings import LEARNING_RATE, TargetSettings
@@ -26,7 +27,7 @@ from sphere_pl.tuning.rules import layer_at, layers_by_depth, moved
 from sphere_pl.tuning.trial import Bench, Outcome
 
 log = logging.getLogger(__name__)
-_FORMAT = 2  # of what is kept; another format is found again
+_FORMAT = 3  # of what is kept; another format is found again
 _STRONGER, _WEAKER = 3.0, 1 / 3  # times the usual regulariser
 
 
@@ -140,14 +141,16 @@ def find_settings(
         return Found(layer_at(editable, lm.n_layers, method.depth))
     if not method.needs_targets:
         return Found(layers_by_depth(editable, lm.n_layers))
-    asked = {"targets": repr(targets), "contexts": list(contexts), "facts": settings.facts}
-    path = _kept_at(lm, settings, {**asked, "method": _settings_of(method)})
-    kept = _read(path, editable)
+    asked = {"targets": repr(targets), "contexts": list(contexts), "facts": settings.facts, "method": method.name}
+    arguments = arguments_of(method)  # what cannot be compared is found each time
+    path = None if arguments is None else _kept_at(lm, settings, {**asked, "arguments": arguments})
+    kept = None if path is None else _read(path, editable)
     if kept is not None:
         return kept
     bench = Bench.set_up(lm, method, statistics, contexts, trial_facts(settings.facts), track)
     found = _search(bench, targets, editable, settings.seconds)
-    _keep(found, path)
+    if path is not None:
+        _keep(found, path)
     return found
 
 
@@ -203,12 +206,6 @@ def _kept_at(lm: LanguageModel, settings: AutoSettings, asked: dict[str, Any]) -
     identity = json.dumps({"format": _FORMAT, "model": fingerprint(lm), **asked}, sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return cache_folder(settings.cache_dir) / "settings" / f"{name}.json"
-
-
-def _settings_of(method: Method) -> dict[str, Any]:
-    """What tells a method from another."""
-    plain = {name: value for name, value in vars(method).items() if isinstance(value, str | int | float | None)}
-    return {"name": method.name, **plain}
 
 
 def _read(path: Path, editable: Sequence[int]) -> Found | None:

@@ -194,7 +194,8 @@ class Bench(NamedTuple):
 
     def _prepare(self, sites: Sequence[EditSite], weights: Sequence[Tensor], method: Method) -> MethodStates:
         known = self.kept.prepared
-        states, _ = prepare_states(self.lm, sites, weights, method, self.statistics, Offload(None), self.track, known)
+        more = (self.lm, sites, weights, method, self.statistics, Offload(None), self.track, known)
+        states, _ = prepare_states(*more, keep=False)  # of many candidates one is taken
         self.kept.prepared = KnownStates([site.layer for site in sites], method, list(states))
         return states
 
