@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
+from sphere_pl.evaluation.kept_unedited import unedited_file
 from sphere_pl.evaluation.outcomes import known_causes
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.settings import EvaluationSettings
@@ -127,6 +129,7 @@ class SequentialEditor(ScoredModule):
         self.diagnosis: dict[str, dict[str, float]] = {}
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
+        self._loaded = False  # the model, here and by its name
         self._unedited_norms = list[Tensor]()
         self._searched: KnownStates | None = None  # states that a search for settings has left
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
@@ -206,7 +209,7 @@ class SequentialEditor(ScoredModule):
     def settle(self, track: Track = untracked, device: torch.device | None = None) -> Found | None:
         """Load the language model and find what is open of its settings, on a device; None if nothing was."""
         if self.lm is None:
-            self.lm = self.source.load()
+            self.lm, self._loaded = self.source.load(), True
             if device is not None and self.source.layers is None and not self.lm.spread:
                 self.lm.to(device)
         if self.source.layers is not None:
@@ -268,9 +271,17 @@ class SequentialEditor(ScoredModule):
             self.evaluator.plan(self.requests)
             self._resume()
         else:
-            self.scores.measure_unedited(lm, self.requests, bars)
+            self.scores.measure_unedited(lm, self.requests, bars, self._unedited_file())
             if self.earlier is not None:
                 self._continue(self.earlier)
+
+    def _unedited_file(self) -> Path | None:
+        """Where the unedited model's answers are kept; None for a model that another program holds or has code for."""
+        known = self._loaded and not self.source.trust_remote_code and self.language_model.reading is None
+        if not (known and self.evaluation.keep_unedited):
+            return None
+        chat, folder = self.evaluator.chat, self.statistics.cache_dir
+        return unedited_file(self.language_model, self.model_hash, self.requests, self.evaluation, chat, folder)
 
     def failing(self) -> list[int]:
         """Places of the edits so far that the model does not answer as wanted."""

@@ -1,11 +1,13 @@
 """What a run has measured so far, from the unedited model to the last validation."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.cases import Failures, look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.kept_unedited import keep_measured, read_measured
 from sphere_pl.evaluation.made_neighbors import MadeNeighbor
 from sphere_pl.evaluation.outcomes import Cause, Learned, ask_targets
 from sphere_pl.evaluation.sample import ScoringBatch
@@ -49,10 +51,24 @@ class RunScores:
         self.causes_found: dict[int, Cause] = {}
 
     @doing("measuring the unedited model")
-    def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> None:
-        """Score the unedited model on all requests and keep its answers."""
-        measured = self.evaluator.measure_unedited(lm, requests, track)
-        self.before, self.unedited_answers, self.unedited_cases, self.unedited_facts = measured
+    def measure_unedited(
+        self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track, path: Path | None = None
+    ) -> None:
+        """Score the unedited model on all requests and keep its answers.
+
+        Args:
+            lm: The unedited language model.
+            requests: The requests of the run.
+            track: Shows progress.
+            path: Where the same may have been kept by another run, and is kept for the next; nowhere if None.
+        """
+        self.evaluator.plan(requests)
+        known = None if path is None else read_measured(path)
+        if known is None:
+            known = self.evaluator.measure_unedited(lm, requests, track), self.evaluator.made
+            if path is not None:
+                keep_measured(known, path)
+        (self.before, self.unedited_answers, self.unedited_cases, self.unedited_facts), self.evaluator.made = known
 
     @doing("asking for the edits of the batch")
     def ask_batch(self, lm: LanguageModel, requests: Sequence[EditRequest], places: Sequence[int]) -> list[Learned]:

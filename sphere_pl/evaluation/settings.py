@@ -43,6 +43,8 @@ class EvaluationSettings:
             other subjects, on which the agreement with the unedited model is measured; 0 for none.
         validation_records: During the run, so many of the edits so far are scored at most; at its end all are.
         seed: Which records the samples hold.
+        keep_unedited: Whether the unedited model's answers are kept beside the second moments (in
+            `statistics.cache_dir`), where a run of the same facts on the same model reads them again.
     """
 
     text: str | None = None
@@ -57,6 +59,7 @@ class EvaluationSettings:
     made_neighbors: int = 2
     validation_records: int = 1000
     seed: int = 0
+    keep_unedited: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""

@@ -15,7 +15,7 @@ from sphere_pl.errors import UserError
 _FREE = (
     "run_dir", "ckpt_path", "weights_only", "config", "wandb", "quiet", "checkpoints", "edit_log",
     "edit_log_gigabytes", "abilities.keep",
-    "model.cache_dir", "model.statistics.cache_dir", "model.device_map",
+    "model.cache_dir", "model.statistics.cache_dir", "model.device_map", "model.evaluation.keep_unedited",
     "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.logger",
     "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing",
     "trainer.profiler", "trainer.default_root_dir", "trainer.plugins",
