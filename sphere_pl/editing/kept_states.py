@@ -46,7 +46,7 @@ def kept_state(
     path = cache_folder(cache_dir) / "states" / f"{_identity(method, weight, moment)}.safetensors"
     found = _read(path, weight.device)
     if found is None:
-        found = {name: each.contiguous() for name, each in find().items()}
+        found = {name: _laid_out_alike(each) for name, each in find().items()}
         _keep(found, path)
     return found
 
@@ -97,7 +97,13 @@ def _read(path: Path, device: torch.device) -> State | None:
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         log.warning("What was kept in %s cannot be used (%s); it is found again.", path, error)
         return None
-    return {name: tensor.to(device) for name, tensor in state.items()}
+    return {name: tensor.clone().to(device) for name, tensor in state.items()}  # a file's are aligned otherwise
+
+
+def _laid_out_alike(tensor: Tensor) -> Tensor:
+    """The tensor as it would be in memory if it had been read: products round by order and alignment."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _keep(state: State, path: Path) -> None:
