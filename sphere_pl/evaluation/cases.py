@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.text.joining import asked
+from sphere_pl.text.matching import begins_with
 
 SHOWN = 50  # failed edits
 CASE_TOKENS = 16
