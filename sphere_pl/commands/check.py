@@ -13,6 +13,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.model.opening import open_tokenizer
 from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
 from sphere_pl.process.console import say
+from sphere_pl.text.joining import opens_with_template
 from sphere_pl.text.names import option
 from sphere_pl.text.usage import program
 
@@ -133,6 +134,12 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
         yield (
             f"{len(found.inside)} edits have their subject inside a longer word, the first is {_edit(request)} with "
             f"{request.subject!r}. Is it the subject that was meant?"
+        )
+    typed = [request for request in requests if opens_with_template(request.question)]
+    if typed:
+        yield (
+            f"{len(typed)} edits are typed in a chat template, the first is {_edit(typed[0])}. They are edited as they "
+            "stand, in no other form. The question alone and --data.chat=both edit a fact in plain and in chat form."
         )
     if found.bare:
         yield (
