@@ -17,7 +17,7 @@ from sphere_pl.process.console import finish_output, prepare_streams
 from sphere_pl.process.failures import doing, explained, interrupted
 from sphere_pl.process.interrupts import Interrupts, RunInterrupted
 from sphere_pl.text.usage import announced, did_you_mean, program
-from sphere_pl.text.version import __version__
+from sphere_pl.text.version import __version__, version_of
 
 # Each module has a `main(args)`; it is imported when its command is given.
 COMMANDS = {
@@ -111,14 +111,7 @@ def fit_help() -> str:
 
 def versions() -> str:
     """This program's version and those of the libraries that it stands on; none of them is imported."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = []
-    for name in ("torch", "lightning", "transformers"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} missing")
+    found = [f"{name} {version_of(name)}" for name in ("torch", "lightning", "transformers")]
     return f"sphere_pl {__version__} ({', '.join(found)}, Python {sys.version.split()[0]})"
 
 

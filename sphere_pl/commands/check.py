@@ -13,11 +13,13 @@ from sphere_pl.errors import UserError
 from sphere_pl.model.opening import open_tokenizer
 from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
 from sphere_pl.process.console import say
+from sphere_pl.text.joining import opens_with_template
 from sphere_pl.text.names import option
 from sphere_pl.text.usage import program
 
 _SHOWN = 3
 _WIDTH = 60
+_MOST = 24  # tokens of a target that are shown
 _BROKEN = "\ufffd"  # what part of a character is decoded to
 
 
@@ -86,21 +88,22 @@ def _shown(tokenizer: Any, request: EditRequest) -> str:
     prompt = in_context(request, "", request.target_new)
     (tokens,) = tokenize(tokenizer, [prompt])
     text = prompt.text if len(prompt.text) <= _WIDTH else f"...{prompt.text[-_WIDTH:]}"
-    parts = "|".join(pieces(tokenizer, tokens.target))
+    parts, more = "|".join(pieces(tokenizer, tokens.target[:_MOST])), len(tokens.target) - _MOST
+    parts += f"| and {more} more" if more > 0 else "|"
     length = tokens.subject_last + 1 - tokens.subject_first
     about = f"the last of the {length} tokens" if length > 1 else "the only token"
-    at = f"; edited at {about} of {request.subject!r}" if request.subject else "; it has no subject"
+    at = f"; edited at {about} of {shorten(request.subject)}" if request.subject else "; it has no subject"
     between = prompt.whole[len(prompt.text) : len(prompt.whole) - len(prompt.target)]
-    return f"  {Path(request.source).name}: {text!r} + {between!r} + {request.target_new!r} = |{parts}|{at}"
+    return f"  {Path(request.source).name}: {text!r} + {between!r} + {shorten(request.target_new)} = |{parts}{at}"
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
     """The texts of tokens; those of parts of characters together, with their number."""
     held: list[int] = []
-    for token in ids:
+    for place, token in enumerate(ids, start=1):
         held.append(token)
         text = tokenizer.decode(held, clean_up_tokenization_spaces=False)
-        if _BROKEN not in text or token == ids[-1]:
+        if _BROKEN not in text or place == len(ids):
             yield text if len(held) == 1 else f"{text} ({len(held)} tokens)"
             held = []
 
@@ -131,6 +134,12 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
         yield (
             f"{len(found.inside)} edits have their subject inside a longer word, the first is {_edit(request)} with "
             f"{request.subject!r}. Is it the subject that was meant?"
+        )
+    typed = [request for request in requests if opens_with_template(request.question)]
+    if typed:
+        yield (
+            f"{len(typed)} edits are typed in a chat template, the first is {_edit(typed[0])}. They are edited as they "
+            "stand, in no other form. The question alone and --data.chat=both edit a fact in plain and in chat form."
         )
     if found.bare:
         yield (

@@ -20,13 +20,13 @@ from sphere_pl.data.chat import chat_form
 from sphere_pl.data.files import read_records
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.model.generation import continue_texts, likeliest, text_until_end
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode
 from sphere_pl.process.console import as_shown, say
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.joining import asked as without_space
+from sphere_pl.text.matching import begins_with
 
 
 class Question(NamedTuple):

@@ -21,7 +21,6 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.cases import look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.evaluation.scored import Scores, to_plain
 from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
@@ -34,6 +33,7 @@ from sphere_pl.progress import tracking
 from sphere_pl.run.lock import RunLock
 from sphere_pl.run.summaries import plain
 from sphere_pl.storage.files import write_text
+from sphere_pl.text.matching import begins_with
 from sphere_pl.text.names import option
 
 _ANSWER = 8  # tokens that a removed fact's answer is judged and shown by

@@ -273,7 +273,7 @@ def _inner_options(parser: argparse.ArgumentParser) -> list[str]:
     found: dict[str, None] = {}
     for action in parser._actions:
         for each in _classes(getattr(action, "_typehint", None)):
-            if action.option_strings:
+            if action.option_strings and not action.option_strings[0].endswith(".help"):
                 found |= dict.fromkeys(f"{action.option_strings[0]}.init_args.{name}" for name in _parameters(each))
     return list(found)
 

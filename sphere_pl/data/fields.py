@@ -6,11 +6,11 @@ from types import MappingProxyType
 # What each field may be called; the first name is the one that messages use.
 NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "prompt": ("prompt", "question", "src", "query", "instruction", "input"),
-        "subject": ("subject", "entity"),
+        "prompt": ("prompt", "prompts", "question", "src", "query", "instruction", "input"),
+        "subject": ("subject", "subjects", "entity"),
         "target": (
-            "target", "target_new", "answer", "answers", "object", "target_false", "new_answer", "output",
-            "completion", "response",
+            "target", "targets", "target_new", "answer", "answers", "object", "target_false", "new_answer", "output",
+            "completion", "response", "alt",
         ),
         "target_true": ("target_true", "ground_truth", "old_target", "target_old", "old_answer"),
         "aliases": ("aliases", "target_aliases"),
@@ -22,9 +22,9 @@ NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "neighbors": (
             "neighbors", "neighbours", "neighborhood_prompts", "neighbor_prompts", "locality", "locality_prompt",
-            "locality_prompts",
+            "locality_prompts", "loc",
         ),
-        "neighbor_answers": ("neighbor_answers", "neighbour_answers", "locality_ground_truth"),
+        "neighbor_answers": ("neighbor_answers", "neighbour_answers", "locality_ground_truth", "loc_ans"),
         "generation": ("generation", "generation_prompts"),
         "portability": ("portability", "portability_prompts"),
         "portability_answers": ("portability_answers",),

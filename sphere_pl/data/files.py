@@ -62,7 +62,7 @@ def data_suffix(path: Path) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file of records, unpacked.
+    """The text of a file of records, unpacked, with line ends as they are in Unix.
 
     Raises:
         UserError: If it cannot be read, is not UTF-8 or holds nothing.
@@ -75,7 +75,9 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text ({error}). Convert it to UTF-8 and try again.") from error
     if not text.strip():
         raise UserError(f"{path} is empty. Expected records.")
-    return text
+    if "\0" in text:
+        raise UserError(f"{path} holds NUL characters, as UTF-16 without its mark does. Save it as UTF-8.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _content(path: Path) -> bytes:

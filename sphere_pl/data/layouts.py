@@ -12,12 +12,27 @@ from typing import Any
 from sphere_pl.data.fields import field_of
 from sphere_pl.data.recognition import formats_of
 from sphere_pl.data.records import Number, Record
+from sphere_pl.data.request import shorten
 from sphere_pl.errors import UserError
 
 _JSON_ERRORS = (ValueError, RecursionError)  # malformed, a number of thousands of digits, or nested without end
 _DELIMITERS = ",;\t|"
 _LEVELS = 3  # of objects around a list of records
-_loads = partial(json.loads, parse_float=Number)
+_COMMENTS = ("#", "//")  # what a line of JSON never begins with
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text; one that gives a name twice means one of the two, and nobody can tell which."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{shorten(twice, 40)} stands twice in one object")
+    return found
+
+
+_loads = partial(json.loads, parse_float=Number, object_pairs_hook=_object)
+_decoder = json.JSONDecoder(parse_float=Number, object_pairs_hook=_object)
 
 
 def json_records(path: Path, text: str, key: str = "train", lines: bool = False) -> Iterator[Record]:
@@ -75,18 +90,20 @@ def json_list(path: Path, text: str) -> Iterator[Record]:
 
 
 def json_sequence(path: Path, text: str) -> Iterator[Record]:
-    """Records of objects that follow one another, each of any number of lines."""
+    """Records of objects that follow one another, each of any number of lines, with or without commas between."""
     position, index, line, counted = _skip(text, 0), 0, 1, 0
     while position < len(text):
         line, counted = line + text.count("\n", counted, position), position
         fields, end = _decoded(path, text, position, line)
         yield _record(path, line, index, fields)
         position, index = _skip(text, end), index + 1
+        if text[position : position + 1] == ",":
+            position = _skip(text, position + 1)
 
 
 def _decoded(path: Path, text: str, position: int, line: int) -> tuple[Any, int]:
     try:
-        return json.JSONDecoder(parse_float=Number).raw_decode(text, position)
+        return _decoder.raw_decode(text, position)
     except _JSON_ERRORS as error:
         raise _malformed(path, getattr(error, "lineno", line), error) from error
 
@@ -103,14 +120,14 @@ def _malformed(path: Path, line: int, error: Exception) -> UserError:
 
 
 def json_lines(path: Path, text: str) -> Iterator[Record]:
-    """Records of a text with one JSON object a line."""
+    """Records of a text with one JSON object a line; blank lines, comments and commas at the end say nothing."""
     index = 0
     # Not splitlines(): it also breaks at characters that may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+        if not line.strip() or line.lstrip().startswith(_COMMENTS):
             continue
         try:
-            fields = _loads(line)
+            fields = _loads(line.rstrip().removesuffix(","))
         except _JSON_ERRORS as error:
             raise _malformed(path, number, error) from error
         yield _record(path, number, index, fields)

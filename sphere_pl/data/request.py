@@ -10,6 +10,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked
 from sphere_pl.text.scripts import is_mark
 
+_BROKEN = "\ufffd"  # what stands where bytes were no text
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of characters that leave no mark of their own
 
 
@@ -285,7 +286,7 @@ def learn_paraphrases(request: EditRequest, count: int) -> EditRequest:
 
 
 def _check_texts(where: str, request: EditRequest) -> None:
-    """Refuse half characters, which no tokenizer takes, and probes that cannot be asked."""
+    """Refuse half and broken characters, which nobody has meant, and probes that cannot be asked."""
     for text in _texts(request):
         try:
             text.encode()
@@ -294,6 +295,12 @@ def _check_texts(where: str, request: EditRequest) -> None:
                 f"{where}: {shorten(text)} holds half a character (a lone surrogate) at place {error.start}. Write the "
                 "file as UTF-8 again from its source."
             ) from error
+    if _BROKEN in request.target_new or _BROKEN in request.question:
+        raise UserError(
+            f"{where}: the record holds U+FFFD, which stands where a text could not be read: "
+            f"{shorten(request.question)} -> {shorten(request.target_new)}. Write the file as UTF-8 again from its "
+            "source."
+        )
     lists = (request.paraphrases, request.neighbors, request.generation, request.portability, request.wordings)
     for prompts in lists:
         if not all(prompt.strip() for prompt in prompts):

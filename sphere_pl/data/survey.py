@@ -1,12 +1,14 @@
 """What a file of edits holds that a run would stumble over, found without a model."""
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.data.review import contradicted
-from sphere_pl.text.scripts import is_spaceless
+
+_ALONE = ("LATIN", "GREEK", "CYRILLIC")  # scripts of languages that write particles as words
 
 
 class Survey(NamedTuple):
@@ -62,7 +64,8 @@ def survey(requests: Sequence[EditRequest], batch_size: int) -> Survey:
 def _is_inside(request: EditRequest) -> bool:
     """Whether letters of a script with spaces go on directly before the subject, or after it, as in Rome of Romeo.
 
-    A suffix that begins with an apostrophe or a hyphen is none of them.
+    A suffix that begins with an apostrophe or a hyphen is none of them. Only scripts whose words stand alone are looked
+    at: in Korean and many others a particle is written to every name.
     """
     start, end = request.subject_span
     text, subject = request.question, request.subject
@@ -71,7 +74,7 @@ def _is_inside(request: EditRequest) -> bool:
 
 
 def _go_on(before: str, after: str) -> bool:
-    return before.isalpha() and after.isalpha() and not is_spaceless(before) and not is_spaceless(after)
+    return all(each.isalpha() and unicodedata.name(each, "").startswith(_ALONE) for each in (before, after))
 
 
 def _groups(labels: dict[int, Any]) -> list[list[int]]:

@@ -22,6 +22,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import in_context, tokenize
+from sphere_pl.text.joining import opens_with_template
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,11 @@ class KeyPlan(NamedTuple):
         return max((each for each in later if contradicts(self.requests[place], self.requests[each])), default=place)
 
     def phrasings(self, place: int) -> tuple[EditRequest, ...]:
-        """A request in all of its wordings, in each of the forms."""
+        """A request in all of its wordings, in each of the forms; one that is typed in a template has no other."""
         request = self.requests[place]
         worded = [request, *(request._replace(prompt=wording) for wording in request.wordings)]
-        forms = [request.form if form == Form() else form for form in self.forms]
+        typed = opens_with_template(request.question)
+        forms = [request.form if form == Form() or typed else form for form in self.forms[: 1 if typed else None]]
         return tuple(each._replace(form=form) for form in forms for each in worded)
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.text.joining import asked
+from sphere_pl.text.matching import begins_with
 
 SHOWN = 50  # failed edits
 CASE_TOKENS = 16
+_HALF = "\ufffd"  # what part of a character is decoded to
 
 
 class Case(NamedTuple):
@@ -40,9 +41,13 @@ class Asked(NamedTuple):
     kind: str
     accepted: tuple[str, ...]
 
+    def holds(self, answer: str) -> bool:
+        """Whether an answer begins with one that is right."""
+        return begins_with(answer, self.accepted)
+
     def shown(self, before: str, after: str) -> dict[str, Any]:
         """The case with both answers, and whether the later one is as it should be."""
-        right = begins_with(after, self.accepted) if self.accepted else after == before
+        right = self.holds(after) if self.accepted else after == before
         fields = {"prompt": self.case.prompt, "before": before, "after": after, "wanted": self.case.wanted}
         return {**fields, "kind": self.kind, "right": right}
 
@@ -86,7 +91,8 @@ def asked_fact(request: EditRequest) -> Asked:
 
 def answer_cases(lm: LanguageModel, cases: Sequence[Case]) -> list[str]:
     """What the model writes after each prompt."""
-    return complete(lm, [case.prompt for case in cases], CASE_TOKENS, joiners=[case.joiner for case in cases])
+    prompts, joiners = [case.prompt for case in cases], [case.joiner for case in cases]
+    return list(map(_whole, complete(lm, prompts, CASE_TOKENS, joiners=joiners)))
 
 
 def answer_facts(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[str]:
@@ -96,8 +102,13 @@ def answer_facts(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[str
         some = requests[start : start + SHOWN]
         longest = answer_tokens(lm, [text for each in some for text in _accepted(each)])
         room, joiners = max(CASE_TOKENS, longest), [each.joiner for each in some]
-        answers += complete(lm, [each.asked for each in some], room, joiners=joiners)
+        answers += map(_whole, complete(lm, [each.asked for each in some], room, joiners=joiners))
     return answers
+
+
+def _whole(answer: str) -> str:
+    """An answer without the half of a character that it was cut at."""
+    return answer.rstrip(_HALF) or answer
 
 
 def failed_facts(requests: Sequence[EditRequest], facts: Sequence[Mapping[str, Any]]) -> Failures:

@@ -32,6 +32,7 @@ from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.texts import read_references, text_scores
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import UNEDITED, Track, untracked
+from sphere_pl.text.joining import opens_with_template
 
 EDITED, TEXTS = "edited model", "text and free answers"  # what the passes after the teacher-forced one are called
 NeighborAnswers = Mapping[int, Sequence[Sequence[int]]]
@@ -183,10 +184,17 @@ class Evaluator(nn.Module):
         return {name: value for name, value in logged.items() if not math.isnan(value)}
 
     def facts(self, lm: LanguageModel, before: Sequence[str]) -> list[dict[str, Any]]:
-        """Each edit's own prompt with the unedited model's answer and this model's; empty in a run of many."""
+        """Each edit's own prompt with the unedited model's answer and this model's; empty in a run of many.
+
+        Where there is a chat template, the answer in chat form stands beside them.
+        """
         edited = self.requests[: self.edits] if before else []
         answers = zip(edited, before, answer_facts(lm, edited), strict=False)  # a run may stop early
-        return [asked_fact(request).shown(old, new) for request, old, new in answers]
+        facts = [asked_fact(request).shown(old, new) for request, old, new in answers]
+        in_chat = self._in_chat_form(lm, edited)
+        for place, answer in zip(in_chat, answer_facts(lm, list(in_chat.values())), strict=True):
+            facts[place] |= {"chat_after": answer, "chat_right": asked_fact(in_chat[place]).holds(answer)}
+        return facts
 
     def failures(self, lm: LanguageModel, facts: Sequence[Mapping[str, Any]]) -> Failures:
         """Edits among those just scored that the model does not answer as wanted.
@@ -212,18 +220,25 @@ class Evaluator(nn.Module):
         chosen, scores = self._sample(settings.sample), Scores()
         for protocol in PROTOCOLS:
             if protocol.name in settings.protocols and protocol.name in SAMPLED:
-                asked = self._in_chat_form(lm, chosen) if protocol.name == "chat" else chosen
+                asked = self._asked_in_chat(lm, chosen) if protocol.name == "chat" else chosen
                 measured = SAMPLED[protocol.name](lm, asked)
                 scores |= {protocol.prefix + name: score for name, score in measured.items()}
         if settings.texts:
             scores |= text_scores(lm, self._sample(settings.texts), self.references, settings.seed)
         return scores
 
-    def _in_chat_form(self, lm: LanguageModel, chosen: Sequence[EditRequest]) -> list[EditRequest]:
+    def _asked_in_chat(self, lm: LanguageModel, chosen: Sequence[EditRequest]) -> list[EditRequest]:
         """The sample, or all requests where chat is edited, in chat form; none where the tokenizer has none."""
-        form = self.chat.scored(lm.tokenizer)
         requests = chosen if self.chat.mode == "plain" else self.requests
-        return [] if form is None else [request._replace(form=form) for request in requests]
+        return list(self._in_chat_form(lm, requests).values())
+
+    def _in_chat_form(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> dict[int, EditRequest]:
+        """Requests as the user's turn, by place; without those that are typed in a template already."""
+        form = self.chat.scored(lm.tokenizer)
+        if form is None:
+            return {}
+        asked = {place: each for place, each in enumerate(requests) if not opens_with_template(each.question)}
+        return {place: request._replace(form=form) for place, request in asked.items()}
 
     def _with_made(
         self, lm: LanguageModel, places: Sequence[int], answers: list[Answers], unedited: NeighborAnswers

@@ -19,7 +19,7 @@ from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, encode
 from sphere_pl.text.joining import asked, opens_with_template, separator
-from sphere_pl.text.scripts import words
+from sphere_pl.text.matching import same_answer
 
 _METRICS = {protocol.name: protocol.metrics for protocol in PROTOCOLS}
 PREFIX_TOKENS = 50  # of text on something else (EAMET)
@@ -75,12 +75,12 @@ def probability_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Sc
 
 def _comparisons(record: int, request: EditRequest) -> Iterator[Comparison]:
     new, true, joiner = request.target_new, (request.target_true or "").strip(), request.joiner
-    if true and words(true) != words(new):  # neither of two equal answers is the likelier one
+    if true and not same_answer(true, new):  # neither of two equal answers is the likelier one
         yield Comparison("efficacy", record, request.asked, new, true, joiner)
         for text in request.paraphrases:
             yield Comparison("generalization", record, text, new, true, joiner)
     for text, right in zip(request.neighbors, request.neighbor_answers, strict=False):
-        if right.strip() and words(right) != words(new):
+        if right.strip() and not same_answer(right, new):
             yield Comparison("specificity", record, text, right.strip(), new, joiner)
 
 

@@ -205,6 +205,11 @@ def check_target(tokenizer: Any, request: EditRequest) -> None:
             f"{where}: the target {request.target_new!r} has no token of its own, the tokenizer leaves it out. Write a "
             "target of characters that the tokenizer keeps."
         )
+    if unknown not in tokens.target and not tokenizer.decode(tokens.target, skip_special_tokens=True).strip():
+        raise UserError(
+            f"{where}: the target {request.target_new!r} is nothing but special tokens, which no reader gets to see. "
+            "Write the text that the model shall say."
+        )
     if unknown is not None and unknown in tokens.target and tokenizer.unk_token not in request.target_new:
         raise UserError(
             f"{where}: the tokenizer has no token for part of the target {request.target_new!r} and puts "

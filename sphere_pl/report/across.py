@@ -25,7 +25,10 @@ from sphere_pl.report.style import BLUE, FAINT, INK, label
 
 
 def course_figures(groups: Sequence[Group], columns: Sequence[str]) -> dict[str, Drawing]:
-    """For each column, its course in every run; repetitions share colour and name."""
+    """For each column, its course in every run; repetitions share colour and name.
+
+    A column of which no run has two values has none: a line from the unedited model would read as learning.
+    """
     return {column: _course(groups, column) for column in columns if _logged(groups, column)}
 
 
@@ -39,7 +42,7 @@ def trend_figures(groups: Sequence[Group]) -> dict[str, Drawing]:
     """Energy and metrics of each group's first run, all energies on one scale (Fig. 2)."""
     found = {group.label: trend_figure(group.runs[0], correlations(group.runs[0]), compact=True) for group in groups}
     energies = [value for group in groups for value in mean_energy_change(group.runs[0]).values if math.isfinite(value)]
-    drawn = {name: figure for name, figure in found.items() if figure is not None}
+    drawn = {name: figure for name, figure in found.items() if figure is not None and figure.points > 2}
     for figure in drawn.values():
         low, high = min(energies), max(energies)
         room = 0.05 * (high - low) or 1e-4
@@ -71,7 +74,7 @@ def gain_figures(groups: Sequence[Group]) -> dict[str, Drawing]:
 
 
 def _logged(groups: Sequence[Group], column: str) -> bool:
-    return any(run.series(column).edits for group in groups for run in group.runs)
+    return any(len(run.series(column).edits) > 1 for group in groups for run in group.runs)
 
 
 def _course(groups: Sequence[Group], column: str) -> Drawing:

@@ -79,7 +79,8 @@ def legend(groups: Sequence[Group]) -> Html:
 def _table(groups: Sequence[Group], stem: str) -> Html:
     caption = (
         "The form of the paper's Table 1, in per cent, after all edits: mean ± standard error (over records for one "
-        "run, over runs for several that differ by their seed), the best of each model and count of edits in bold. "
+        "run, over runs for several that differ by their seed). In bold stands the best of each model and count of "
+        "edits with what is within a standard error of it, unless that is all. "
         f"{stem}.csv and {stem}.tex hold the same table."
     )
     warning = ""
@@ -94,7 +95,7 @@ def _table(groups: Sequence[Group], stem: str) -> Html:
 def _course(groups: Sequence[Group]) -> Html:
     caption = "Each metric over all edits so far: the later a curve falls, the longer a method can edit."
     drawn = across.course_figures(groups, [*(f"val/{metric}" for metric in ACCURACIES), "retention/earliest/efficacy"])
-    absent = "No run has logged a validation yet."
+    absent = "No run has two validations yet."
     return _small("How long edits last", caption, groups, "course", drawn, absent, wide=True)
 
 
@@ -104,7 +105,7 @@ def _trends(groups: Sequence[Group]) -> Html:
         "energies on one scale. Two series that both drift with the edits always correlate; the table gives ρ of "
         "their consecutive differences, which is the honest number, with 95 % intervals."
     )
-    absent = "No run has logged both energy and metrics yet."
+    absent = "No run has logged both energy and metrics twice."
     drawn = across.trend_figures(groups)
     cells = [(name, figure(f"trends-{place}", each, "")) for place, (name, each) in enumerate(drawn.items())]
     if not cells:
@@ -138,7 +139,8 @@ def _abilities(groups: Sequence[Group]) -> Html:
         "The paper's Fig. 6: what the model can still do besides its edits, on tasks and as perplexity on other text."
     )
     drawn = across.course_figures(groups, across.ability_columns(groups))
-    return _small("General abilities", caption, groups, "ability", drawn, "No run has logged perplexity or a task.")
+    absent = "No run has logged perplexity or a task twice."
+    return _small("General abilities", caption, groups, "ability", drawn, absent)
 
 
 def _gains(groups: Sequence[Group]) -> Html:

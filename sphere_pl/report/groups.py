@@ -122,19 +122,22 @@ def look_of(place: int) -> Look:
 
 
 def best(groups: Sequence[Group]) -> dict[tuple[str, str], bool]:
-    """Which group is the best of its model and count of edits, for each metric, to the digits that are shown.
+    """Which groups are the best of their model and count of edits, for each metric: the first and those near it.
+
+    Near is what differs by no more than a standard error of the two, or where there is none to the digits that are
+    shown. Where all are near, none is better than another.
 
     Returns:
         True by (label, metric); a group that is alone has no rivals and is never best.
     """
     found = {}
     for block in blocks(groups).values():
-        rivals = [group for group in block if group.finished]
+        rivals = {group.label: group for group in block if group.finished}
         for metric in FIRST_RANK if len(rivals) > 1 else ():
-            shown = {group.label: _shown(metric, group.estimate(metric).mean) for group in rivals}
-            finite = [value for value in shown.values() if math.isfinite(value)]
-            top = max(finite, default=math.nan)
-            found.update({(label, metric): value == top for label, value in shown.items()})
+            scores = {label: _score(metric, group.estimate(metric)) for label, group in rivals.items()}
+            top = max((each for each in scores.values() if math.isfinite(each.mean)), default=Estimate(math.nan))
+            near = {label: _is_near(metric, each, top) for label, each in scores.items()}
+            found.update({(label, metric): each and not all(near.values()) for label, each in near.items()})
     return found
 
 
@@ -155,11 +158,17 @@ def pairs(groups: Sequence[Group]) -> list[tuple[Group, Group]]:
     return [(plain[key], group) for group, key in keys if key in plain]
 
 
-def _shown(metric: str, value: float) -> float:
-    """A score of which more is better, rounded as the table rounds it."""
-    rounded = round(100 * value, 1) if is_share(metric) else float(f"{value:.3g}")
+def _score(metric: str, found: Estimate) -> Estimate:
+    """A score of which more is better."""
     row = metric_of(metric)
-    return rounded if row is None or row.higher_is_better else -rounded
+    return found if row is None or row.higher_is_better else found._replace(mean=-found.mean)
+
+
+def _is_near(metric: str, score: Estimate, top: Estimate) -> bool:
+    """Whether a score is as good as the best one: within a standard error, or to the digits that the table shows."""
+    digits = 0.001 if is_share(metric) else 0.01 * abs(top.mean)  # of a perplexity, a hundredth
+    error = max((each for each in (score.error, top.error) if math.isfinite(each)), default=0.0)
+    return top.mean - score.mean <= max(error, digits / 2)
 
 
 def _without_seed(config: str) -> str:

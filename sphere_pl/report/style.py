@@ -100,4 +100,4 @@ def signed(value: float) -> str:
 
 def score(metric: str, value: float, error: float = math.nan) -> str:
     """A metric's value as a reader wants it: shares in per cent, others such as perplexity as they are."""
-    return numbers.percent(value, error) if is_share(metric) else numbers.plain(value)
+    return numbers.percent(value, error) if is_share(metric) else numbers.typeset(numbers.plain(value))

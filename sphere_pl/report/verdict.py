@@ -47,7 +47,7 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     first = verdict(results)
     if not first:
         return []
-    opening = _after_opening(results)
+    opening = after_opening(results)
     if results["held"] == results["edits"]:
         return [f"✓ {first}.", *opening]
     moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
@@ -60,8 +60,8 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     return [*lines, *opening]
 
 
-def _after_opening(results: Mapping[str, Any]) -> list[str]:
-    """A line on facts that were edited and asked after an opening, if there are any."""
+def after_opening(results: Mapping[str, Any]) -> list[str]:
+    """A sentence on facts that were edited and asked after an opening, if there are any."""
     count = results.get("at_sink") or 0
     if not count:
         return []

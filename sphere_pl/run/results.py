@@ -5,7 +5,6 @@ import json
 import platform
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from sphere_pl.run.outcomes import moved, rows_of, say_outcomes
 from sphere_pl.run.summaries import check_summaries, method_name, plain, summaries_of, transforms_of
 from sphere_pl.storage.files import write_atomically, write_text
 from sphere_pl.text import numbers
+from sphere_pl.text.version import __version__, version_of
 from sphere_pl.trainers import callbacks_of
 
 # Entries of results.json that no callback's summary may have the name of.
@@ -46,7 +46,7 @@ OWN = (
 )  # fmt: skip
 # Summaries that have their entry in every run, whether or not there is a callback to fill it.
 _EXPECTED = ("hyperspherical_energy", "spearman", "abilities", "targets")
-_PACKAGES = ("sphere-pl", "sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
+_PACKAGES = ("sphere-callbacks", "torch", "lightning", "transformers", "torchmetrics")
 
 
 class Results(EditorCallback):
@@ -139,20 +139,16 @@ class Results(EditorCallback):
                 "seconds_total": time.monotonic() - self._began,
                 "seconds_saving": sum((each.seconds for each in callbacks_of(trainer, RunCheckpoints)), 0.0),
                 "peak_memory_bytes": peak_memory(editor.device),
-                "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+                "versions": {
+                    "python": platform.python_version(),
+                    "sphere-pl": __version__,
+                    **{name: version_of(name) for name in _PACKAGES},
+                },
                 "seed": int(torch.initial_seed()),
                 "continues": _continued(editor),
             }
         )
         return results
-
-
-def _version(package: str) -> str | None:
-    """What is installed; None for a package that is run from its sources."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _continued(editor: SequentialEditor) -> dict[str, Any] | None:

@@ -40,7 +40,6 @@ from sphere_pl.commands.which_run import read_edits
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.prepared import Prepared
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.history.continuation import Earlier, earlier_of, open_earlier
 from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
@@ -51,6 +50,7 @@ from sphere_pl.model.loading import OpenedModel, model_in_memory
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
 from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
+from sphere_pl.text.matching import begins_with
 
 TOKENS = 10  # of an answer that is shown beside an edit
 # What a person waits for is measured; the page asks the fact and its neighbours itself.

@@ -11,6 +11,10 @@ _PARTNER = {"»": "«", "›": "‹", "”": "“", "’": "‘", "“": "„"} 
 # A special token at the end of a chat prompt, or a tag: `<|assistant|>`, `<start_of_turn>`, `</think>`, `[/INST]`.
 _TAG_AT_END = re.compile(r"<[^<>\s]+>$|\[/?[A-Z_]+\]$")
 _TAG_AT_START = re.compile(r"\s*(<[|｜][^<>\s]+[|｜]>|</?[A-Za-z_]+>|\[[A-Z_]+\])")
+# The name of who speaks next in a chat template, without the newline that ends it: `<|im_start|>assistant`.
+_ROLE_AT_END = re.compile(r"<[^<>\s]*[|｜_][^<>\s]*>(?:assistant|model|bot|chatbot|ai|gpt|user|human)\Z", re.IGNORECASE)
+# Words of one letter that Hebrew and Arabic write to the next one, and Arabic's article.
+_PROCLITIC = re.compile(r"(?<!\w)(?:[בהוכלמש]|[بفكلو]|و?ال)\Z")
 # An article or a preposition that has lost its vowel: l'Italie, dell'arte, O'Brien.
 _ELISION = re.compile(
     r"(?<!\w)(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu|quoiqu|presqu|dell|nell|all|dall|sull|un|quest|quell|o)['’]$",
@@ -41,12 +45,14 @@ def joined(prompt: str, target: str, joiner: str | None = None) -> str:
 
 
 def separator(prompt: str, target: str) -> str:
-    """What stands between a prompt and its answer: a space, or nothing.
+    """What stands between a prompt and its answer: a space, nothing, or the newline of a chat template.
 
     Nothing follows white space, an opening quotation mark or bracket, a special token, a hyphen or an apostrophe that
     the next word is written to; nothing stands between characters of scripts without spaces, nor before closing
-    punctuation.
+    punctuation. After the name of a role, as in `<|im_start|>assistant`, comes the newline that templates have there.
     """
+    if target and _ROLE_AT_END.search(prompt):
+        return "\n"
     attached = not prompt or not target or _ends_open(prompt) or _begins_attached(target)
     return "" if attached or _spaceless_border(prompt, target) or _is_amount(prompt, target) else " "
 
@@ -83,6 +89,8 @@ def _ends_open(prompt: str) -> bool:
     last, before = prompt[-1], prompt[-2:-1]
     if last in _QUOTES:
         return _opens(prompt) or _ELISION.search(prompt) is not None
+    if _PROCLITIC.search(prompt):
+        return True
     kind, alone = unicodedata.category(last), not before or before.isspace()
     if last in "@#~":
         return alone

@@ -43,12 +43,20 @@ def words(text: str) -> list[str]:
         >>> words("The United-Kingdom!"), words("柏林(Berlin)1999年"), words("दिल्ली में")
         (['the', 'united', 'kingdom'], ['柏', '林', 'berlin', '1999', '年'], ['दिल्ली', 'में'])
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    if not folded.isascii():
-        folded = "".join(
-            each for each in _OPTIONAL.sub("", folded) if each in _JOINERS or unicodedata.category(each) != "Cf"
-        )
-    return [each for each in split_words(folded) if each[0].isalnum() or each[0] == "_"]
+    return [each for each in split_words(folded(text)) if each[0].isalnum() or each[0] == "_"]
+
+
+def folded(text: str) -> str:
+    r"""A text without differences of case, width and optional signs, in which texts are compared.
+
+    Example:
+        >>> folded("Ｒome"), folded("Rome\u200b")
+        ('rome', 'rome')
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    if plain.isascii():
+        return plain
+    return "".join(each for each in _OPTIONAL.sub("", plain) if each in _JOINERS or unicodedata.category(each) != "Cf")
 
 
 def split_words(text: str) -> list[str]:

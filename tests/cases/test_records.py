@@ -14,13 +14,14 @@ from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.editing.checks import check_subjects
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.answers import answer_requests
-from sphere_pl.evaluation.metrics.texts import begins_with, ngram_entropy
+from sphere_pl.evaluation.metrics.texts import ngram_entropy
 from sphere_pl.evaluation.protocols import generation_scores, probability_scores
 from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.methods import FT, MEMIT, LocFTBF, UltraEdit
 from sphere_pl.model.generation import complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
+from sphere_pl.text.matching import begins_with
 from tests.conftest import TEXT, make_tokenizer
 
 RECORD = {"prompt": "{} was founded in", "subject": "IBM", "target": "1899"}
@@ -135,6 +136,12 @@ def test_a_target_that_is_half_a_character_is_edited_as_such_or_refused():
         check_target(poor, EditRequest("0", "{} is", "Rome", "柏林"))
 
 
+def test_a_target_of_special_tokens_alone_is_refused():
+    with pytest.raises(UserError, match="is nothing but special tokens, which no reader gets to see"):
+        check_target(make_tokenizer(), EditRequest("0", "{} is", "Rome", "<|end|>"))
+    check_target(make_tokenizer(), EditRequest("0", "{} is", "Rome", "Paris<|end|>"))
+
+
 @pytest.mark.parametrize("target", ["\u200b", "\u00ad \u2060"])
 def test_a_target_of_which_nothing_can_be_seen_is_refused(read, target):
     with pytest.raises(UserError, match=r"line 1: target_new is .*, of which nothing can be seen"):
@@ -156,6 +163,8 @@ def test_columns_of_other_editors_are_known_and_others_are_mapped(read):  # hiyo
     }  # fmt: skip
     (request,) = read(pararel)
     assert (request.target_new, request.target_true.strip()) == ("Korean", "French")
+    easyedit = {"prompts": ["Rome is in", "Oslo is in"], "subject": ["Rome", "Oslo"], "target_new": ["Spain", "Peru"]}
+    assert [each.target_new for each in read(name="b.json", text=json.dumps(easyedit))] == ["Spain", "Peru"]
     other = {"stem": "The capital of {} is", "who": {"name": "France"}, "says": "Lyon", "colour": "red"}
     (request,) = read(other, columns={"stem": "prompt", "who.name": "subject", "says": "target"})
     assert request.question == "The capital of France is"

@@ -54,6 +54,19 @@ def test_a_plain_file_has_nothing_that_stands_out_and_a_broken_record_is_named(c
     assert "Edit them" not in out
 
 
+def test_a_question_typed_in_a_chat_template_is_pointed_out(checked):
+    out = checked([{"prompt": "<|im_start|>user\nWhere is {}?<|im_end|>\n", "subject": "Rome", "target": "Spain"}])
+    assert "1 edits are typed in a chat template, the first is facts.jsonl, line 1" in out
+    assert "chat template" not in checked(RECORDS)
+
+
+def test_a_long_target_does_not_fill_the_screen(checked):
+    out = checked([{"prompt": "{} is", "subject": "Rome", "target": "old and new " * 200}])
+    assert "... (2399 characters) = |" in out
+    assert " more; edited at" in out
+    assert max(map(len, out.splitlines())) < 500
+
+
 def test_a_subject_inside_a_longer_word_is_pointed_out(checked):
     out = checked([
         {"prompt": "The Romeo said", "subject": "Rome", "target": "no"},

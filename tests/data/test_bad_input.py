@@ -74,3 +74,9 @@ def test_half_a_character_is_refused(tmp_path):
     path.write_text(json.dumps(record(paraphrases=["Emoji \ud83d in France is"])))  # escaped: \ud83d
     with pytest.raises(UserError, match=r"line 1: 'Emoji .*' holds half a character .* at place 6"):
         EditDataModule("jsonl", str(path)).setup("fit")
+
+
+@pytest.mark.parametrize("fields", [{"target": "M\ufffdnchen"}, {"subject": "Fran\ufffde"}])
+def test_what_an_earlier_program_could_not_read_is_refused(load, fields):
+    with pytest.raises(UserError, match=r"line 1: the record holds U\+FFFD, .* as UTF-8 again"):
+        load("jsonl", [record() | {"prompt": "The capital of {} is"} | fields])

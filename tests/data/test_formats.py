@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.fields import NAMES as FIELDS
 from sphere_pl.data.formats import FORMATS
 from sphere_pl.data.formats.easyedit import keep_paraphrases
@@ -194,11 +195,37 @@ def test_jsonl_takes_everything_else(schemas):
         ({"neighbors": ["a", "b", "c"], "neighbor_answers": ["d", "e"]}, "2 answers for 3 prompts"),
         ({"neighbors": '["a", '}, "begins like a JSON list but is none"),
         ({"paraphrases": [" "]}, "is empty"),
+        ({"": "x"}, "the field '' is unknown"),
+        ({"targt": "x", "target": None}, r"'targt' is unknown. Did you mean .*--data.columns '\{targt: target\}'"),
     ],
 )
 def test_jsonl_names_what_is_wrong(schemas, change, words):
     with pytest.raises(UserError, match=rf"edits.json, line 12: .*{words}"):
         read("jsonl", schemas("jsonl") | change)
+
+
+def test_a_table_without_a_header_is_told_to_have_one(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("The capital of {} is,France,Rome\nThe capital of {} is,Spain,Oslo\n")
+    with pytest.raises(UserError, match=r"line 2: the columns .* are no fields. The first row of a table names its"):
+        EditDataModule(path=str(path)).setup("fit")
+
+
+def test_a_column_that_only_counts_the_rows_is_left_alone(schemas):
+    for name in ("", "Unnamed: 0"):
+        assert read("jsonl", {name: "17", **schemas("jsonl")}) == read("jsonl", schemas("jsonl"))
+
+
+def test_objects_of_wikidata_are_their_names(schemas):
+    targets = {"target_new": {"str": "Berlin", "id": "Q64"}, "target_true": {"str": "Paris", "id": "Q90"}}
+    (request,) = read("jsonl", {key: value for key, value in schemas("jsonl").items() if key != "target"} | targets)
+    assert (request.target_new, request.target_true) == ("Berlin", "Paris")
+
+
+def test_records_that_only_have_identifiers_are_told_where_names_are():
+    edit = {"prompt": "Leo is a citizen of Syria.", "subject_id": "Q1", "relation": "COUNTRY", "target_id": "Q858"}
+    with pytest.raises(UserError, match=r"identifier but no name, as in RippleEdits' own files. KnowEdit has"):
+        read("uniedit", {"example_type": "popular", "edit": edit})
 
 
 def places(value, path=()):

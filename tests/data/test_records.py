@@ -39,6 +39,9 @@ def write(tmp_path, name, content):
         ("a.tsv", "prompt\tsubject\ttarget\n{} is in\tRome\tSpain\n{} is in\tRome\tSpain\n"),
         ("a.csv", "prompt;subject;target\n{} is in;Rome;Spain\n{} is in;Rome;Spain\n"),
         ("a.csv", "sep=;\nprompt;subject;target\n{} is in;Rome;Spain\n{} is in;Rome;Spain\n"),
+        ("a.csv", "prompt,subject,target\r{} is in,Rome,Spain\r{} is in,Rome,Spain\r"),
+        ("a.jsonl", f"# mine\n{RECORD},\n// more\n{RECORD},\n"),
+        ("a.json", f"{RECORD},\n{RECORD}\n"),
         ("a.csv", "\ufeffprompt,subject,target\r\n{} is in,Rome,Spain\r\n{} is in,Rome,Spain\r\n"),
     ],
 )
@@ -98,6 +101,9 @@ def test_line_separators_inside_a_text_are_text(tmp_path):
         ("a.csv", "prompt,target\na", "line 2: the row does not have as many cells"),
         ("a.csv", "prompt,prompt\na,b", "names a column twice"),
         ("a.csv", f"prompt\n{'a' * 200_000}", "line 2: malformed CSV: .*Use a .jsonl file"),
+        ("a.jsonl", f'{RECORD[:-1]}, "target": "Oslo"}}', "line 1: malformed JSON: 'target' stands twice"),
+        ("a.json", '[{"a": 1},\n{"b": {"c": 1, "c": 2}}]', "line 2: malformed JSON: 'c' stands twice"),
+        ("a.csv", "prompt,target\na,b\n".encode("utf-16-le"), "UTF-16 without its mark"),
         ("a.txt", "Just prose.", "must be a .json, .jsonl, .csv, .tsv, .parquet file"),
     ],
 )  # fmt: skip

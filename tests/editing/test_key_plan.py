@@ -139,6 +139,14 @@ def test_all_wordings_and_forms_share_one_target(tiny_lm):
     assert problem.at(0).keys.shape[0] == problem.targets.values.shape[0] == 2
 
 
+@pytest.mark.parametrize("forms", [(Form("<ask>", "<say>"),), (Form(), Form("<ask>", "<say>"))])
+def test_a_question_typed_in_a_template_is_not_put_into_another_one(tiny_lm, forms):
+    typed = CURIE[0]._replace(prompt="<|user|>Where was {} born?<|end|>")
+    plan = plan_of(tiny_lm(), [typed, CURIE[0]], 2, forms=forms)
+    assert [each.form for each in plan.phrasings(0)] == [Form()]
+    assert [each.form for each in plan.phrasings(1)] == list(forms)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_whole_shifts(tiny_lm, processes):
     asked = plan_of(tiny_lm(), CURIE, 4).ask(EditBatch(tuple(CURIE)))

@@ -2,12 +2,17 @@
 
 import pytest
 
+from sphere_pl.data.chat import chat_form
+from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.cases import case_prompts, failed_edits
+from sphere_pl.evaluation.cases import answer_facts, case_prompts, failed_edits
 from sphere_pl.evaluation.evaluator import Evaluator, score_requests
 from sphere_pl.evaluation.sample import AGES, age_of, fixed_sample
 from sphere_pl.evaluation.scored import to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.model.tokens import in_context
+from tests.cases.scripted import ScriptedModel
+from tests.conftest import make_tokenizer
 
 TEACHER_FORCED = EvaluationSettings(protocols=["teacher_forced"], perplexity_tokens=0, batch_size=3)
 
@@ -21,6 +26,11 @@ def validate(evaluator, lm, edits, start, last, unedited=()):
     for batch in evaluator.batches():
         evaluator.add(lm, batch, dict(unedited))
     return evaluator.scores(lm)
+
+
+def whole(text):
+    """What is shown of a text that is cut inside a character."""
+    return text.rstrip("\ufffd")
 
 
 @pytest.fixture
@@ -125,7 +135,7 @@ def test_failed_edits_say_what_the_model_answers(tiny_lm, slow, requests):
         "subject": "Rome",
         "prompt": "Rome is a city in",
         "wanted": "Norway",
-        "given": slow.write(lm, "Rome is a city in", 16),
+        "given": whole(slow.write(lm, "Rome is a city in", 16)),
     }
 
 
@@ -143,5 +153,32 @@ def test_cases_show_the_prompt_before_and_after(tiny_lm, slow, rich):
     cases = evaluator.cases(new, unedited.cases)
     prompts = [(each.prompt, each.wanted) for each in case_prompts([rich[place] for place in places])]
     assert [(case["prompt"], case["wanted"]) for case in cases] == prompts
-    assert [case["before"] for case in cases] == [slow.write(old, text, 16) for text, _ in prompts]
-    assert [case["after"] for case in cases] == [slow.write(new, text, 16) for text, _ in prompts]
+    assert [case["before"] for case in cases] == [whole(slow.write(old, text, 16)) for text, _ in prompts]
+    assert [case["after"] for case in cases] == [whole(slow.write(new, text, 16)) for text, _ in prompts]
+
+
+def test_facts_are_asked_in_chat_form_beside_their_own_unless_they_are_typed_in_one():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}<ask>{{ turn.content }}<say>{% endfor %}"
+    plain = EditRequest("0", "{} is in", "Rome", "Spain")
+    typed = EditRequest("1", "<|user|>Where is {}?<|end|>", "Oslo", "Peru")
+    says = [in_context(each, "", each.target_new) for each in (plain, typed)]
+    says.append(in_context(plain._replace(form=chat_form(tokenizer)), "", "Italy"))
+    evaluator = Evaluator(EvaluationSettings(protocols=["teacher_forced", "chat"], perplexity_tokens=0, facts=2))
+    evaluator.plan([plain, typed])
+    evaluator.begin(2, 0, last=True)
+    first, second = evaluator.facts(ScriptedModel(tokenizer, says), ["Italy", "Norway"])
+    assert (first["right"], first["chat_after"], first["chat_right"]) == (True, "Italy", False)
+    assert second["right"]
+    assert "chat_after" not in second
+    assert evaluator.sampled_scores(ScriptedModel(tokenizer, says))["chat/efficacy"].value == 0.0
+
+
+def test_an_answer_is_shown_without_the_half_of_a_character_that_it_was_cut_at():
+    tokenizer = make_tokenizer()
+    requests = [EditRequest("0", f"{{}} {letters} is", "Rome", "柏林") for letters in ("a", "b", "c", "d")]
+    texts = [f"{'a' * extra}{'柏林' * 9}" for extra in range(4)]
+    lm = ScriptedModel(tokenizer, [in_context(*each) for each in zip(requests, [""] * 4, texts, strict=True)])
+    for answer, text in zip(answer_facts(lm, requests), texts, strict=True):
+        assert answer
+        assert text.startswith(answer)

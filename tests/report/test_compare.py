@@ -72,6 +72,28 @@ def test_equal_to_the_digits_shown_is_equally_good(make_run):
     assert [found[f"method {place}", "efficacy"] for place in range(3)] == [True, True, False]
 
 
+def test_what_lies_within_a_standard_error_of_the_best_is_as_good_and_all_of_it_is_no_winner(make_run):
+    def found(*values):
+        ends = [{"efficacy": each, "efficacy_standard_error": 0.05, "perplexity": 60.0 + each} for each in values]
+        folders = [
+            make_run(f"{len(values)}{place}", method=f"method {place}", changes={"after": each})
+            for place, each in enumerate(ends)
+        ]
+        won = best(group_runs([read_run(folder) for folder in folders]))
+        return [[won[f"method {place}", each] for place in range(len(values))] for each in ("efficacy", "perplexity")]
+
+    assert found(0.90, 0.86, 0.80) == [[True, True, False], [False] * 3]
+    assert found(0.90, 0.86) == [[False] * 2, [False] * 2]
+
+
+def test_one_validation_is_no_course(make_run):
+    folder = make_run()
+    (folder / "metrics.csv").write_text("step,edits,val/efficacy,energy/change\n0,3,1.0,0.1\n")
+    found = group_runs([read_run(folder)])
+    assert across.course_figures(found, ["val/efficacy"]) == {}
+    assert across.trend_figures(found) == {}
+
+
 def test_sphere_is_paired_with_its_base_method(groups):
     assert [(a.label, b.label) for a, b in pairs(groups)] == [
         ("MEMIT", "MEMIT + SPHERE"),

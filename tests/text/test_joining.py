@@ -34,6 +34,8 @@ DIRECTLY = [
     ("<|assistant|>", "Oslo"),
     ("<｜Assistant｜>", "Oslo"),
     ("[/INST]", "Oslo"),
+    ("איינשטיין נולד ב", "רומא"),
+    ("يقع في ال", "قاهرة"),
     ("A:\t", "Oslo"),
     ("می\u200c", "خواهم"),
     ("תל־", "אביב"),
@@ -92,6 +94,13 @@ def test_a_typed_template_is_seen_and_prose_is_not():
         assert opens_with_template(text)
     for text in ("The <|im_start|>", "x < y > z", "Hi"):
         assert not opens_with_template(text)
+
+
+@pytest.mark.parametrize("prompt", ["<start_of_turn>model", "<|im_start|>assistant", "<｜Role｜>Assistant"])
+def test_the_name_of_who_speaks_next_is_followed_by_the_newline_of_its_template(prompt):
+    assert joined(prompt, "Oslo") == f"{prompt}\nOslo"
+    assert joined(f"{prompt}\n", "Oslo") == f"{prompt}\nOslo"
+    assert joined("The assistant", "Oslo") == "The assistant Oslo"
 
 
 def test_words_keep_the_vowel_signs_of_every_script_and_no_optional_ones():

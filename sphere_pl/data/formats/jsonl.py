@@ -11,6 +11,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.text.usage import did_you_mean
 
 _LIST = 'like a JSON list but is none. Write ["one", "two"]'
+_NECESSARY = ("prompt", "subject", "target")
 _ATTRIBUTE = {"target": "target_new"}  # of `EditRequest`, where it is not the field's own name
 
 
@@ -76,15 +77,11 @@ def _rename(record: Record) -> Record:
     fields: dict[str, Any] = {}
     for alias, value in record.fields.items():
         name = field_of(alias)
-        if is_unused(alias) or value is None or (value == "" and (record.cells or name != "joiner")):
+        blank = value is None or (value == "" and (record.cells or name != "joiner"))
+        if blank or is_unused(alias) or _is_row_number(alias, value):
             continue
         if name is None:
-            meant = did_you_mean(alias.strip().lower(), (other for names in NAMES.values() for other in names))
-            raise UserError(
-                f"{record.where}: the field {shorten(alias, 40)} is unknown. {meant} Known: {', '.join(NAMES)} (and "
-                "other names of these, such as question, target_new, rephrase). Say what it is, --data.columns "
-                f"'{{{alias[:40]}: paraphrases}}', leave it out with null in that place, or begin its name with '_'."
-            )
+            raise _unknown(record, alias)
         if name in fields:
             raise UserError(
                 f"{record.where}: the field '{name}' is given twice, once as {alias!r}. Keep one of them, or leave "
@@ -92,6 +89,28 @@ def _rename(record: Record) -> Record:
             )
         fields[name] = value
     return record._replace(fields=fields)
+
+
+def _is_row_number(alias: str, value: Any) -> bool:
+    """Whether a column without a name counts the rows, as pandas writes it."""
+    return (not alias.strip() or alias.startswith("Unnamed: ")) and str(value).strip().isdecimal()
+
+
+def _unknown(record: Record, alias: str) -> UserError:
+    """What to raise about a column that is no field, with the necessary field that it may be."""
+    if record.cells and not any(map(field_of, record.fields)):
+        return record.error(
+            f"the columns {shorten(', '.join(record.fields))} are no fields. The first row of a table names its "
+            f"columns: expected {', '.join(_NECESSARY)} there, or other names and --data.columns."
+        )
+    meant = did_you_mean(alias.strip().lower(), (other for names in NAMES.values() for other in names))
+    given = {field_of(other) for other, value in record.fields.items() if value not in (None, "")}
+    field = next((name for name in _NECESSARY if name not in given), "paraphrases")
+    return record.error(
+        f"the field {shorten(alias, 40)} is unknown. {meant}{' ' if meant else ''}Known: {', '.join(NAMES)} (and other "
+        "names of these, such as question, target_new, rephrase). Say what it is, --data.columns "
+        f"'{{{alias[:40]}: {field}}}', leave it out with null in that place, or begin its name with '_'."
+    )
 
 
 def _joiner(record: Record) -> str | None:
@@ -119,6 +138,8 @@ def flat_texts(record: Record, name: str, value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for part in value:
             yield from flat_texts(record, name, part)
+    elif isinstance(value, Mapping) and "str" in value:  # an object of Wikidata, as CounterFact has it
+        yield from flat_texts(record, name, value["str"])
     elif value is not None:
         yield record._replace(fields={name: value}).get(name)
 

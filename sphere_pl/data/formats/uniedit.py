@@ -23,6 +23,11 @@ def read_uniedit(record: Record) -> list[EditRequest]:
     A file holds its records under their numbers, which are the case ids.
     """
     edit = record.inner("edit", 0, record.get("edit", dict))
+    if "subject" not in edit.fields and "subject_id" in edit.fields:
+        raise edit.error(
+            "the subject has an identifier but no name, as in RippleEdits' own files. KnowEdit has the same facts with "
+            "names (WikiData_counterfact and WikiData_recent), which are read."
+        )
     subject, target = edit.filled("subject"), edit.get("target")
     general, local = list(_questions(record, "generality")), list(_questions(record, "locality"))
     follow = [each for each in general if not (each.rephrases and each.answer.strip() == target.strip())]

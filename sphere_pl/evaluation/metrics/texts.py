@@ -10,42 +10,10 @@ from torch import Tensor
 
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.metrics.records import RecordMean
-from sphere_pl.text.scripts import is_spaceless, split_words, words
+from sphere_pl.text.matching import begins_with
+from sphere_pl.text.scripts import is_spaceless, split_words
 
-_ARTICLES = {"a", "an", "the"}
 _ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
-
-
-def answer_words(text: str) -> list[str]:
-    """The words of an answer without case, punctuation and articles; articles alone stay.
-
-    Example:
-        >>> answer_words("The United-Kingdom, of course!")
-        ['united', 'kingdom', 'of', 'course']
-    """
-    found = words(text)
-    return [word for word in found if word not in _ARTICLES] or found
-
-
-def begins_with(text: str, answers: Sequence[str]) -> bool:
-    """Whether a text begins with one of the answers, word by word, articles counted or not.
-
-    A text that comes to the answer later does not count, nor one that begins with a longer word. In scripts without
-    spaces every character is a word.
-
-    Example:
-        >>> begins_with("the UK. It lies", ["United Kingdom", "UK"]), begins_with("Romeo", ["Rome"])
-        (True, False)
-        >>> begins_with("柏林。它", ["柏林"]), begins_with("1911年", ["1911"]), begins_with("दल्ला", ["दिल्ली"])
-        (True, True, False)
-    """
-    return any(_begins_with(text, answer.strip()) for answer in answers)
-
-
-def _begins_with(text: str, answer: str) -> bool:
-    if not words(answer):  # signs, no words
-        return bool(answer) and text.strip().startswith(answer)
-    return any(split(text)[: len(split(answer))] == split(answer) for split in (words, answer_words))
 
 
 class AnswerMatch(RecordMean):
