@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.cells import STOPPED, Cell, left_over, run_cell, run_cells
+from benchmarks.cells import STOPPED, Cell, dump, left_over, run_cell, run_cells
 from sphere_pl.errors import UserError
 from sphere_pl.history.log import read_log
 from sphere_pl.storage.files import write_text
@@ -25,6 +25,7 @@ from study.command import records_file
 
 SPEC = Path(__file__).parent / "conf" / "families.yaml"
 RESULTS = Path(__file__).parent / "results" / "families"
+STAGE = {"models", "methods", "variants", "batch_sizes", "draws", "edits", "common"}
 
 
 class Spec(NamedTuple):
@@ -32,18 +33,16 @@ class Spec(NamedTuple):
 
     Attributes:
         version: Of the specification.
-        models: Names of the models.
-        draws: Orders of the records.
+        models: Arguments of each model beside its name.
         common: Arguments of every cell.
         methods: Arguments of each method.
         variants: Arguments of each variant.
         alone: Methods that have the first variant of a stage alone.
-        stages: `methods`, `variants`, `batch_sizes` and `edits` of each.
+        stages: `models`, `methods`, `variants`, `batch_sizes`, `draws`, `edits` and `common` of each.
     """
 
     version: int
-    models: list[str]
-    draws: list[int]
+    models: dict[str, list[str]]
     common: list[str]
     methods: dict[str, list[str]]
     variants: dict[str, list[str]]
@@ -79,32 +78,41 @@ def read_spec(path: Path = SPEC) -> Spec:
         raise UserError(f"{path} must hold {', '.join(Spec._fields)}, found {sorted(found or ())}.")
     spec = Spec(**found)
     for name, stage in spec.stages.items():
-        named = [] if stage["methods"] == "all" else stage["methods"]
-        unknown = sorted({*named} - {*spec.methods}) + sorted({*stage["variants"]} - {*spec.variants})
+        if set(stage) != STAGE:
+            raise UserError(f"{path}: stage {name} must hold {', '.join(sorted(STAGE))}, found {sorted(stage)}.")
+        defined = {"models": spec.models, "methods": spec.methods, "variants": spec.variants}
+        unknown = [
+            each for entry, known in defined.items() for each in _chosen(stage[entry], known) if each not in known
+        ]
         if unknown:
             raise UserError(f"{path}: stage {name} names {unknown[0]!r}, which is not defined above.")
     return spec
 
 
+def _chosen(named: Sequence[str] | str, known: Mapping[str, list[str]]) -> list[str]:
+    return list(known) if named == "all" else list(named)
+
+
 def cells_of(spec: Spec, stage: str) -> dict[Key, Cell]:
     """The cells of a stage, model by model and draw by draw, so that a stage that is cut has whole comparisons."""
     plan = spec.stages[stage]
-    methods = list(spec.methods) if plan["methods"] == "all" else plan["methods"]
+    models, methods = _chosen(plan["models"], spec.models), _chosen(plan["methods"], spec.methods)
     keys = [
         Key(model, method, variant, size, draw, plan["edits"])
-        for draw in spec.draws
-        for model in spec.models
+        for draw in plan["draws"]
+        for model in models
         for size in plan["batch_sizes"]
         for method in methods
         for variant in (plan["variants"][:1] if method in spec.alone else plan["variants"])
     ]
-    return {key: Cell(key.name, _arguments(spec, key), key.edits) for key in keys}
+    return {key: Cell(key.name, _arguments(spec, key, plan["common"]), key.edits) for key in keys}
 
 
-def _arguments(spec: Spec, key: Key) -> tuple[str, ...]:
+def _arguments(spec: Spec, key: Key, stage: Sequence[str]) -> tuple[str, ...]:
+    chosen = (*spec.models[key.model], *spec.methods[key.method], *spec.variants[key.variant])
     sizes = (f"--data.batch_size={key.batch_size}", f"--data.limit={key.edits}")
-    every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // 6)}"
-    return (*spec.common, *spec.methods[key.method], *spec.variants[key.variant], *sizes, every)
+    every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // 5)}"
+    return (*spec.common, *stage, *chosen, *sizes, every)
 
 
 def check_result(path: Path, cell: Cell, spec: Spec) -> dict[str, Any]:
@@ -166,8 +174,15 @@ def run_one(key: Key, cell: Cell, spec: Spec, model: str, source: Path, runs: Pa
     run_cell(cell, folder, scratch, [f"--data.path={records}", f"--model.name={model}"])
     found = json.loads(scratch.read_text(encoding="utf-8"))
     marks = {"spec": spec.version, "sphere_pl": __version__, "fingerprint": read_log(folder).header.fingerprint}
-    write_text(results, json.dumps({**found, **marks}, indent=1))
+    write_text(results, dump({**found, **marks, "outcomes": _outcomes(folder)}))
     scratch.unlink()
+
+
+def _outcomes(folder: Path) -> dict[str, str]:
+    """What became of each fact; nothing of a run that broke off."""
+    path = folder / "results.json"
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")).get("outcomes", {}) if path.exists() else {}
+    return found
 
 
 def _models(given: Sequence[str], spec: Spec) -> dict[str, str]:
@@ -181,7 +196,7 @@ def _models(given: Sequence[str], spec: Spec) -> dict[str, str]:
 def main() -> None:
     """Estimate, or run what is left of the models that are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", default="main", help="main or long")
+    parser.add_argument("--stage", default="main", help="a stage of the specification")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="may be repeated")
     parser.add_argument("--data", type=Path, help="folder with counterfact_rebuilt.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="folder of the run folders")
