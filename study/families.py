@@ -9,19 +9,16 @@ sphere_pl, with other arguments, or with another model under the same name, is r
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.cells import STOPPED, Cell, dump, left_over, run_cell, run_cells
+from benchmarks.cells import Cell, left_over, run_cell, run_cells
 from sphere_pl.errors import UserError
-from sphere_pl.history.log import read_log
-from sphere_pl.storage.files import write_text
-from sphere_pl.text.version import __version__
 from study.command import records_file
+from study.marks import check_result, keep_result
 
 SPEC = Path(__file__).parent / "conf" / "families.yaml"
 RESULTS = Path(__file__).parent / "results" / "families"
@@ -115,26 +112,6 @@ def _arguments(spec: Spec, key: Key, stage: Sequence[str]) -> tuple[str, ...]:
     return (*spec.common, *stage, *chosen, *sizes, every)
 
 
-def check_result(path: Path, cell: Cell, spec: Spec) -> dict[str, Any]:
-    """Read a cell's result.
-
-    Raises:
-        UserError: If it cannot be read, was cut off, or is of another specification, program or cell.
-    """
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: found[name] for name in ("spec", "sphere_pl", "arguments", "fingerprint")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no result of study.families ({error}). Move it away, and run the cell.") from error
-    wanted = {"spec": spec.version, "sphere_pl": __version__, "arguments": list(cell.arguments)}
-    for name, value in wanted.items():
-        if kept[name] != value:
-            raise UserError(f"{path} has {name}={kept[name]!r}, expected {value!r}. Move it away, and run the cell.")
-    if found.get("failed") == STOPPED:
-        raise UserError(f"{path} was cut off. Run the cell again; it resumes.")
-    return found
-
-
 def read_results(spec: Spec, stage: str, folder: Path = RESULTS) -> dict[Key, dict[str, Any]]:
     """All finished cells of a stage.
 
@@ -145,12 +122,12 @@ def read_results(spec: Spec, stage: str, folder: Path = RESULTS) -> dict[Key, di
     for key, cell in cells_of(spec, stage).items():
         path = folder / f"{key.name}.json"
         if path.exists():
-            found[key] = check_result(path, cell, spec)
-    _check_models(found, folder)
+            found[key] = check_result(path, cell, spec.version)
+    check_models(found, folder)
     return found
 
 
-def _check_models(found: Mapping[Key, Mapping[str, Any]], folder: Path) -> None:
+def check_models(found: Mapping[Key, Mapping[str, Any]], folder: Path) -> None:
     """Refuse two models under one name."""
     first: dict[str, Key] = {}
     for key, result in found.items():
@@ -166,23 +143,13 @@ def run_one(key: Key, cell: Cell, spec: Spec, model: str, source: Path, runs: Pa
     """Run a cell, and note what its result belongs to."""
     results, folder = RESULTS / f"{key.name}.json", runs / key.name
     if results.exists():
-        check_result(results, cell, spec)
+        check_result(results, cell, spec.version)
         return
     records = records_file("counterfact", key.draw, source, runs)
     scratch = folder.with_suffix(".json")  # what is not marked yet is no result
     scratch.unlink(missing_ok=True)
     run_cell(cell, folder, scratch, [f"--data.path={records}", f"--model.name={model}"])
-    found = json.loads(scratch.read_text(encoding="utf-8"))
-    marks = {"spec": spec.version, "sphere_pl": __version__, "fingerprint": read_log(folder).header.fingerprint}
-    write_text(results, dump({**found, **marks, "outcomes": _outcomes(folder)}))
-    scratch.unlink()
-
-
-def _outcomes(folder: Path) -> dict[str, str]:
-    """What became of each fact; nothing of a run that broke off."""
-    path = folder / "results.json"
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")).get("outcomes", {}) if path.exists() else {}
-    return found
+    keep_result(results, scratch, cell, spec.version, folder)
 
 
 def _models(given: Sequence[str], spec: Spec) -> dict[str, str]:

@@ -8,7 +8,8 @@ import yaml
 from sphere_pl.commands.configs import config_folder
 from sphere_pl.errors import UserError
 from sphere_pl.text.version import __version__
-from study.families import SPEC, cells_of, check_result, read_results, read_spec
+from study.families import SPEC, cells_of, read_results, read_spec
+from study.marks import check_result, settings_digest
 
 
 @pytest.fixture
@@ -18,7 +19,8 @@ def spec():
 
 def result(cell, spec, other=None):
     found = {"spec": spec.version, "sphere_pl": __version__, "arguments": list(cell.arguments), "fingerprint": "a"}
-    return {**found, "failed": None, **(other or {})}
+    found["settings"] = settings_digest(cell.arguments)
+    return {**found, "failed": None, "outcomes": {"written": "+"}, **(other or {})}
 
 
 def test_every_method_stands_in_every_model_and_order_with_and_without_sphere(spec):
@@ -60,17 +62,19 @@ def test_a_first_draw_is_whole_before_the_second_begins(spec):
         ({"spec": 0}, "has spec=0"),
         ({"sphere_pl": "0.0.1"}, "has sphere_pl='0.0.1'"),
         ({"arguments": ["--data.limit=1"]}, "has arguments"),
+        ({"settings": "of other files"}, "has settings='of other files'"),
         ({"failed": "stopped by hand"}, "was cut off"),
+        ({"outcomes": {}}, "was cut off"),
     ],
 )
 def test_a_result_of_another_kind_is_refused_by_name(spec, tmp_path, other, message):
     cell = next(iter(cells_of(spec, "main").values()))
     path = tmp_path / f"{cell.name}.json"
     path.write_text(json.dumps(result(cell, spec)))
-    assert check_result(path, cell, spec)["fingerprint"] == "a"
+    assert check_result(path, cell, spec.version)["fingerprint"] == "a"
     path.write_text(json.dumps(result(cell, spec, other)))
     with pytest.raises(UserError, match=f"{cell.name}.*{message}"):
-        check_result(path, cell, spec)
+        check_result(path, cell, spec.version)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}"])
