@@ -22,7 +22,7 @@ from study.marks import check_result, keep_result
 
 SPEC = Path(__file__).parent / "conf" / "families.yaml"
 RESULTS = Path(__file__).parent / "results" / "families"
-STAGE = {"models", "methods", "variants", "batch_sizes", "draws", "edits", "common"}
+STAGE = {"models", "methods", "variants", "batch_sizes", "draws", "edits", "validations", "common"}
 
 
 class Spec(NamedTuple):
@@ -35,7 +35,7 @@ class Spec(NamedTuple):
         methods: Arguments of each method.
         variants: Arguments of each variant.
         alone: Methods that have the first variant of a stage alone.
-        stages: `models`, `methods`, `variants`, `batch_sizes`, `draws`, `edits` and `common` of each.
+        stages: What each runs, the entries of `STAGE`.
     """
 
     version: int
@@ -102,14 +102,14 @@ def cells_of(spec: Spec, stage: str) -> dict[Key, Cell]:
         for method in methods
         for variant in (plan["variants"][:1] if method in spec.alone else plan["variants"])
     ]
-    return {key: Cell(key.name, _arguments(spec, key, plan["common"]), key.edits) for key in keys}
+    return {key: Cell(key.name, _arguments(spec, key, plan), key.edits) for key in keys}
 
 
-def _arguments(spec: Spec, key: Key, stage: Sequence[str]) -> tuple[str, ...]:
+def _arguments(spec: Spec, key: Key, plan: Mapping[str, Any]) -> tuple[str, ...]:
     chosen = (*spec.models[key.model], *spec.methods[key.method], *spec.variants[key.variant])
     sizes = (f"--data.batch_size={key.batch_size}", f"--data.limit={key.edits}")
-    every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // 5)}"
-    return (*spec.common, *stage, *chosen, *sizes, every)
+    every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // plan['validations'])}"
+    return (*spec.common, *plan["common"], *chosen, *sizes, every)
 
 
 def read_results(spec: Spec, stage: str, folder: Path = RESULTS) -> dict[Key, dict[str, Any]]:
