@@ -21,21 +21,17 @@ from study.marks import check_result, keep_result
 RESULTS = Path(__file__).parent / "results" / "forms"
 VERSION = 1  # raised whenever a cell comes to mean something else
 FACTS, SEED, NEIGHBORS = 60, 5, 2
-COMMON = (
-    "--config=study/conf/forms.yaml",
-    f"--data.limit={FACTS}",
-)
+COMMON = ("--config=study/conf/forms.yaml", f"--data.limit={FACTS}")
 # What stands for a prompt, a sentence whose end is missing, in the form of a question; the subject is in the prompt.
 QUESTIONS = ("Question: {} what?\nAnswer:", "Fill in the gap: {} ___\nThe gap is:")
-# Contexts, which files of records, and further arguments of each cell.
+# Contexts, which file of records, and further arguments of each cell.
 CELLS: dict[str, tuple[int, str, tuple[str, ...]]] = {
-    "plain": (0, "alone", ()),
     "contexts2": (2, "alone", ()),
-    "contexts5": (5, "alone", ()),
     "wording": (2, "wording", ()),
     "questions": (2, "questions", ()),
     "chat": (2, "alone", ("--data.chat=both",)),
-    "all_forms": (0, "both", ("--data.chat=both",)),
+    "contexts0": (0, "alone", ()),
+    "all_forms": (2, "both", ("--data.chat=both",)),
 }
 
 
