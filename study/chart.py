@@ -45,8 +45,7 @@ def _fill(panel: "Axes", rows: Sequence[Result]) -> None:
         places = [place + 0.16 * (marker == "o") - 0.16 * (marker == "s") for place in range(len(whole), 0, -1)]
         reach = [1.96 * each.error for each in shares]
         values = [each.value for each in shares]
-        style = {"fmt": marker, "color": color, "markersize": 5, "elinewidth": 1.2}
-        panel.errorbar(values, places, xerr=reach, label=words, **style)
+        panel.errorbar(values, places, xerr=reach, label=words, fmt=marker, color=color, markersize=5, elinewidth=1.2)
     panel.set_yticks(range(len(whole), 0, -1), [each.name for each in whole])
     panel.set_ylim(0.4, len(whole) + 0.6)
     panel.set_xlim(-0.02, 1.02)

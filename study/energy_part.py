@@ -45,12 +45,11 @@ def answer(found: Sequence[Effect], models: int) -> str:
     higher, lower = (sum(each.difference.side == side for each in remembering) for side in (1, -1))
     forgetful = [each for each in found if not each.remembers]
     gained = sum(each.difference.side > 0 for each in forgetful)
-    verdict = "No" if not higher else "In part"
+    same = len(remembering) - higher - lower
     widest = max((each.difference.interval[1] for each in remembering), default=0.0)
     return (
-        f"**{verdict}.** Of {len(remembering)} comparisons of a method that remembers the keys of its edits, on "
-        f"{models} models, the projection leaves more facts standing in {higher}, fewer in {lower}, and is not told "
-        f"apart from doing nothing in {len(remembering) - higher - lower} (95 % intervals; the largest gain that none of "
-        f"them excludes is {widest:+.2f}). Of {len(forgetful)} comparisons of methods that forget them, it leaves more "
-        f"standing in {gained}."
+        f"**{'In part' if higher else 'No'}.** Of {len(remembering)} comparisons of methods that remember the keys of "
+        f"their edits, on {models} models, the projection leaves more facts standing in {higher}, fewer in {lower} and "
+        f"is not told apart from doing nothing in {same} (95 % intervals; none reaches above {widest:+.2f}). Of "
+        f"{len(forgetful)} comparisons of methods that forget them, it leaves more standing in {gained}."
     )

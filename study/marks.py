@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from benchmarks.cells import STOPPED, Cell, dump
-from sphere_pl.commands.configs import config_folder, resolve_group_files
+from sphere_pl.commands.configs import resolve_group_files
 from sphere_pl.errors import UserError
 from sphere_pl.history.log import read_log
+from sphere_pl.model.known import config_folder
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.version import __version__
 
@@ -21,10 +22,10 @@ def settings_digest(arguments: Sequence[str]) -> str:
 
     Files of this folder are named from the top of the checkout.
     """
-    named = [word.removeprefix("--config=") for word in resolve_group_files(["fit", *arguments]) if "--config=" in word]
-    held = [
-        yaml.safe_load(Path(name).read_text(encoding="utf-8")) for name in (config_folder() / "default.yaml", *named)
-    ]
+    words = resolve_group_files(["fit", *arguments])
+    named = [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
+    files = [config_folder() / "default.yaml", *named]
+    held = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
     return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
 
 
