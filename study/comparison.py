@@ -10,14 +10,16 @@ from study.families import RESULTS, Key, Spec, check_models, read_results
 from study.paired import Exchanged, exchanged, share
 from study.runs import Estimate
 
+# Stages that docs/study.md tells of.
 RUN = (
     "default_model",
     "other_models",
-    "other_models_memory",
+    "other_models_sphere",
+    "default_model_sphere",
     "confirmation",
     "new_methods",
     "longest",
-)  # stages that docs/study.md tells of
+)
 NAMES = {
     "unedited": "unedited",
     "scr": "SCR",

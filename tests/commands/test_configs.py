@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from sphere_pl.commands.configs import group_files, resolve_group_files
+from sphere_pl.errors import UserError
 from sphere_pl.model.known import config_folder
 
 
 def read(*words):
     """The group files that are read, by name."""
     folder = config_folder()
-    paths = [Path(word.removeprefix("--config=")) for word in resolve_group_files(words)]
+    resolved = [word for word in resolve_group_files(words) if word != "fit"]
+    paths = [Path(word.removeprefix("--config=")) for word in resolved]
     return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
 
 
@@ -40,6 +42,24 @@ def test_a_file_named_after_two_groups_is_read_behind_the_first_of_them():
         "method/alphaedit", "callbacks/sphere", "callbacks/sphere/alphaedit",
     ]  # fmt: skip
     assert read("--config=method/ft") == ["method/ft"]
+
+
+@pytest.mark.parametrize("given", [*permutations(["recommended", "model/llama3_8b", "callbacks/sphere"])])
+def test_what_is_recommended_is_read_after_a_models_own_file(given):
+    assert read(*(f"--config={name}" for name in given)) == ["model/llama3_8b", "recommended", "callbacks/sphere"]
+
+
+def test_what_is_recommended_has_the_constants_of_a_model_that_has_some():
+    assert read("fit", "--config=recommended")[-3:] == ["model/embedded", "recommended", "recommended/embedded"]
+
+
+def test_a_file_that_stands_alone_is_named_where_names_are_listed():
+    assert "recommended" in group_files()
+    assert "default" not in group_files()  # it is read without being asked for
+    with pytest.raises(UserError, match="recommended stands alone"):
+        resolve_group_files(["--config", "zzzz"])
+    with pytest.raises(UserError, match="recommended"):
+        resolve_group_files(["--config", "recomended"])
 
 
 def test_the_last_of_several_methods_is_the_chosen_one():
