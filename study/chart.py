@@ -84,7 +84,7 @@ def draw_effects(effects: Sequence[Effect], path: Path) -> Path:
     panel.set_yticks(range(len(ordered)), [each.name for each in ordered], fontsize=8)
     panel.set_xlabel(
         "share of the edited facts that hold, with SPHERE minus without\n"
-        "below the line: methods that remember the keys of earlier edits"
+        "above the line: methods that forget the keys of earlier edits; below it: methods that remember them"
     )
     panel.spines[["top", "right"]].set_visible(False)
     return save(figure, path)

@@ -17,7 +17,7 @@ from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
 from study.forms_table import forms_section
 from study.page import compared
-from study.recommendation import recommendation
+from study.recommendation import longer, recommendation, told_apart
 from study.runs import Run, load
 from study.tables import sphere_table, verdict_table
 
@@ -43,13 +43,15 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         runs: Those of the earlier study.
     """
     models = len({each.key.model for each in results})
-    held = {name: Capacity(**found) for name, found in json.loads(CAPACITY.read_text(encoding="utf-8")).items()}
+    held = read_capacity()
     parts = {
         "cells": len(results),
         "models": models,
         "earlier": len(runs),
         "said": "\n".join(_said(results, model) for model in MODELS if of_model(results, model)),
+        "told_apart": told_apart(results),
         "recommendation": recommendation(results),
+        "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
         "answer": answer(effects(results, compared(runs)), models),
         "pairs": "\n".join(sphere_table(results)),
@@ -74,6 +76,13 @@ def _said(results: Sequence[Result], model: str) -> str:
         f"- **{MODELS[model]}**: of {edits} facts so many hold, hold in other words, and leave another question "
         f"as it was: {'; '.join(words)}."
     )
+
+
+def read_capacity(path: Path = CAPACITY) -> dict[str, Capacity]:
+    """What `python -m benchmarks.capacity --json` has written; its ridges are numbers again."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    ridges = {name: {float(ridge): share for ridge, share in each["missing"].items()} for name, each in found.items()}
+    return {name: Capacity(**{**each, "missing": ridges[name]}) for name, each in found.items()}
 
 
 def capacity_words(held: dict[str, Capacity]) -> str:

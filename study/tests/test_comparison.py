@@ -7,7 +7,7 @@ import pytest
 from sphere_pl.errors import UserError
 from sphere_pl.text.version import __version__
 from study.comparison import find, of_model, read_all, sphere_pairs
-from study.families import cells_of, read_spec
+from study.families import RESULTS, cells_of, read_spec
 from study.marks import settings_digest
 from study.tests.made_families import make_result
 
@@ -71,3 +71,8 @@ def test_a_result_that_does_not_say_what_became_of_each_fact_is_refused(keep, tm
     key = keep("other_models", kinds=["written"])
     with pytest.raises(UserError, match=f"{key.name}.*each fact"):
         read_all(read_spec(), tmp_path)
+
+
+def test_every_committed_result_belongs_to_a_stage_that_the_page_tells_of():
+    kept = {path.stem for path in RESULTS.glob("*.json")}
+    assert kept == {each.key.name for each in read_all(read_spec())}

@@ -13,8 +13,7 @@ from sphere_pl.model.known import config_folder
 def read(*words):
     """The group files that are read, by name."""
     folder = config_folder()
-    resolved = [word for word in resolve_group_files(words) if word != "fit"]
-    paths = [Path(word.removeprefix("--config=")) for word in resolved]
+    paths = [Path(word.removeprefix("--config=")) for word in resolve_group_files(words)]
     return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
 
 
@@ -49,8 +48,11 @@ def test_what_is_recommended_is_read_after_a_models_own_file(given):
     assert read(*(f"--config={name}" for name in given)) == ["model/llama3_8b", "recommended", "callbacks/sphere"]
 
 
-def test_what_is_recommended_has_the_constants_of_a_model_that_has_some():
-    assert read("fit", "--config=recommended")[-3:] == ["model/embedded", "recommended", "recommended/embedded"]
+def test_what_is_recommended_keeps_the_settings_of_a_model_that_has_some(parsed):
+    given = parsed("--config", "recommended")
+    usual = parsed()
+    assert given["projection"]["strength"] == 0
+    assert given["model"] == usual["model"]
 
 
 def test_a_file_that_stands_alone_is_named_where_names_are_listed():
