@@ -16,7 +16,6 @@ RUN = (
     "other_models",
     "other_models_sphere",
     "default_model_sphere",
-    "confirmation",
     "new_methods",
     "longest",
 )

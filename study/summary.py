@@ -10,9 +10,11 @@ from pathlib import Path
 from benchmarks.capacity import Capacity
 from benchmarks.capacity import markdown as capacity_table
 from sphere_pl.storage.files import write_text
+from study import confirmation
 from study.chart import draw_comparison, draw_effects
 from study.command import RESULTS as EARLIER
 from study.comparison import MODELS, RUN, Result, find, of_model, read_all
+from study.confirmation import confirmation_table
 from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
 from study.forms_table import forms_section
@@ -53,6 +55,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "recommendation": recommendation(results),
         "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
+        "confirmation": confirmation_table(confirmation.read_results()),
         "answer": answer(effects(results, compared(runs)), models),
         "pairs": "\n".join(sphere_table(results)),
         "capacity_words": capacity_words(held),
