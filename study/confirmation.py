@@ -40,7 +40,7 @@ def readings(lm: LanguageModel, requests: Sequence[EditRequest], settings: Retri
     `right` says of each paraphrase whether the fact that it is read with is its own.
     """
     reading = FactList(lm, requests, settings)
-    asked = {
+    asked: dict[str, list[str | None]] = {
         "own": [each.question for each in requests],
         "paraphrase": [next(iter(each.paraphrases), None) for each in requests],
         "neighbor": [next(iter(each.neighbors), None) for each in requests],

@@ -47,9 +47,10 @@ def answer(found: Sequence[Effect], models: int) -> str:
     gained = sum(each.difference.side > 0 for each in forgetful)
     same = len(remembering) - higher - lower
     widest = max((each.difference.interval[1] for each in remembering), default=0.0)
+    where = f"{models} model{'s' * (models > 1)}"
     return (
         f"**{'In part' if higher else 'No'}.** Of {len(remembering)} comparisons of methods that remember the keys of "
-        f"their edits, on {models} models, the projection leaves more facts standing in {higher}, fewer in {lower} and "
-        f"is not told apart from doing nothing in {same} (95 % intervals; none reaches above {widest:+.2f}). Of "
+        f"their edits, on {where}, the projection leaves more facts standing in {higher}, fewer in {lower} and is not "
+        f"told apart from doing nothing in {same} (95 % intervals; none reaches above {widest:+.2f}). Of "
         f"{len(forgetful)} comparisons of methods that forget them, it leaves more standing in {gained}."
     )

@@ -13,7 +13,7 @@ from sphere_pl.storage.files import write_text
 from study import confirmation
 from study.chart import draw_comparison, draw_effects
 from study.command import RESULTS as EARLIER
-from study.comparison import MODELS, RUN, Result, find, of_model, read_all
+from study.comparison import MODELS, RUN, Result, find, of_model, read_all, sphere_pairs
 from study.confirmation import confirmation_table
 from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
@@ -44,11 +44,15 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         results: Those of the comparison over models.
         runs: Those of the earlier study.
     """
-    models = len({each.key.model for each in results})
+    models = {each.key.model for each in results}
+    paired = {
+        "smollm2_135m",
+        *(plain.key.model for plain, _ in sphere_pairs(results)),
+    }  # the earlier study's among them
     held = read_capacity()
     parts = {
         "cells": len(results),
-        "models": models,
+        "models": len(models),
         "earlier": len(runs),
         "said": "\n".join(_said(results, model) for model in MODELS if of_model(results, model)),
         "told_apart": told_apart(results),
@@ -56,7 +60,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
         "confirmation": confirmation_table(confirmation.read_results()),
-        "answer": answer(effects(results, compared(runs)), models),
+        "answer": answer(effects(results, compared(runs)), len(paired)),
         "pairs": "\n".join(sphere_table(results)),
         "capacity_words": capacity_words(held),
         "capacity": capacity_table(list(held.items())),

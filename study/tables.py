@@ -11,12 +11,14 @@ CLEAR = 0.05  # of McNemar's exact test
 
 
 def percent(share: Estimate) -> str:
-    """A share with its standard error.
+    """A share with its standard error, where it was asked for.
 
     Example:
         >>> percent(Estimate(0.9, 0.0173))
         '0.90 ± 0.02'
     """
+    if math.isnan(share.value):
+        return "not asked"
     return f"{share.value:.2f} ± {share.error:.2f}"
 
 
