@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from sphere_pl.report.style import BLUE, FAINT, GREEN, INK, ORANGE, VERMILLION
 from study.comparison import MODELS, Result, of_model
 from study.figures import save
+from study.outcomes import HIT, UNASKED
 from study.runs import Estimate
 
 if TYPE_CHECKING:
@@ -43,14 +45,27 @@ def _fill(panel: "Axes", rows: Sequence[Result]) -> None:
         shares = [each.share(kind) for each in whole]
         # Three marks that coincide are still seen: each kind has a height of its own within its line.
         places = [place + 0.16 * (marker == "o") - 0.16 * (marker == "s") for place in range(len(whole), 0, -1)]
-        reach = [1.96 * each.error for each in shares]
         values = [each.value for each in shares]
+        ends = [wilson(each.signs(kind)) for each in whole]
+        below, above = ([abs(v - end[side]) for v, end in zip(values, ends, strict=True)] for side in (0, 1))
+        reach = [below, above]
         panel.errorbar(values, places, xerr=reach, label=words, fmt=marker, color=color, markersize=5, elinewidth=1.2)
     panel.set_yticks(range(len(whole), 0, -1), [each.name for each in whole])
     panel.set_ylim(0.4, len(whole) + 0.6)
     panel.set_xlim(-0.02, 1.02)
     panel.grid(axis="x", color=FAINT, alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def wilson(signs: str) -> tuple[float, float]:
+    """The 95 % interval of a share of facts (Wilson's), which keeps between 0 and 1.
+
+    Example:
+        >>> [round(end, 2) for end in wilson("+" * 10)]
+        [0.72, 1.0]
+    """
+    interval = binomtest(signs.count(HIT), len(signs) - signs.count(UNASKED)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 class Effect(NamedTuple):

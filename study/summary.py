@@ -21,7 +21,7 @@ from study.forms_table import forms_section
 from study.page import compared
 from study.recommendation import longer, recommendation, told_apart
 from study.runs import Run, load
-from study.tables import sphere_table, verdict_table
+from study.tables import apart, sphere_table, verdict_table
 
 ROOT = Path(__file__).parents[1]
 PAGE, WORDS = ROOT / "docs" / "study.md", Path(__file__).with_name("summary.md")
@@ -59,6 +59,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "recommendation": recommendation(results),
         "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
+        "retrieval": _retrieval(results),
         "confirmation": confirmation_table(confirmation.read_results()),
         "answer": answer(effects(results, compared(runs)), len(paired)),
         "pairs": "\n".join(sphere_table(results)),
@@ -83,6 +84,19 @@ def _said(results: Sequence[Result], model: str) -> str:
         f"- **{MODELS[model]}**: of {edits} facts so many hold, hold in other words, and leave another question "
         f"as it was: {'; '.join(words)}."
     )
+
+
+def _retrieval(results: Sequence[Result]) -> str:
+    """Retrieval minus editing on every model, in a line."""
+    words = []
+    for model in MODELS:
+        rows = next(iter(of_model(results, model).values()), [])
+        read, edited = find(rows, "scr_unconfirmed"), find(rows, "alphaedit")
+        if read is not None and edited is not None:
+            kinds = ("written", "written_paraphrase", "neighbor")
+            cells = [apart(read.against(edited, kind)).split(",")[0] for kind in kinds]
+            words.append(f"{MODELS[model]} {cells[0]}, in other words {cells[1]}, others as before {cells[2]}")
+    return "; ".join(words)
 
 
 def read_capacity(path: Path = CAPACITY) -> dict[str, Capacity]:
