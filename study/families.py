@@ -9,22 +9,20 @@ sphere_pl, with other arguments, or with another model under the same name, is r
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from benchmarks.cells import STOPPED, Cell, left_over, run_cell, run_cells
+from benchmarks.cells import Cell, left_over, run_cell, run_cells
 from sphere_pl.errors import UserError
-from sphere_pl.history.log import read_log
-from sphere_pl.storage.files import write_text
-from sphere_pl.text.version import __version__
 from study.command import records_file
+from study.marks import check_result, keep_result
 
 SPEC = Path(__file__).parent / "conf" / "families.yaml"
 RESULTS = Path(__file__).parent / "results" / "families"
+STAGE = {"models", "methods", "variants", "batch_sizes", "draws", "edits", "validations", "common"}
 
 
 class Spec(NamedTuple):
@@ -32,18 +30,16 @@ class Spec(NamedTuple):
 
     Attributes:
         version: Of the specification.
-        models: Names of the models.
-        draws: Orders of the records.
+        models: Arguments of each model beside its name.
         common: Arguments of every cell.
         methods: Arguments of each method.
         variants: Arguments of each variant.
         alone: Methods that have the first variant of a stage alone.
-        stages: `methods`, `variants`, `batch_sizes` and `edits` of each.
+        stages: What each runs, the entries of `STAGE`.
     """
 
     version: int
-    models: list[str]
-    draws: list[int]
+    models: dict[str, list[str]]
     common: list[str]
     methods: dict[str, list[str]]
     variants: dict[str, list[str]]
@@ -79,52 +75,41 @@ def read_spec(path: Path = SPEC) -> Spec:
         raise UserError(f"{path} must hold {', '.join(Spec._fields)}, found {sorted(found or ())}.")
     spec = Spec(**found)
     for name, stage in spec.stages.items():
-        named = [] if stage["methods"] == "all" else stage["methods"]
-        unknown = sorted({*named} - {*spec.methods}) + sorted({*stage["variants"]} - {*spec.variants})
+        if set(stage) != STAGE:
+            raise UserError(f"{path}: stage {name} must hold {', '.join(sorted(STAGE))}, found {sorted(stage)}.")
+        defined = {"models": spec.models, "methods": spec.methods, "variants": spec.variants}
+        unknown = [
+            each for entry, known in defined.items() for each in _chosen(stage[entry], known) if each not in known
+        ]
         if unknown:
             raise UserError(f"{path}: stage {name} names {unknown[0]!r}, which is not defined above.")
     return spec
 
 
+def _chosen(named: Sequence[str] | str, known: Mapping[str, list[str]]) -> list[str]:
+    return list(known) if named == "all" else list(named)
+
+
 def cells_of(spec: Spec, stage: str) -> dict[Key, Cell]:
     """The cells of a stage, model by model and draw by draw, so that a stage that is cut has whole comparisons."""
     plan = spec.stages[stage]
-    methods = list(spec.methods) if plan["methods"] == "all" else plan["methods"]
+    models, methods = _chosen(plan["models"], spec.models), _chosen(plan["methods"], spec.methods)
     keys = [
         Key(model, method, variant, size, draw, plan["edits"])
-        for draw in spec.draws
-        for model in spec.models
+        for draw in plan["draws"]
+        for model in models
         for size in plan["batch_sizes"]
         for method in methods
         for variant in (plan["variants"][:1] if method in spec.alone else plan["variants"])
     ]
-    return {key: Cell(key.name, _arguments(spec, key), key.edits) for key in keys}
+    return {key: Cell(key.name, _arguments(spec, key, plan), key.edits) for key in keys}
 
 
-def _arguments(spec: Spec, key: Key) -> tuple[str, ...]:
+def _arguments(spec: Spec, key: Key, plan: Mapping[str, Any]) -> tuple[str, ...]:
+    chosen = (*spec.models[key.model], *spec.methods[key.method], *spec.variants[key.variant])
     sizes = (f"--data.batch_size={key.batch_size}", f"--data.limit={key.edits}")
-    every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // 6)}"
-    return (*spec.common, *spec.methods[key.method], *spec.variants[key.variant], *sizes, every)
-
-
-def check_result(path: Path, cell: Cell, spec: Spec) -> dict[str, Any]:
-    """Read a cell's result.
-
-    Raises:
-        UserError: If it cannot be read, was cut off, or is of another specification, program or cell.
-    """
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kept = {name: found[name] for name in ("spec", "sphere_pl", "arguments", "fingerprint")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no result of study.families ({error}). Move it away, and run the cell.") from error
-    wanted = {"spec": spec.version, "sphere_pl": __version__, "arguments": list(cell.arguments)}
-    for name, value in wanted.items():
-        if kept[name] != value:
-            raise UserError(f"{path} has {name}={kept[name]!r}, expected {value!r}. Move it away, and run the cell.")
-    if found.get("failed") == STOPPED:
-        raise UserError(f"{path} was cut off. Run the cell again; it resumes.")
-    return found
+    every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // plan['validations'])}"
+    return (*spec.common, *plan["common"], *chosen, *sizes, every)
 
 
 def read_results(spec: Spec, stage: str, folder: Path = RESULTS) -> dict[Key, dict[str, Any]]:
@@ -137,12 +122,12 @@ def read_results(spec: Spec, stage: str, folder: Path = RESULTS) -> dict[Key, di
     for key, cell in cells_of(spec, stage).items():
         path = folder / f"{key.name}.json"
         if path.exists():
-            found[key] = check_result(path, cell, spec)
-    _check_models(found, folder)
+            found[key] = check_result(path, cell, spec.version)
+    check_models(found, folder)
     return found
 
 
-def _check_models(found: Mapping[Key, Mapping[str, Any]], folder: Path) -> None:
+def check_models(found: Mapping[Key, Mapping[str, Any]], folder: Path) -> None:
     """Refuse two models under one name."""
     first: dict[str, Key] = {}
     for key, result in found.items():
@@ -158,16 +143,13 @@ def run_one(key: Key, cell: Cell, spec: Spec, model: str, source: Path, runs: Pa
     """Run a cell, and note what its result belongs to."""
     results, folder = RESULTS / f"{key.name}.json", runs / key.name
     if results.exists():
-        check_result(results, cell, spec)
+        check_result(results, cell, spec.version)
         return
     records = records_file("counterfact", key.draw, source, runs)
     scratch = folder.with_suffix(".json")  # what is not marked yet is no result
     scratch.unlink(missing_ok=True)
     run_cell(cell, folder, scratch, [f"--data.path={records}", f"--model.name={model}"])
-    found = json.loads(scratch.read_text(encoding="utf-8"))
-    marks = {"spec": spec.version, "sphere_pl": __version__, "fingerprint": read_log(folder).header.fingerprint}
-    write_text(results, json.dumps({**found, **marks}, indent=1))
-    scratch.unlink()
+    keep_result(results, scratch, cell, spec.version, folder)
 
 
 def _models(given: Sequence[str], spec: Spec) -> dict[str, str]:
@@ -181,7 +163,7 @@ def _models(given: Sequence[str], spec: Spec) -> dict[str, str]:
 def main() -> None:
     """Estimate, or run what is left of the models that are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", default="main", help="main or long")
+    parser.add_argument("--stage", default="main", help="a stage of the specification")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER", help="may be repeated")
     parser.add_argument("--data", type=Path, help="folder with counterfact_rebuilt.json")
     parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="folder of the run folders")

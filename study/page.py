@@ -32,7 +32,8 @@ RANKED = 10  # runs of a ranking that stay in sight
 
 HEAD = """# The paper's claims on a model that everyone can run
 
-This page is written by `python -m study --page` from
+Of 29 November 2026, on one model; three models, retrieval and what to take are on
+[a newer page](../docs/study.md). This page is written by `python -m study --page` from
 [a file for each run](results); every figure in it comes from there. The model is the default one,
 SmolLM2-135M-Instruct; the records are CounterFact requests with rebuilt paraphrases and neighbours, and ZsRE's own, so
 scores on CounterFact must not be set beside published ones. Settings and what was made cheaper are in

@@ -3,7 +3,8 @@
 Files are read in the order given and later ones win, as everywhere, but for two things that nobody has to remember:
 
 - Of the groups `model`, `method` and `callbacks`, a model's file is read before a method's and a method's before those
-  of callbacks. ROME's layer wins over those that a model has for other methods, and SPHERE over a method without it.
+  of callbacks; `recommended` comes after a model's. ROME's layer wins over those that a model has for other methods,
+  and SPHERE over a method without it.
 - A constant that depends on two of them has a file named after both. `method/ft/llama3_8b` is read right after
   `method/ft` where `model/llama3_8b` is given too, `callbacks/sphere/alphaedit` after `callbacks/sphere` with
   `method/alphaedit`.
@@ -24,13 +25,14 @@ from sphere_pl.text.names import from_yaml
 from sphere_pl.text.usage import did_you_mean
 
 _FLAGS = ("--config", "-c")
-_ORDER = ("model", "method", "callbacks")
+_ORDER = ("model", "recommended", "method", "callbacks")
 
 
 def group_files() -> list[str]:
-    """Names of all group files, such as `method/memit`."""
+    """Names of all group files, such as `method/memit`, and of those that stand alone, such as `recommended`."""
     folder = config_folder()
-    return sorted(str(path.relative_to(folder).with_suffix("").as_posix()) for path in folder.glob("*/**/*.yaml"))
+    found = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return [name for name in found if name != "default"]  # which every run reads
 
 
 def find_config(name: str) -> str:
@@ -63,8 +65,12 @@ def _instead(name: str) -> str:
     inside = [group for group in groups if group.startswith(f"{folder}/")]
     if inside:
         return f"There are {', '.join(inside)}."
-    folders = dict.fromkeys(f"{group.partition('/')[0]}/" for group in groups)
-    return f"Groups begin with {', '.join(folders)}; `--config method/` lists those of a method."
+    alone = [group for group in groups if "/" not in group]
+    folders = dict.fromkeys(f"{group.partition('/')[0]}/" for group in groups if group.partition("/")[0] not in alone)
+    return (
+        f"Groups begin with {', '.join(folders)}; `--config method/` lists those of a method. "
+        f"{' and '.join(alone)} stands alone."
+    )
 
 
 def resolve_group_files(args: Sequence[str]) -> list[str]:
@@ -87,7 +93,7 @@ def resolve_group_files(args: Sequence[str]) -> list[str]:
             raise UserError(f"--config needs a name, found {name}: a YAML file, or a group such as method/memit.")
         words.append(word if name is None else None)
         names += [] if name is None else [name]
-    known = _known_model(args, names) if args[:1] == ["fit"] else None
+    known = _known_model(args, names) if [*args[:1]] == ["fit"] else None
     if known is not None:
         words.insert(1, None)
         names.insert(0, known)

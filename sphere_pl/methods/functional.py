@@ -181,9 +181,15 @@ def moment_factor(second_moment: Tensor) -> Tensor:
             diagonal is added to it.
     """
     # The moment of fewer tokens than d_in is singular, and its float32 rounding can make it slightly negative.
-    second_moment.diagonal().add_(1e-6 * second_moment.diagonal().mean())
-    factor: Tensor = torch.linalg.cholesky(second_moment)
-    return factor
+    floor = 1e-6 * second_moment.diagonal().mean()
+    second_moment.diagonal().add_(floor)
+    factor, refused = torch.linalg.cholesky_ex(second_moment)
+    if refused.item():  # beside a massive direction, rounding may be more than that
+        eigenvalues, vectors = torch.linalg.eigh(second_moment)
+        lifted = vectors * eigenvalues.clamp(min=torch.maximum(floor, 1e-12 * eigenvalues[-1])).sqrt()
+        factor = torch.linalg.qr(lifted.T).R.T  # R Rᵀ from the left: its diagonal may be negative, which no solve minds
+    found: Tensor = factor
+    return found
 
 
 def whiten(keys: Tensor, factor: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from study.paired import over_orders, paired
+from study.paired import exchanged, over_orders, paired, share
+from study.runs import Estimate
 
 
 def test_the_error_is_that_of_the_differences_and_not_of_the_scores():
@@ -35,3 +36,27 @@ def test_mean_and_error_over_orders():
 def test_orders_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="3 and 2"):
         paired([1, 2, 3], [1, 2])
+
+
+def test_facts_are_compared_one_by_one():
+    found = exchanged("++++-----", "+++-++++-")
+    assert found == (9, 4, 1)
+    assert found.difference.value == pytest.approx(3 / 9)
+    assert found.difference.error == pytest.approx(math.sqrt((5 / 9 - 1 / 9) / 9))
+    assert found.p_value == pytest.approx(2 * (1 + 5) / 2**5)
+
+
+def test_equal_runs_are_not_told_apart():
+    assert exchanged("+-+", "+-+").p_value == 1
+    assert exchanged("+-+", "+-+").difference == Estimate(0.0, 0.0)
+
+
+def test_facts_that_were_not_asked_do_not_count():
+    assert share("+ - ") == Estimate(0.5, math.sqrt(0.125))
+    assert math.isnan(share("  ").value)
+
+
+@pytest.mark.parametrize("other", ["++", "+ +", "++++"])
+def test_other_facts_are_refused(other):
+    with pytest.raises(ValueError, match="the same facts"):
+        exchanged("+-+", other)

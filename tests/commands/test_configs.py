@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sphere_pl.commands.configs import group_files, resolve_group_files
+from sphere_pl.errors import UserError
 from sphere_pl.model.known import config_folder
 
 
@@ -40,6 +41,27 @@ def test_a_file_named_after_two_groups_is_read_behind_the_first_of_them():
         "method/alphaedit", "callbacks/sphere", "callbacks/sphere/alphaedit",
     ]  # fmt: skip
     assert read("--config=method/ft") == ["method/ft"]
+
+
+@pytest.mark.parametrize("given", [*permutations(["recommended", "model/llama3_8b", "callbacks/sphere"])])
+def test_what_is_recommended_is_read_after_a_models_own_file(given):
+    assert read(*(f"--config={name}" for name in given)) == ["model/llama3_8b", "recommended", "callbacks/sphere"]
+
+
+def test_what_is_recommended_keeps_the_settings_of_a_model_that_has_some(parsed):
+    given = parsed("--config", "recommended")
+    usual = parsed()
+    assert given["projection"]["strength"] == 0
+    assert given["model"] == usual["model"]
+
+
+def test_a_file_that_stands_alone_is_named_where_names_are_listed():
+    assert "recommended" in group_files()
+    assert "default" not in group_files()  # it is read without being asked for
+    with pytest.raises(UserError, match="recommended stands alone"):
+        resolve_group_files(["--config", "zzzz"])
+    with pytest.raises(UserError, match="recommended"):
+        resolve_group_files(["--config", "recomended"])
 
 
 def test_the_last_of_several_methods_is_the_chosen_one():

@@ -107,6 +107,12 @@ def test_every_callbacks_file_composes_with_a_method(fit, names, shown):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_is_recommended_runs_without_a_projection(fit):
+    results = fit("--config", "recommended", "--model.method.init_args.null_space_threshold=10.0")
+    assert (results["method"], results["transforms"]) == ("AlphaEdit", [])
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("row", TABLE_1)
 def test_every_row_of_table_1_runs(fit, row):
     args = ["--model.method.init_args.null_space_threshold=10.0"] if row in {"sphere", "alphaedit"} else []

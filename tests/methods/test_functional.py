@@ -9,6 +9,7 @@ from sphere_pl.methods.functional import (
     alphaedit_update,
     emmet_update,
     memit_update,
+    moment_factor,
     null_space_basis,
     rome_update,
     room_of_taken_keys,
@@ -284,3 +285,17 @@ def test_a_method_says_that_it_needs_the_second_moment(method, problem):
 def test_arguments_out_of_range_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_a_moment_whose_rounding_beside_a_massive_direction_is_below_zero_is_factored():
+    generator = torch.Generator().manual_seed(0)
+    vectors, _ = torch.linalg.qr(torch.randn(200, 200, dtype=torch.float64, generator=generator))
+    eigenvalues = torch.zeros(200, dtype=torch.float64)
+    eigenvalues[:50], eigenvalues[0] = 0.1, 1e6
+    exact = (vectors * eigenvalues) @ vectors.T
+    moment = exact - 0.02 * vectors[:, -1:] @ vectors[:, -1:].T  # float32 rounds by as much
+    assert torch.linalg.cholesky_ex(moment + 1e-6 * moment.diagonal().mean() * torch.eye(200)).info.item()
+    factor = moment_factor(moment.clone())
+    assert float((factor @ factor.T - exact).abs().max()) < 0.05
+    assert float(torch.cholesky_solve(vectors[:, -1:], factor).norm()) < 1 / (0.9e-6 * 1e6 / 200)
+    assert torch.equal(factor, factor.tril())

@@ -1,0 +1,69 @@
+"""The table of `study.forms`: what is learnt beside a prompt, and what that does to a wording never seen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from study import forms
+from study.marks import check_result
+from study.paired import exchanged, share
+from study.tables import apart, percent
+
+NAMES = {
+    "contexts2": "two contexts, the default",
+    "contexts0": "no contexts",
+    "wording": "a second wording",
+    "questions": "two forms of a question",
+    "chat": "the chat form",
+    "all_forms": "all of these",
+}
+USUAL = "contexts2"
+
+
+def read_forms(folder: Path = forms.RESULTS) -> dict[str, dict[str, Any]]:
+    """The finished cells by name.
+
+    Raises:
+        UserError: If one does not belong with the others.
+    """
+    paths = {name: folder / f"{name}.json" for name in forms.CELLS}
+    return {
+        name: check_result(path, forms.cells()[name], forms.VERSION) for name, path in paths.items() if path.exists()
+    }
+
+
+def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """The section of the page; empty before anything was run."""
+    found = read_forms() if found is None else found
+    if USUAL not in found:
+        return ""
+    lines = [
+        "## Edits that generalize",
+        "",
+        f"{forms.FACTS} other CounterFact facts on the default model, the default method and layers, batches of 20. "
+        "Beside its prompt each fact is learnt in the forms named; one paraphrase that was never learnt is asked "
+        "(`python -m study.forms`, settings in [study/conf/forms.yaml](../study/conf/forms.yaml)).",
+        "",
+        "| learnt beside it | holds | in unseen words | minus the default's | others as before | in chat form |",
+        "|---|---|---|---|---|---|",
+        *(_row(name, result, found[USUAL]) for name, result in found.items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _row(name: str, result: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
+    signs = result["outcomes"]
+    if not signs:
+        return f"| {NAMES[name]} | broke off: {result['failed']} |" + " |" * 4
+    kind = "written_paraphrase"
+    against = "" if result is usual else apart(exchanged(usual["outcomes"][kind], signs[kind]))
+    chat = result["after"].get("chat/efficacy")
+    cells = [
+        percent(share(signs["written"])),
+        percent(share(signs[kind])),
+        against,
+        percent(share(signs["neighbor"])),
+        "" if chat is None else f"{chat:.2f}",
+    ]
+    return f"| {NAMES[name]} | {' | '.join(cells)} |"

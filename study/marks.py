@@ -1,0 +1,81 @@
+"""What a result says of where it comes from, so that none of another kind is mixed in."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.cells import STOPPED, Cell, dump
+from sphere_pl.commands.configs import resolve_group_files
+from sphere_pl.errors import UserError
+from sphere_pl.history.log import read_log
+from sphere_pl.model.known import config_folder
+from sphere_pl.storage.files import write_text
+from sphere_pl.text.version import __version__
+
+
+def settings_digest(arguments: Sequence[str]) -> str:
+    """A digest of what the configuration files of a cell hold; their comments do not count.
+
+    Files of this folder are named from the top of the checkout.
+    """
+    words = resolve_group_files(["fit", *arguments])
+    named = [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
+    files = [config_folder() / "default.yaml", *named]
+    held = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def keep_result(results: Path, scratch: Path, cell: Cell, version: int, folder: Path) -> None:
+    """Write a cell's result with its marks.
+
+    Args:
+        results: The file to write.
+        scratch: What the run left, as `benchmarks.cells.run_cell` writes it; it is removed.
+        cell: The cell.
+        version: Of the specification.
+        folder: The run folder.
+    """
+    found = json.loads(scratch.read_text(encoding="utf-8"))
+    marks = {**_marks(cell, version), "fingerprint": read_log(folder).header.fingerprint}
+    write_text(results, dump({**found, **marks, "outcomes": _outcomes(folder)}))
+    scratch.unlink()
+
+
+def _marks(cell: Cell, version: int) -> dict[str, Any]:
+    return {
+        "spec": version,
+        "sphere_pl": __version__,
+        "arguments": list(cell.arguments),
+        "settings": settings_digest(cell.arguments),
+    }
+
+
+def _outcomes(folder: Path) -> dict[str, str]:
+    """What became of each fact; nothing of a run that broke off."""
+    path = folder / "results.json"
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")).get("outcomes", {}) if path.exists() else {}
+    return found
+
+
+def check_result(path: Path, cell: Cell, version: int) -> dict[str, Any]:
+    """Read a cell's result.
+
+    Raises:
+        UserError: If it cannot be read, was cut off, or is of another specification, program, cell or settings.
+    """
+    wanted = _marks(cell, version)
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept = {name: found[name] for name in (*wanted, "fingerprint", "outcomes", "failed")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no result of this comparison ({error}). Move it away, and run the cell.") from error
+    if kept["failed"] == STOPPED or not (kept["outcomes"] or kept["failed"]):
+        raise UserError(f"{path} was cut off. Move it away, and run the cell; it resumes.")
+    for name, value in wanted.items():
+        if kept[name] != value:
+            raise UserError(f"{path} has {name}={kept[name]!r}, expected {value!r}. Move it away, and run the cell.")
+    return found
