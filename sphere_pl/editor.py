@@ -131,6 +131,11 @@ class SequentialEditor(ScoredModule):
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
         self.prepared: Prepared | None = None  # what other runs in this process have found out, if it is kept
 
+    def measure(self, evaluation: EvaluationSettings) -> None:
+        """Say before the fit what is measured, in place of what the settings say."""
+        self.evaluation, self.evaluator = evaluation, Evaluator(evaluation)
+        self.scores = RunScores(self.evaluator)
+
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
 
@@ -262,12 +267,12 @@ class SequentialEditor(ScoredModule):
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
-        self._unedited_norms = self._norms()
+        self._unedited_norms, inherited = self._norms(), len(loader.earlier)
         if self._resumed:
-            self.evaluator.plan(self.requests)
+            self.evaluator.plan(self.requests, inherited)
             self._resume()
         else:
-            self.scores.measure_unedited(lm, self.requests, bars)
+            self.scores.measure_unedited(lm, self.requests, bars, inherited)
             if self.earlier is not None:
                 self._continue(self.earlier)
 

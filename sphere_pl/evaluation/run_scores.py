@@ -49,9 +49,11 @@ class RunScores:
         self.causes_found: dict[int, Cause] = {}
 
     @doing("measuring the unedited model")
-    def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> None:
-        """Score the unedited model on all requests and keep its answers."""
-        measured = self.evaluator.measure_unedited(lm, requests, track)
+    def measure_unedited(
+        self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track, inherited: int = 0
+    ) -> None:
+        """Score the unedited model on all requests that will be scored, and keep its answers."""
+        measured = self.evaluator.measure_unedited(lm, requests, track, inherited)
         self.before, self.unedited_answers, self.unedited_cases, self.unedited_facts = measured
 
     @doing("asking for the edits of the batch")

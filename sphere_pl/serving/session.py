@@ -23,6 +23,7 @@ from sphere_callbacks.functional import hyperspherical_energy
 from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.settings import Asked, command_line
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
+from sphere_pl.commands.asking_again import ask_again
 from sphere_pl.commands.export import (
     choose,
     write_adapter_folder,
@@ -36,6 +37,7 @@ from sphere_pl.commands.log import edits_of
 from sphere_pl.commands.predict import Ask, Case, Question, continue_prompts
 from sphere_pl.commands.sides import Sides, load_named
 from sphere_pl.commands.undo import take_back
+from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.commands.which_run import read_edits
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.prepared import Prepared
@@ -53,17 +55,7 @@ from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
 
 TOKENS = 10  # of an answer that is shown beside an edit
-# What a person waits for is measured; the page asks the fact and its neighbours itself.
-_LEAN = {
-    "model.evaluation.protocols": ["teacher_forced"],
-    "model.evaluation.perplexity_tokens": 0,
-    "model.evaluation.texts": 0,
-    "model.evaluation.references": "null",
-    "model.evaluation.cases": 0,
-    "model.evaluation.facts": 0,
-    "model.evaluation.made_neighbors": 0,
-    "drift.tokens": 0,
-}
+AGAIN = 20  # earlier edits that are asked again after every change, at most: the same few as long as they are there
 
 
 class Answer(NamedTuple):
@@ -275,10 +267,27 @@ class EditingSession:
             self._forget()
         else:
             with self._change() as folder:
-                take_back(folder, run, base, [case_id], quiet=True)
+                take_back(folder, run, base, [case_id], evaluation_settings(run).lean(AGAIN), quiet=True)
             self._kept = None
         (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS)
         return TakenBack(case_id, request.question, unedited, before, after, exact, self.geometry)
+
+    def ask_all(self) -> dict[str, Any]:
+        """Ask all edits again, those too that no change has asked for a while; the results of the run say it then.
+
+        Returns:
+            `edits`, how many of them `held`, and the `scores`.
+
+        Raises:
+            UserError: If there is no edit.
+        """
+        run, base = self._edited("ask")
+        self._sides.turn(edited=False)
+        try:
+            results = ask_again(run, base, self._weights, evaluation_settings(run).lean(None))
+        finally:
+            self._sides.turn(edited=True)
+        return {"edits": results["edits"], "held": results["held"], "scores": results["after"]}
 
     def export(self, kind: str) -> tuple[Path, list[str]]:
         """Write the edited model, its adapter or its delta into a new folder beside the states.
@@ -293,6 +302,8 @@ class EditingSession:
             UserError: If there is nothing to export, or it cannot be written in that form.
         """
         run, base = self._edited("export")
+        if run.results.get("scored") is not None and run.folder.parent == self.states.folder:
+            self.ask_all()  # the card tells how many hold
         number = 1 + len(list(self.states.folder.glob(f"{kind}-*")))
         target = self.states.folder / f"{kind}-{number}"
         self._sides.turn(edited=False)
@@ -344,7 +355,8 @@ class EditingSession:
         if self._held is None:
             architecture = None if self.run is None else self.run.history.header.architecture
             self._held = model_in_memory(named["model.name"], self.lm.model, self.lm.tokenizer, architecture)
-        given = Given([request], None, folder, self._held, self._earlier(), self._prepared)
+        known, again = (self._held, self._earlier(), self._prepared), None if self._is_watched() else AGAIN
+        given = Given([request], None, folder, *known, again=again)
         asked = Asked(None, None, None, None, (), self._settings(), folder, quiet=True)
         cli = run_fit(command_line(asked, named), partial(GivenFit, given))
         # Which matrices are edited is known from here on, if this is the first edit.
@@ -369,9 +381,11 @@ class EditingSession:
         return {"model.name": self.start.name, **dtype}
 
     def _settings(self) -> dict[str, Any]:
-        own = dict(self.start.settings) if self.start is not None and self.run is None else {}
-        watched = self.run is not None and "monitor" in json.dumps(self.run.recipe, default=str)
-        return {**({} if watched else _LEAN), **own}  # a guard may go by what would not be measured
+        return dict(self.start.settings) if self.start is not None and self.run is None else {}
+
+    def _is_watched(self) -> bool:
+        """Whether a callback goes by scores, so that all of them are to be taken."""
+        return self.run is not None and "monitor" in json.dumps(self.run.recipe, default=str)
 
     def _forget(self) -> None:
         """Become the unedited model, of which no run says anything.
