@@ -185,7 +185,7 @@ def _measure(
             base.write(dict(weights))
             read_edits(base.lm, run, held)
             scores.append(evaluator.score_end(base.lm, count, count, unedited.neighbors, track))
-            answers.append(continue_prompts(base.lm, prompts, _ANSWER))
+            answers.append(continue_prompts(base.lm, prompts, _ANSWER, answers[0]))
         failures = look_at_failures(base.lm, evaluator.missed)
     found = scored_again(evaluator, unedited.scores, scores[1], failures)
     return Measured(unedited.scores, scores[0], scores[1], found, list(zip(*answers, strict=True)))

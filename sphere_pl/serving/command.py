@@ -1,6 +1,7 @@
 """`python -m sphere_pl serve --run_dir R`: a page on which a model is edited, asked and put back by hand."""
 
 import argparse
+import gc
 import ipaddress
 import secrets
 import socket
@@ -36,6 +37,8 @@ def main(args: Sequence[str]) -> None:
     token = None if local else secrets.token_urlsafe(24)
     with _listen(given.host, given.port) as listener, RunLock(run_dir):
         session = EditingSession.open(run_dir, load_options(given), start)
+        gc.collect()
+        gc.freeze()  # what stays for good is not searched for rubbish after every edit
         try:
             _serve(session, listener, token, given.host)
         except RunInterrupted:

@@ -241,7 +241,7 @@ class EditingSession:
         with self._change() as folder, borrowed(self.lm.model):
             kept = self._fit(request, folder)
         self._kept = kept
-        after = continue_prompts(self.lm, asked, TOKENS)
+        after = continue_prompts(self.lm, asked, TOKENS, [case.after for case in cases])
         answers = [
             Answer(kind, prompt, case.before, case.after, now)
             for (kind, prompt), case, now in zip(kinds, cases, after, strict=True)
@@ -269,7 +269,7 @@ class EditingSession:
             with self._change() as folder:
                 take_back(folder, run, base, [case_id], evaluation_settings(run).lean(AGAIN), quiet=True)
             self._kept = None
-        (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS)
+        (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS, [unedited])
         return TakenBack(case_id, request.question, unedited, before, after, exact, self.geometry)
 
     def ask_all(self) -> dict[str, Any]:
