@@ -261,7 +261,8 @@ class SequentialEditor(ScoredModule):
         sample = partial(self.preparation.sample_contexts, self.model_hash, self.prepared)
         self.contexts = self._settled("contexts", sample)
         same_key = self.target_settings.same_key
-        plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
+        known = None if self.prepared is None else partial(self.prepared.directions, [self.model_hash, self.layers])
+        plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key, known)
         self.plan = self.trainer.strategy.broadcast(plan)
         self.requests, self.scores.causes_found = list(self.plan.requests), known_causes(self.plan)
         if self.target_settings.anchor:
