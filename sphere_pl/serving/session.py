@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
+from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel, model_in_memory
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
@@ -169,6 +170,7 @@ class EditingSession:
         # What the run of the last edit left for the next one; None if that is to be read from its folder.
         self._kept: dict[str, Any] | None = None
         self._weights: dict[str, Tensor] = {}
+        self._layouts = ExitStack()  # of blocks that no edit changes: laid out once, not for every edit
         if states.current is not None:
             self._settle(states.current)
 
@@ -192,6 +194,10 @@ class EditingSession:
         if start is None:
             raise UserError(f"--run_dir={run_dir} holds no run. Name the model to edit with --model.name.")
         return cls(states, load_start(start, options), start)
+
+    def close(self) -> None:
+        """Leave the model's blocks as they were."""
+        self._layouts.close()
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -397,13 +403,16 @@ class EditingSession:
             raise UserError("That would take back the run's only edit: what is left is its base model.")
         self._sides.turn(edited=False)
         self.states.clear()
+        self.close()
         self.run, self._base, self._sides, self.geometry = None, None, Sides(self.lm, {}, {}), Geometry()
         self._kept, self._weights = None, {}
 
     def _settle(self, folder: Path) -> None:
         """From the unedited model to that of a run folder, which counts from now on."""
         run = SavedRun.open(folder)
-        self._base = self._base or BaseModel(self.lm, run.history.header.layers)
+        if self._base is None:
+            self._base = BaseModel(self.lm, run.history.header.layers)
+            self._layouts.enter_context(laid_out(self.lm, max(run.history.header.layers) + 1))
         names = [site.name for site in self._base.sites]
         unedited, weights = _copies(self.lm, names), run.weights(self._base)
         self._base.write(weights)
