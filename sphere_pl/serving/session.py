@@ -55,7 +55,7 @@ from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fa
 from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
 
-TOKENS = 10  # of an answer that is shown beside an edit
+TOKENS = 8  # of an answer that is shown beside an edit
 AGAIN = 20  # earlier edits that are asked again after every change, at most: the same few as long as they are there
 
 

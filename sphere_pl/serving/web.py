@@ -139,6 +139,11 @@ def _add_writing(app: FastAPI, session: EditingSession, turns: Turns) -> None:
             edited: dict[str, Any] = _plain(session.edit(fact.model_dump()))
         return edited
 
+    @app.post("/api/ask_all")
+    def ask_all(_: Body) -> dict[str, Any]:
+        with turns.one():
+            return session.ask_all()
+
     @app.post("/api/undo")
     def undo(body: UndoBody) -> dict[str, Any]:
         with turns.one():

@@ -11,7 +11,7 @@ import torch
 from tests.serving.conftest import FACT, OTHER, Served
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
-ROUTES = ("read", "edit", "ask", "undo", "export")
+ROUTES = ("read", "edit", "ask", "ask_all", "undo", "export")
 ASK = {"prompts": ["The capital of France is"], "max_tokens": 4}
 
 
@@ -25,6 +25,7 @@ def test_a_fact_is_read_edited_asked_for_exported_and_taken_back(open_session):
         assert edited["answers"][0].keys() == {"kind", "prompt", "unedited", "before", "after"}
         (asked,) = served.post("ask", ASK).json()
         assert asked.keys() == {"prompt", "unedited", "edited"}
+        assert served.post("ask_all", {}).json().keys() == {"edits", "held", "scores"}
         assert served.post("export", {"kind": "delta"}).json()["folder"].endswith("delta-1")
         assert [each["subject"] for each in served.state()["edits"]] == ["France"]
         assert served.post("undo", {"edit": "France"}).json()["exact"] is True
