@@ -26,6 +26,7 @@ from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.history.by_hand import lasting
 from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
 from sphere_pl.history.replay import check_without
@@ -73,7 +74,8 @@ def main(args: Sequence[str]) -> None:
     """
     given = _parser().parse_args(args)
     run = SavedRun.open(run_folder(given))
-    target = Path(given.out) if given.out else run.folder.with_name(f"{run.folder.absolute().name}-undone")
+    kept = lasting(run.folder)
+    target = Path(given.out) if given.out else kept.with_name(f"{kept.absolute().name}-undone")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     cases = check_without(run, given.edits, len(run.history.entries))

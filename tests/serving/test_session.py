@@ -143,12 +143,14 @@ def resident():
 
 
 def test_taking_back_the_only_edit_of_a_model_gives_the_unedited_model(open_session):
-    session = open_session()
+    name = "mit Lücke, 模型 & Co"
+    session = open_session(name)
     unedited = weights(session)
-    session.edit(FACT)
-    assert session.undo("s1").geometry.norm == 0
+    session.edit({**FACT, "subject": "فرنسا"})
+    assert [each["subject"] for each in open_session(name).overview()["edits"]] == ["فرنسا"]
+    assert session.undo("فرنسا").geometry.norm == 0
     assert same(weights(session), unedited)
-    assert same(weights(open_session()), unedited)
+    assert same(weights(open_session(name)), unedited)
     assert session.edit(FACT).case_id == "s1"
 
 

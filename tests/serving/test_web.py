@@ -1,5 +1,6 @@
 """The JSON API over a real socket."""
 
+import errno
 import random
 import threading
 import time
@@ -81,6 +82,24 @@ def refuse(session, requests, caplog):
         assert served.state() == state
     assert all(torch.equal(value, before[name]) for name, value in session.lm.model.state_dict().items())
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(errno.ENOSPC, 507, "The disk is full"), (errno.EIO, 500, "could not be used")]
+)
+def test_a_disk_that_fails_is_one_message_and_changes_nothing(open_session, monkeypatch, number, status, said):
+    session = open_session()
+    session.edit(FACT)
+
+    def fails(*_):
+        raise OSError(number, "no luck")
+
+    with Served(session) as served:
+        state = served.state()
+        monkeypatch.setattr("sphere_pl.serving.states.write_text", fails)
+        answer = served.post("edit", OTHER)
+        assert (answer.status_code, said in answer.json()["error"]) == (status, True)
+        assert served.state() == state
 
 
 def test_one_request_at_a_time_has_the_model_and_one_that_waits_too_long_is_told(open_session, monkeypatch):
