@@ -6,20 +6,16 @@ the model stays in memory between them.
 
 import gc
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from sphere_callbacks.functional import hyperspherical_energy
 from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.settings import Asked, command_line
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
@@ -51,84 +47,13 @@ from sphere_pl.model.files import lasting_name
 from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel, model_in_memory
+from sphere_pl.serving.changes import Answer, Edited, Geometry, TakenBack, geometry_of
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
 from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
 
 TOKENS = 8  # of an answer that is shown beside an edit
 AGAIN = 20  # earlier edits that are asked again after every change, at most: the same few as long as they are there
-
-
-class Answer(NamedTuple):
-    """A prompt's answers around an edit.
-
-    Attributes:
-        kind: `fact`, `paraphrase` or `neighbor`.
-        prompt: The prompt.
-        unedited: What the model said before all edits.
-        before: Before this one.
-        after: After it.
-    """
-
-    kind: str
-    prompt: str
-    unedited: str
-    before: str
-    after: str
-
-
-class Geometry(NamedTuple):
-    """How far the edited matrices are from the unedited ones.
-
-    Attributes:
-        energy: Relative change of their hyperspherical energy, mean over the matrices.
-        norm: Norm of the change of all edits, as a share of the unedited matrices'.
-    """
-
-    energy: float = 0.0
-    norm: float = 0.0
-
-
-class Edited(NamedTuple):
-    """What came of an edit.
-
-    Attributes:
-        case_id: What the edit is called from here on.
-        learned: Whether the answer begins with the fact's.
-        reading: How the fact was read.
-        answers: Those of the fact, its paraphrases and neighbours.
-        geometry: How far the edited matrices are from the unedited ones now.
-        seconds: How long it took.
-    """
-
-    case_id: str
-    learned: bool
-    reading: Reading
-    answers: list[Answer]
-    geometry: Geometry
-    seconds: float
-
-
-class TakenBack(NamedTuple):
-    """What came of an undo.
-
-    Attributes:
-        case_id: The edit.
-        prompt: Its question.
-        unedited: What the unedited model says to it.
-        before: What the model said with the edit.
-        after: What it says now.
-        exact: Whether the model is that of a run that had never seen the edit.
-        geometry: How far the edited matrices are from the unedited ones now.
-    """
-
-    case_id: str
-    prompt: str
-    unedited: str
-    before: str
-    after: str
-    exact: bool
-    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -419,7 +344,7 @@ class EditingSession:
         self._weights = weights
         read_edits(self.lm, run, run.history.requests)
         self.run, self._sides = run, Sides(self.lm, unedited, _copies(self.lm, names))
-        self.geometry = _geometry(self._base.weights, weights)
+        self.geometry = geometry_of(self._base.weights, weights)
 
     def _free_id(self) -> str:
         """A case id that no edit has or had."""
@@ -438,15 +363,3 @@ def load_start(start: Start, options: LoadOptions) -> LanguageModel:
 
 def _copies(lm: LanguageModel, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: lm.model.get_parameter(name).detach().clone() for name in names}
-
-
-def _geometry(unedited: Mapping[str, Tensor], edited: Mapping[str, Tensor]) -> Geometry:
-    changes = [edited[name] - weight for name, weight in unedited.items()]
-    before = [float(hyperspherical_energy(weight)) for weight in unedited.values()]
-    after = [float(hyperspherical_energy(edited[name])) for name in unedited]
-    norm = _norm(changes) / _norm(list(unedited.values()))
-    return Geometry(mean((now - was) / abs(was) for was, now in zip(before, after, strict=True)), norm)
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.matrix_norm(each.double())) for each in tensors))
