@@ -135,6 +135,11 @@ class SequentialEditor(ScoredModule):
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
         self.prepared: Prepared | None = None  # what other runs in this process have found out, if it is kept
 
+    def measure(self, evaluation: EvaluationSettings) -> None:
+        """Say before the fit what is measured, in place of what the settings say."""
+        self.evaluation, self.evaluator = evaluation, Evaluator(evaluation)
+        self.scores = RunScores(self.evaluator)
+
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
 
@@ -260,28 +265,29 @@ class SequentialEditor(ScoredModule):
         sample = partial(self.preparation.sample_contexts, self.model_hash, self.prepared)
         self.contexts = self._settled("contexts", sample)
         same_key = self.target_settings.same_key
-        plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
+        known = None if self.prepared is None else partial(self.prepared.directions, [self.model_hash, self.layers])
+        plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key, known)
         self.plan = self.trainer.strategy.broadcast(plan)
         self.requests, self.scores.causes_found = list(self.plan.requests), known_causes(self.plan)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
-        self._unedited_norms = self._norms()
+        self._unedited_norms, inherited = self._norms(), len(loader.earlier)
         if self._resumed:
-            self.evaluator.plan(self.requests)
+            self.evaluator.plan(self.requests, inherited)
             self._resume()
         else:
-            self.scores.measure_unedited(lm, self.requests, bars, self._unedited_file())
+            self.scores.measure_unedited(lm, self.requests, bars, inherited, self._unedited_file(inherited))
             if self.earlier is not None:
                 self._continue(self.earlier)
 
-    def _unedited_file(self) -> Path | None:
+    def _unedited_file(self, inherited: int) -> Path | None:
         """Where the unedited model's answers are kept; None for a model that another program holds or has code for."""
         known = self._loaded and not self.source.trust_remote_code and self.language_model.reading is None
         if not (known and self.evaluation.keep_unedited):
             return None
-        chat, folder = self.evaluator.chat, self.statistics.cache_dir
-        return unedited_file(self.language_model, self.model_hash, self.requests, self.evaluation, chat, folder)
+        asked = (self.requests, inherited, self.evaluation, self.evaluator.chat)
+        return unedited_file(self.language_model, self.model_hash, *asked, self.statistics.cache_dir)
 
     def failing(self) -> list[int]:
         """Places of the edits so far that the model does not answer as wanted."""

@@ -8,13 +8,13 @@ from typing_extensions import override
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.answers import Answers, answer_requests
-from sphere_pl.evaluation.metrics.texts import begins_with
 from sphere_pl.evaluation.scoring import Answer
 from sphere_pl.model.generation import answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.process.failures import doing
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.run.evaluated_weights import evaluated_weights
+from sphere_pl.text.matching import begins_with
 
 HIT, MISS, UNASKED = "+", "-", " "
 _TOGETHER = 100  # records asked in one go

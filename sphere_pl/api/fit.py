@@ -45,6 +45,8 @@ class Given(NamedTuple):
         earlier: The edits that it holds, if they are not to be read from a run folder.
         prepared: What earlier calls have found out about the unedited model, if that is kept.
         alone: Whether the caller gets the model alone, without the program that puts facts in front of questions.
+        again: Of the earlier edits so many are asked again, and little else is measured, since somebody waits; None
+            measures what the settings say.
     """
 
     facts: Sequence[Fact]
@@ -54,6 +56,7 @@ class Given(NamedTuple):
     earlier: Earlier | None = None
     prepared: Prepared | None = None
     alone: bool = False
+    again: int | None = None
 
 
 class GivenFit(EditingCLI):
@@ -106,6 +109,8 @@ class GivenFit(EditingCLI):
         given, data = self.given, self._get(self.config, "data")
         self.datamodule = FactList(given.facts, **data.as_dict())
         self.model.prepared = given.prepared
+        if given.again is not None:
+            self._measure_little(given.again)
         if given.method is not None:
             self.model.method = given.method
         if given.alone:
@@ -126,6 +131,11 @@ class GivenFit(EditingCLI):
         self._dump_config()
         self._handover.depend_on(self.stream_settings())
         return LightningCLI.instantiate_trainer(self, logger=False, **self.placement(), **kwargs)
+
+    def _measure_little(self, again: int) -> None:
+        """Measure less than the settings say, which stay what a later run goes by."""
+        self.model.measure(self.model.evaluation.lean(again))
+        self._get(self.config_init, "drift").tokens = 0
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:

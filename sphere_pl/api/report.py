@@ -91,14 +91,15 @@ class EditReport:
 def report_of(cli: GivenFit, asked: Asked) -> EditReport:
     """What is known when a run has ended."""
     editor, evaluator = cli.model, cli.model.evaluator
-    given = {(each["prompt"], each["wanted"]): each["given"] for each in cli.results["failed"]}
+    given = {each["edit"] - 1: each["given"] for each in cli.results["failed"]}
+    scored = set(evaluator.scorable(editor.edits_seen)) if evaluator.last else ()
     facts = [
         FactResult(
             each.question,
             each.subject,
             each.target_new,
-            place not in evaluator.missed if evaluator.last else None,
-            given.get((each.question, each.target_new), ""),
+            place not in evaluator.missed if place in scored else None,
+            given.get(place, ""),
         )
         for place, each in enumerate(editor.requests[: editor.edits_seen])
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from sphere_pl.errors import UserError
+from sphere_pl.history.by_hand import newest_run, warn_of_session
 from sphere_pl.history.saved import LoadOptions
 
 
@@ -32,7 +33,7 @@ def load_options(given: argparse.Namespace) -> LoadOptions:
 
 
 def run_folder(given: argparse.Namespace) -> Path:
-    """The run folder that was named.
+    """The run folder that was named; the newest run of an editing session, if that is named.
 
     Raises:
         UserError: If it is no folder.
@@ -44,4 +45,5 @@ def run_folder(given: argparse.Namespace) -> Path:
         raise UserError(
             f"--run_dir={given.run_dir} is no folder. Give the folder of a run, such as runs/<time>-<name>."
         )
-    return folder
+    warn_of_session(folder)
+    return newest_run(folder)

@@ -10,6 +10,7 @@ import yaml
 from sphere_pl.commands.configs import find_config
 from sphere_pl.commands.resuming import value_of
 from sphere_pl.errors import UserError
+from sphere_pl.history.by_hand import newest_run
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.text.names import from_yaml, literal
 
@@ -51,7 +52,7 @@ def _resumes(args: Sequence[str]) -> bool:
 
 
 def from_folder(named: str) -> Path:
-    """The folder that `--from` names; one may be called `~`.
+    """The run folder that `--from` names, itself or as that of an editing session; one may be called `~`.
 
     Raises:
         UserError: If it is none.
@@ -59,7 +60,7 @@ def from_folder(named: str) -> Path:
     folder = Path(named) if Path(named).is_dir() else Path(named).expanduser()
     if not folder.is_dir():
         raise UserError(f"--from={named} is no folder. Give the run folder of a finished run; was it deleted or moved?")
-    return folder
+    return newest_run(folder)
 
 
 def check_run_dir(run_dir: str, earlier: str) -> None:

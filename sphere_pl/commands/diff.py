@@ -14,6 +14,7 @@ from torch import Tensor
 from sphere_pl.commands.arguments import add_load_arguments, load_options
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
+from sphere_pl.history.by_hand import newest_run
 from sphere_pl.history.log import LOG_FILE
 from sphere_pl.history.low_rank import ROUNDING
 from sphere_pl.history.saved import LoadOptions, SavedRun, own_options
@@ -121,8 +122,8 @@ def _run_and_base(folder: Path, at: int | None, options: LoadOptions) -> tuple[S
 
 
 def _folder(named: str) -> Path:
-    """A folder may be called `~`."""
-    return Path(named) if Path(named).is_dir() else Path(named).expanduser()
+    """A folder may be called `~`, and that of an editing session stands for its newest run."""
+    return newest_run(Path(named) if Path(named).is_dir() else Path(named).expanduser())
 
 
 def _side(named: str, at: int | None, options: LoadOptions) -> Side:

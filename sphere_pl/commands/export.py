@@ -20,6 +20,7 @@ from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import score_requests
 from sphere_pl.history.adapter import Adapter, advice, bytes_per_edit, find_adapter, save_adapter
+from sphere_pl.history.by_hand import lasting
 from sphere_pl.history.delta import save_delta
 from sphere_pl.history.fact_folder import write_facts
 from sphere_pl.history.low_rank import expand
@@ -298,7 +299,7 @@ def _target(given: argparse.Namespace, run: SavedRun) -> Path:
     else:
         at = "" if given.at is None else f"-at-{given.at}"
         kind = "adapter" if given.adapter else "delta" if given.delta_only else "export"
-        target = run.folder / f"{kind}{at}{'-without' if given.without else ''}"
+        target = lasting(run.folder) / f"{kind}{at}{'-without' if given.without else ''}"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     return target

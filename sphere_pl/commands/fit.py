@@ -34,6 +34,7 @@ from sphere_pl.editing.checks import check_launch, check_strategy, check_subject
 from sphere_pl.editing.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
+from sphere_pl.history.by_hand import warn_of_session
 from sphere_pl.history.continuation import inherited_requests, open_earlier, warn_of_returning
 from sphere_pl.history.fingerprints import settings_that_count
 from sphere_pl.history.log import Kept
@@ -326,7 +327,9 @@ class EditingCLI(LightningCLI):
             self.datamodule.follow(inherited_requests(run_dir, Path(named)))
         else:
             with doing("reading the run to continue"):
-                self.model.earlier = open_earlier(from_folder(named))
+                folder = from_folder(named)
+                warn_of_session(folder)
+                self.model.earlier = open_earlier(folder)
             self.datamodule.follow(self.model.earlier.requests)
             warn_of_returning(self.model.earlier, self.datamodule.requests)
 

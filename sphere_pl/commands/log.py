@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.console import say
 
 _WIDTH = 100
+_WORDS = frozenset({"holds", "fails", "skipped", "taken back", "-"})  # what is no answer of the model
 
 
 def main(args: Sequence[str]) -> None:
@@ -65,15 +66,14 @@ def named_run(given: argparse.Namespace) -> Path:
 def edits_of(run: SavedRun) -> Iterator[dict[str, Any]]:
     """Every edit as plain values, in the order of the stream; then those that were taken back.
 
-    `result` is that of the run's end: `holds`, what the model writes instead, `skipped` if a guard refused the batch,
-    or None for a run that has no results.
+    `result` is that of the run's end: `holds`, what the model writes instead, `fails` where that was not looked at,
+    `skipped` if a guard refused the batch, or None for an edit that was not asked then.
     """
-    results, header = run.results, run.history.header
-    given = {(each["prompt"], each["wanted"]): each["given"] for each in results.get("failed") or ()}
-    skipped = {case for each in results.get("skipped") or () for case in each.get("cases", ())}
+    result_of = Outcomes(run.results)
+    ancestors, number = run.history.header.ancestors, 0
     for entry in run.history.entries:
         for request in entry.edit_requests():
-            said = given.get((request.question, request.target_new), "holds" if results else None)
+            number += 1
             yield {
                 "state": "edited",
                 "case_id": request.case_id,
@@ -82,21 +82,47 @@ def edits_of(run: SavedRun) -> Iterator[dict[str, Any]]:
                 "target": request.target_new,
                 "batch": entry.number,
                 "time": entry.time,
-                "run": _run_of(entry, header.ancestors, str(run.folder)),
-                "result": "skipped" if request.case_id in skipped else said,
+                "run": _run_of(entry, ancestors, str(run.folder)),
+                "result": result_of(number, request.case_id),
             }
-    for each in header.removed:
-        yield {
-            "state": "taken back",
-            "case_id": each["case_id"],
-            "subject": each["subject"],
-            "prompt": each["prompt"].replace("{}", each["subject"], 1),
-            "target": each["target_new"],
-            "batch": None,
-            "time": each.get("at", ""),
-            "run": each.get("from", ""),
-            "result": None,
-        }
+    yield from map(_taken_back, run.history.header.removed)
+
+
+def _taken_back(removed: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "state": "taken back",
+        "case_id": removed["case_id"],
+        "subject": removed["subject"],
+        "prompt": removed["prompt"].replace("{}", removed["subject"], 1),
+        "target": removed["target_new"],
+        "batch": None,
+        "time": removed.get("at", ""),
+        "run": removed.get("from", ""),
+        "result": None,
+    }
+
+
+class Outcomes:
+    """Says what became of each edit, from the results of a run.
+
+    Args:
+        results: What results.json holds; empty if there is none.
+    """
+
+    def __init__(self, results: Mapping[str, Any]) -> None:
+        self._given: dict[int, str] = {each["edit"]: each["given"] for each in results.get("failed") or ()}
+        self._skipped = {case for each in results.get("skipped") or () for case in each.get("cases", ())}
+        self._failed = frozenset(results.get("failed_edits") or ())
+        scored = results.get("scored") if results else ()
+        self._scored = None if scored is None else frozenset(scored)
+
+    def __call__(self, number: int, case_id: str) -> str | None:
+        """What became of the edit of that number in the stream, from 1."""
+        if case_id in self._skipped:
+            return "skipped"
+        if self._scored is not None and number not in self._scored:
+            return None
+        return self._given.get(number, "fails" if number in self._failed else "holds")
 
 
 def _run_of(entry: Entry, ancestors: Sequence[Ancestor], own: str) -> str:
@@ -117,7 +143,7 @@ def show(run: SavedRun, rows: Sequence[dict[str, Any]], console: Console) -> Non
         table.add_column(column, overflow="fold")
     for row in rows:
         result = "taken back" if row["state"] == "taken back" else row["result"] or "-"
-        shown = result if result in {"holds", "skipped", "taken back", "-"} else f"says {result.strip()}"
+        shown = result if result in _WORDS else f"says {result.strip()}"
         cells = (row["case_id"], row["time"], Path(row["run"]).name, row["prompt"], row["target"], shown)
         table.add_row(*map(Text, cells))
     console.print(table)

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from sphere_pl.data.files import read_records
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
 from sphere_pl.model.generation import continue_texts, likeliest, text_until_end
+from sphere_pl.model.guesses import continue_guessed
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode
 from sphere_pl.process.console import as_shown, say
@@ -175,7 +177,7 @@ class Ask:
             self.sides.turn(edited=False)
             before = continue_prompts(lm, prompts, self.max_tokens)
         self.sides.turn(edited=True)
-        after = continue_prompts(lm, prompts, self.max_tokens)
+        after = continue_prompts(lm, prompts, self.max_tokens, before if self.sides.has_unedited else ())
         return [
             Case(q.prompt, b, a, q.wanted, begins_with(a.strip(), q.accepted) if q.accepted else None)
             for q, b, a in zip(asked, before, after, strict=True)
@@ -231,8 +233,17 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def continue_prompts(lm: LanguageModel, prompts: Sequence[str], max_tokens: int, rows: int = 16) -> list[str]:
+def continue_prompts(
+    lm: LanguageModel, prompts: Sequence[str], max_tokens: int, guesses: Sequence[str] = (), rows: int = 16
+) -> list[str]:
     """Continue prompts greedily, until the end of the text at the latest.
+
+    Args:
+        lm: The language model.
+        prompts: The prompts.
+        max_tokens: Tokens of each answer.
+        guesses: What each answer might be, such as the unedited model's: the nearer, the sooner it is there.
+        rows: How many are answered together.
 
     Raises:
         UserError: If a prompt is empty, or leaves no room for an answer in the model's context.
@@ -244,8 +255,9 @@ def continue_prompts(lm: LanguageModel, prompts: Sequence[str], max_tokens: int,
             raise UserError(f"The prompt {shorten(prompt)} has {length} tokens, expected 1 to {room}.")
     answers: list[str] = []
     for start in range(0, len(prompts), rows):
-        found = continue_texts(lm, prompts[start : start + rows], max_tokens, likeliest)
-        answers += [text_until_end(lm, tokens) for tokens in found]
+        some, guessed = prompts[start : start + rows], guesses[start : start + rows]
+        go_on = partial(continue_guessed, guesses=guessed) if guessed else partial(continue_texts, pick=likeliest)
+        answers += [text_until_end(lm, tokens) for tokens in go_on(lm, some, new_tokens=max_tokens)]
     return answers
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from sphere_pl.commands.arguments import add_load_arguments, add_run_arguments, load_options, run_folder
+from sphere_pl.commands.asking_again import scored_again
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.commands.predict import continue_prompts
 from sphere_pl.commands.validate import evaluation_settings
@@ -21,7 +23,9 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.cases import look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.scored import Scores, to_plain
+from sphere_pl.evaluation.scored import Scores
+from sphere_pl.evaluation.settings import EvaluationSettings
+from sphere_pl.history.by_hand import lasting
 from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
 from sphere_pl.history.replay import check_without
@@ -46,14 +50,14 @@ class Measured(NamedTuple):
         before: Scores of the unedited model on the remaining edits.
         held: Those of the run.
         after: Those of the run without the removed edits.
-        failed: Remaining edits that the last one does not answer as wanted.
+        found: What results.json says of the last one.
         answers: For each removed edit, what the three write.
     """
 
     before: Scores
     held: Scores
     after: Scores
-    failed: list[dict[str, str]]
+    found: dict[str, Any]
     answers: list[tuple[str, ...]]
 
     @property
@@ -70,7 +74,8 @@ def main(args: Sequence[str]) -> None:
     """
     given = _parser().parse_args(args)
     run = SavedRun.open(run_folder(given))
-    target = Path(given.out) if given.out else run.folder.with_name(f"{run.folder.absolute().name}-undone")
+    kept = lasting(run.folder)
+    target = Path(given.out) if given.out else kept.with_name(f"{kept.absolute().name}-undone")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     cases = check_without(run, given.edits, len(run.history.entries))
@@ -81,7 +86,12 @@ def main(args: Sequence[str]) -> None:
 
 
 def take_back(
-    target: Path, run: SavedRun, base: BaseModel, cases: Sequence[str], quiet: bool = False
+    target: Path,
+    run: SavedRun,
+    base: BaseModel,
+    cases: Sequence[str],
+    evaluation: EvaluationSettings | None = None,
+    quiet: bool = False,
 ) -> tuple[Undone, Measured]:
     """Write a run without some of its edits; the model is the one without them afterwards.
 
@@ -90,6 +100,7 @@ def take_back(
         run: The run.
         base: Its unedited model.
         cases: The edits' case ids, of which some others are left.
+        evaluation: What is measured; if None what the run had measured.
         quiet: Show no progress.
 
     Raises:
@@ -100,7 +111,8 @@ def take_back(
     try:
         with RunLock(target):
             undone = write_without(target, run, base, cases)
-            return undone, _finish(target, run, base, held, undone, cases, quiet)
+            measure = partial(_measure, run, base, evaluation or evaluation_settings(run), quiet)
+            return undone, _finish(target, run, base, held, undone, cases, measure)
     except BaseException:
         if made:
             shutil.rmtree(target, ignore_errors=True)
@@ -127,16 +139,15 @@ def _finish(
     held: Mapping[str, Tensor],
     undone: Undone,
     cases: Sequence[str],
-    quiet: bool,
+    measure: Callable[..., Measured],
 ) -> Measured:
     """Write the weights and the results of the new folder."""
     weights = restrained(base.weights, undone.weights, run.history.header.restraint)
     removed = [request for request in run.history.requests if request.case_id in cases]
-    measured = _measure(run, base, (held, weights), undone.history.requests, removed, quiet)
+    measured = measure((held, weights), undone.history.requests, removed)
     about = {"model": run.history.header.model, "method": run.results.get("method_name"), "edits": undone.history.edits}
     save_matrices(target / EDITED, run.history.header.matrices, weights, about)
-    results = {**_unmeasured(run), "edits": undone.history.edits, "before": to_plain(measured.before)}
-    results |= {"after": to_plain(measured.after), "failed": measured.failed}
+    results = {**_unmeasured(run), "edits": undone.history.edits, **measured.found}
     results |= {"continues": {"run_dir": str(run.folder), "edits": run.history.edits}, "undone": list(cases)}
     results["edited_sha256"] = hashlib.sha256((target / EDITED).read_bytes()).hexdigest()
     results["edit_log_sha256"] = log_digest(target)
@@ -159,24 +170,27 @@ def _unmeasured(run: SavedRun) -> dict[str, Any]:
 def _measure(
     run: SavedRun,
     base: BaseModel,
+    settings: EvaluationSettings,
+    quiet: bool,
     both: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     remaining: Sequence[EditRequest],
     removed: Sequence[EditRequest],
-    quiet: bool,
 ) -> Measured:
-    evaluator = Evaluator(evaluation_settings(run)).to(base.lm.device)
+    evaluator = Evaluator(settings, run.chat).to(base.lm.device)
     prompts = [request.question for request in removed]
     with tracking(quiet) as track:
-        unedited = evaluator.measure_unedited(base.lm, remaining, track)
+        count = len(remaining)
+        unedited = evaluator.measure_unedited(base.lm, remaining, track, count)
         answers = [continue_prompts(base.lm, prompts, _ANSWER)]
         scores = []
         for weights, held in zip(both, (run.history.requests, remaining), strict=True):
             base.write(dict(weights))
             read_edits(base.lm, run, held)
-            scores.append(evaluator.score_end(base.lm, len(remaining), 0, unedited.neighbors, track))
-            answers.append(continue_prompts(base.lm, prompts, _ANSWER))
-        failed = list(look_at_failures(base.lm, evaluator.missed).listed.values())
-    return Measured(unedited.scores, scores[0], scores[1], failed, list(zip(*answers, strict=True)))
+            scores.append(evaluator.score_end(base.lm, count, count, unedited.neighbors, track))
+            answers.append(continue_prompts(base.lm, prompts, _ANSWER, answers[0]))
+        failures = look_at_failures(base.lm, evaluator.missed)
+    found = scored_again(evaluator, unedited.scores, scores[1], failures)
+    return Measured(unedited.scores, scores[0], scores[1], found, list(zip(*answers, strict=True)))
 
 
 def _show(

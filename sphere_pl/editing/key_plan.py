@@ -8,7 +8,8 @@ in the same token differ, and a resumed run finds the same.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from sphere_pl.model.tokens import in_context, tokenize
 from sphere_pl.text.joining import opens_with_template
 
 log = logging.getLogger(__name__)
+# Directions of the keys of requests, `[n, d]`: from the requests and what finds the directions of some of them.
+Directions = Callable[[Sequence[EditRequest], Callable[[Sequence[EditRequest]], Tensor]], Tensor]
 
 SINK = 0.75  # mean cosine of the keys of different tokens at the first position from which on it is a sink
 SKETCH = 512  # dimensions that keys of many requests are compared in
@@ -109,6 +112,7 @@ def look_at_keys(
     sites: Sequence[EditSite],
     max_tokens: int,
     same: float,
+    directions_of: Directions | None = None,
 ) -> KeyPlan:
     """Look at the keys of all requests of a run on the unedited model.
 
@@ -118,13 +122,15 @@ def look_at_keys(
         sites: The matrices to edit, shallow to deep.
         max_tokens: Tokens in one forward pass.
         same: Cosine of two keys from which on they are nearly equal.
+        directions_of: Gives the directions of requests, calling what finds them for those that it does not know; all
+            are found if it is None.
     """
     starts = set(at_first_position(lm, requests))
     if starts and sink_at_first_position(lm, requests, sites):
         form = Form(OPENING)
         requests = [each._replace(form=form) if at in starts else each for at, each in enumerate(requests)]
-    some = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
-    directions = torch.cat([_directions(lm, each, sites, max_tokens) for each in some])
+    find = partial(_directions, lm, sites, max_tokens)
+    directions = find(requests) if directions_of is None else directions_of(requests, find)
     return KeyPlan(tuple(requests), _alike(directions, same))
 
 
@@ -185,9 +191,16 @@ def sink_at_first_position(lm: LanguageModel, requests: Sequence[EditRequest], s
 
 
 def _directions(
-    lm: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite], max_tokens: int
+    lm: LanguageModel, sites: Sequence[EditSite], max_tokens: int, requests: Sequence[EditRequest]
 ) -> Tensor:
     """Direction of each request's key, in few enough dimensions to be kept for a long stream, `[n, d]`."""
+    some = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
+    return torch.cat([_directions_of_some(lm, sites, max_tokens, each) for each in some])
+
+
+def _directions_of_some(
+    lm: LanguageModel, sites: Sequence[EditSite], max_tokens: int, requests: Sequence[EditRequest]
+) -> Tensor:
     keys = SubjectStream(lm, requests, [""], sites[0].layer, max_tokens).keys(sites[-1]).cpu()
     if keys.shape[1] > SKETCH:
         generator = torch.Generator().manual_seed(0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
-from sphere_pl.editing.key_plan import KeyPlan, check_last_block, look_at_keys, report_keys
+from sphere_pl.editing.key_plan import Directions, KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.prepared import Prepared
 from sphere_pl.editing.representations import SubjectStream
@@ -101,7 +101,13 @@ class Preparation(NamedTuple):
 
     @doing("looking at keys")
     def look_at_keys(
-        self, loader: EditLoader, requests: Sequence[EditRequest], contexts: Sequence[str], max_tokens: int, same: float
+        self,
+        loader: EditLoader,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        max_tokens: int,
+        same: float,
+        directions_of: Directions | None = None,
     ) -> KeyPlan:
         """Find out which requests share a key, say so, and refuse those that are too long.
 
@@ -110,7 +116,7 @@ class Preparation(NamedTuple):
         """
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
         if self.method.needs_targets:
-            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same)
+            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, directions_of)
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
         report_keys(plan)

@@ -4,8 +4,10 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.guard import diagnose
 from sphere_pl.editing.kept_states import arguments_of, kept_state
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, corpus_identity, second_moments
@@ -32,7 +34,7 @@ class KnownStates(NamedTuple):
 
 
 class Prepared:
-    """What runs on one unedited model find out but once: the method's states before the first batch, and contexts.
+    """What runs on one unedited model find out but once: the method's states before any batch, contexts, keys.
 
     Whoever edits a model again and again in one process gives it to every run. A run of its own keeps nothing: of some
     methods this is as much again as they need.
@@ -41,6 +43,7 @@ class Prepared:
     def __init__(self) -> None:
         self._states: tuple[list[Any], list[State], dict[str, dict[str, float]]] | None = None
         self._contexts: tuple[list[Any], list[str]] | None = None
+        self._directions: tuple[list[Any], dict[EditRequest, Tensor]] = ([], {})
 
     def states(
         self,
@@ -70,6 +73,16 @@ class Prepared:
         if self._contexts is None or self._contexts[0] != rests_on:
             self._contexts = (rests_on, sample())
         return list(self._contexts[1])
+
+    def directions(
+        self, rests_on: list[Any], requests: Sequence[EditRequest], find: Callable[[Sequence[EditRequest]], Tensor]
+    ) -> Tensor:
+        """Directions of keys, a row a request; found for those requests that are not known."""
+        known = self._directions[1] if self._directions[0] == rests_on else {}
+        new = [request for request in dict.fromkeys(requests) if request not in known]
+        known = {**known, **dict(zip(new, find(new), strict=True))} if new else known
+        self._directions = (rests_on, {request: known[request] for request in requests})
+        return torch.stack([known[request] for request in requests])
 
 
 def _apart(states: Sequence[State], saved: Collection[str]) -> list[State]:

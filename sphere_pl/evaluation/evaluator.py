@@ -72,7 +72,7 @@ class Evaluator(nn.Module):
         self.everything, self.latest = EditingMetrics(), EditingMetrics()
         self.ages = nn.ModuleDict({age: EditingMetrics() for age in AGES})
         self.requests: Sequence[EditRequest] = ()
-        self.edits = self.batch_start = 0
+        self.edits = self.batch_start = self.inherited = 0
         self.last = False
         self._scored: set[int] = set()
         self.made: dict[int, list[MadeNeighbor]] = {}  # neighbours of requests that give none, by place
@@ -82,17 +82,18 @@ class Evaluator(nn.Module):
 
     # ------------------------------------------------------------------ before the first edit
 
-    def measure_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track) -> Unedited:
-        """Score the unedited model on all requests and keep its answers."""
-        self.plan(requests)
+    def measure_unedited(
+        self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track, inherited: int = 0
+    ) -> Unedited:
+        """Score the unedited model on all requests that will be scored, and keep its answers; see `plan`."""
+        self.plan(requests, inherited)
         settings = self.settings
         self.made = ask_unedited(lm, requests, made_prompts(requests, settings.made_neighbors, settings.seed))
         metrics = EditingMetrics().to(lm.device)
         neighbors: dict[int, list[list[int]]] = {}
-        size = self.settings.batch_size
-        for start in track(range(0, len(requests), size), UNEDITED, -(-len(requests) // size)):
-            answers = answer_requests(lm, requests[start : start + size])
-            places = range(start, start + len(answers))
+        batches = list(self._in_batches(self.scorable(len(requests))))
+        for some, places in track(batches, UNEDITED, len(batches)):
+            answers = answer_requests(lm, some)
             neighbors |= {place: _tokens(each) for place, each in zip(places, answers, strict=True)}
             answers, unedited = self._with_made(lm, places, answers, neighbors)
             metrics.update(places, answers, unedited)
@@ -102,14 +103,21 @@ class Evaluator(nn.Module):
         cases = answer_cases(lm, case_prompts(self._shown()))
         return Unedited(scores, neighbors, cases, answer_facts(lm, requests) if self.asks_each else [])
 
-    def plan(self, requests: Sequence[EditRequest]) -> None:
-        """Say which requests the run will edit, the samples are drawn from them."""
-        self.requests = requests
+    def plan(self, requests: Sequence[EditRequest], inherited: int = 0) -> None:
+        """Say which requests there will be, the first of them edited by an earlier run; samples are drawn of them."""
+        self.requests, self.inherited = requests, inherited
+
+    def scorable(self, edits: int) -> list[int]:
+        """Places of the first `edits` requests that are scored: a sample of those of an earlier run, and all others."""
+        first = min(self.inherited, edits)
+        some = first if self.settings.earlier is None else self.settings.earlier
+        return [*fixed_sample(first, some, self.settings.seed), *range(first, edits)]
 
     @property
     def asks_each(self) -> bool:
         """Whether every fact is asked before and after."""
-        return len(self.requests) <= self.settings.facts
+        count = len(self.requests)
+        return count <= self.settings.facts and len(self.scorable(count)) == count
 
     # ------------------------------------------------------------------ a validation
 
@@ -123,14 +131,16 @@ class Evaluator(nn.Module):
         """
         self.edits, self.batch_start, self.last = edits, batch_start, last
         wanted = edits if last else self.settings.validation_records
-        self._scored = set(fixed_sample(edits, wanted, self.settings.seed))
+        self._scored = set(self.scorable(edits)) & set(fixed_sample(edits, wanted, self.settings.seed))
         self.missed = {}
         for metrics in self._metrics():
             metrics.reset()
 
     def batches(self) -> Iterator[ScoringBatch]:
         """The edits to score: those so far or a sample of them, and the last batch."""
-        places = sorted(self._scored | set(range(self.batch_start, self.edits)))
+        yield from self._in_batches(sorted(self._scored | set(range(self.batch_start, self.edits))))
+
+    def _in_batches(self, places: Sequence[int]) -> Iterator[ScoringBatch]:
         for start in range(0, len(places), self.settings.batch_size):
             chosen = places[start : start + self.settings.batch_size]
             yield ScoringBatch(tuple(self.requests[place] for place in chosen), tuple(chosen))

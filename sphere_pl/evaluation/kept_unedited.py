@@ -34,6 +34,7 @@ def unedited_file(
     lm: LanguageModel,
     model_hash: str,
     requests: Sequence[EditRequest],
+    inherited: int,
     settings: EvaluationSettings,
     chat: ChatSettings,
     cache_dir: str | None,
@@ -44,6 +45,7 @@ def unedited_file(
         lm: The unedited language model.
         model_hash: Its fingerprint.
         requests: What it is asked for.
+        inherited: How many of them, the first, an earlier run has edited.
         settings: What is measured.
         chat: In which form.
         cache_dir: The folder of caches; the user's if None.
@@ -56,6 +58,7 @@ def unedited_file(
         "ends": lm.model.generation_config.to_dict() if lm.model.generation_config else None,
         "tokenizer": _hash_of_tokenizer(lm.tokenizer),
         "requests": [repr(request._replace(source="")) for request in requests],
+        "inherited": inherited,
         "settings": asdict(settings),
         "texts": [_content(path) for path in (settings.text, settings.references)],
         "chat": list(chat),

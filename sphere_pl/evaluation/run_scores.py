@@ -52,20 +52,26 @@ class RunScores:
 
     @doing("measuring the unedited model")
     def measure_unedited(
-        self, lm: LanguageModel, requests: Sequence[EditRequest], track: Track, path: Path | None = None
+        self,
+        lm: LanguageModel,
+        requests: Sequence[EditRequest],
+        track: Track,
+        inherited: int = 0,
+        path: Path | None = None,
     ) -> None:
-        """Score the unedited model on all requests and keep its answers.
+        """Score the unedited model on all requests that will be scored, and keep its answers.
 
         Args:
             lm: The unedited language model.
             requests: The requests of the run.
             track: Shows progress.
+            inherited: How many of them, the first, an earlier run has edited.
             path: Where the same may have been kept by another run, and is kept for the next; nowhere if None.
         """
-        self.evaluator.plan(requests)
+        self.evaluator.plan(requests, inherited)
         known = None if path is None else read_measured(path)
         if known is None:
-            known = self.evaluator.measure_unedited(lm, requests, track), self.evaluator.made
+            known = self.evaluator.measure_unedited(lm, requests, track, inherited), self.evaluator.made
             if path is not None:
                 keep_measured(known, path)
         (self.before, self.unedited_answers, self.unedited_cases, self.unedited_facts), self.evaluator.made = known

@@ -1,6 +1,6 @@
 """What is measured, on how much of the data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from sphere_pl.errors import UserError
@@ -10,6 +10,7 @@ USUAL: tuple[Protocol, ...] = ("teacher_forced", "probability", "generation", "c
 _AT_LEAST = {
     "batch_size": 1,
     "validation_records": 1,
+    "earlier": 0,
     "sample": 0,
     "texts": 0,
     "cases": 0,
@@ -42,6 +43,7 @@ class EvaluationSettings:
         made_neighbors: Neighbours to make for each record that gives none (of up to 100 such records), its prompt with
             other subjects, on which the agreement with the unedited model is measured; 0 for none.
         validation_records: During the run, so many of the edits so far are scored at most; at its end all are.
+        earlier: Of the edits of a run that is continued, so many are scored at most, a fixed sample; all if None.
         seed: Which records the samples hold.
         keep_unedited: Whether the unedited model's answers are kept beside the second moments (in
             `statistics.cache_dir`), where a run of the same facts on the same model reads them again.
@@ -58,14 +60,16 @@ class EvaluationSettings:
     facts: int = 50
     made_neighbors: int = 2
     validation_records: int = 1000
+    earlier: int | None = None
     seed: int = 0
     keep_unedited: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name, least in _AT_LEAST.items():
-            if getattr(self, name) < least:
-                raise UserError(f"`evaluation.{name}={getattr(self, name)}` must be at least {least}.")
+            given = getattr(self, name)
+            if given is not None and given < least:
+                raise UserError(f"`evaluation.{name}={given}` must be at least {least}.")
         if self.perplexity_tokens != 0 and self.perplexity_tokens < 2:
             raise UserError(f"`evaluation.perplexity_tokens={self.perplexity_tokens}` must be 0 (off) or at least 2.")
         unknown = set(self.protocols) - set(get_args(Protocol))
@@ -79,3 +83,8 @@ class EvaluationSettings:
                 "`evaluation.references` is there to compare free texts with, but `evaluation.texts=0` writes none. "
                 "Set --model.evaluation.texts to a number of records."
             )
+
+    def lean(self, earlier: int | None) -> "EvaluationSettings":
+        """The same for somebody who waits: teacher-forced scores alone, of so many earlier edits."""
+        few = replace(self, protocols=["teacher_forced"], texts=0, references=None, earlier=earlier)
+        return replace(few, perplexity_tokens=0, cases=0, facts=0, made_neighbors=0)

@@ -15,6 +15,7 @@ from sphere_callbacks.functional import exact_products
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
+from sphere_pl.history.by_hand import SESSION
 from sphere_pl.history.log import LOG_FILE, Ancestor, EditHistory, Entry, log_digest, read_log, sums_of
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.saved import EDITED, RESULTS, SavedRun
@@ -26,8 +27,6 @@ from sphere_pl.text.names import resume_command
 
 log = logging.getLogger(__name__)
 KEPT = "continue.safetensors"
-SESSION = "serving"
-"""Folder that the runs of an editing session are in, one after another."""
 
 
 @dataclass(frozen=True)

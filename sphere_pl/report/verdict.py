@@ -31,15 +31,24 @@ def verdict(results: Mapping[str, Any]) -> str:
     Example:
         >>> verdict({"edits": 4, "held": 3}), verdict({"edits": 1, "held": 1}), verdict({"edits": 4, "held": 0})
         ('3 of 4 facts hold', 'The fact holds', 'None of 4 facts holds')
+        >>> verdict({"edits": 40, "held": 3, "scored": [2, 9, 40]})
+        'All 3 facts hold that were asked, of 40'
     """
-    edits, held = results.get("edits") or 0, results.get("held")
-    if held is None or not edits:
+    asked, held = asked_facts(results), results.get("held")
+    if held is None or not asked:
         return ""
-    if edits == 1:
-        return "The fact holds" if held else "The fact does not hold"
-    if held in (0, edits):
-        return f"All {edits:,} facts hold" if held else f"None of {edits:,} facts holds"
-    return f"{held:,} of {edits:,} facts {'hold' if held > 1 else 'holds'}"
+    rest = "" if asked == results["edits"] else f" that were asked, of {results['edits']:,}"
+    if asked == 1:
+        return ("The fact holds" if held else "The fact does not hold") + rest.replace(" were", " was")
+    if held in (0, asked):
+        return (f"All {asked:,} facts hold" if held else f"None of {asked:,} facts holds") + rest
+    return f"{held:,} of {asked:,} facts {'hold' if held > 1 else 'holds'}{rest}"
+
+
+def asked_facts(results: Mapping[str, Any]) -> int:
+    """How many facts were asked at the end: all, unless the results list some."""
+    scored = results.get("scored")
+    return results.get("edits") or 0 if scored is None else len(scored)
 
 
 def closing_lines(results: Mapping[str, Any]) -> list[str]:
@@ -48,7 +57,7 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     if not first:
         return []
     opening = after_opening(results)
-    if results["held"] == results["edits"]:
+    if results["held"] == asked_facts(results):
         return [f"✓ {first}.", *opening]
     moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
     names = named(results)
@@ -79,7 +88,7 @@ def named(results: Mapping[str, Any]) -> list[str]:
     """The first failed edits by name: what was wanted, what the model says, and why."""
     failed = results.get("failed") or []
     parts = [_failure(each) for each in failed[:_NAMED]]
-    rest = results["edits"] - results["held"] - len(parts)
+    rest = asked_facts(results) - results["held"] - len(parts)
     return [*parts, f"and {rest:,} more"] if rest > 0 else parts
 
 

@@ -25,11 +25,14 @@ def say_outcomes(trainer: "L.Trainer", editor: SequentialEditor, weights_moved: 
         table.finish(causes)
     failures = editor.scores.failures
     listed = {} if failures is None else failures.listed
+    asked = editor.evaluator.scorable(editor.edits_seen)
     made = editor.evaluator.made.values()
     facts = [{"edit": place + 1, **fact} for place, fact in enumerate(editor.scores.facts)]
     return {
-        "held": None if failures is None else editor.edits_seen - len(failures.places),
+        "scored": None if len(asked) == editor.edits_seen else [place + 1 for place in asked],
+        "held": None if failures is None else len(asked) - len(failures.places),
         "failed": [{"edit": p + 1, **each, **_numbers(editor, found, p, causes[p])} for p, each in listed.items()],
+        "failed_edits": [] if failures is None else [place + 1 for place in sorted(failures.places)],
         "causes": counted(causes),
         "advice": advice(editor, causes, found),
         "facts": [fact | ({} if fact["right"] else {"cause": causes[fact["edit"] - 1]}) for fact in facts],

@@ -1,6 +1,7 @@
 """`python -m sphere_pl serve --run_dir R`: a page on which a model is edited, asked and put back by hand."""
 
 import argparse
+import gc
 import ipaddress
 import secrets
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from sphere_pl.commands.arguments import add_load_arguments, load_options
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
+from sphere_pl.history.by_hand import CURRENT
 from sphere_pl.model.files import label_of
 from sphere_pl.model.known import config_folder
 from sphere_pl.process.console import say
@@ -36,6 +38,8 @@ def main(args: Sequence[str]) -> None:
     token = None if local else secrets.token_urlsafe(24)
     with _listen(given.host, given.port) as listener, RunLock(run_dir):
         session = EditingSession.open(run_dir, load_options(given), start)
+        gc.collect()
+        gc.freeze()  # what stays for good is not searched for rubbish after every edit
         try:
             _serve(session, listener, token, given.host)
         except RunInterrupted:
@@ -66,6 +70,11 @@ def _what(given: argparse.Namespace) -> tuple[Path, Start | None]:
     if given.run_dir is not None and given.model_name is None:
         if not given.run_dir.is_dir():
             raise UserError(f"--run_dir={given.run_dir} is no folder. Give the folder of a finished run.")
+        if (given.run_dir / CURRENT).is_file():
+            raise UserError(
+                f"--run_dir={given.run_dir} holds the edits of a session. Give the folder that was served, "
+                f"{given.run_dir.absolute().parent}."
+            )
         return given.run_dir, None
     default = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{folder_name(label_of(given.model_name))}"
     run_dir = given.run_dir or default

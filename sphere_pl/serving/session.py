@@ -6,23 +6,20 @@ the model stays in memory between them.
 
 import gc
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from sphere_callbacks.functional import hyperspherical_energy
 from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.settings import Asked, command_line
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
+from sphere_pl.commands.asking_again import ask_again
 from sphere_pl.commands.export import (
     choose,
     write_adapter_folder,
@@ -36,6 +33,7 @@ from sphere_pl.commands.log import edits_of
 from sphere_pl.commands.predict import Ask, Case, Question, continue_prompts
 from sphere_pl.commands.sides import Sides, load_named
 from sphere_pl.commands.undo import take_back
+from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.commands.which_run import read_edits
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.prepared import Prepared
@@ -45,97 +43,17 @@ from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
+from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel, model_in_memory
+from sphere_pl.serving.changes import Answer, Edited, Geometry, TakenBack, geometry_of
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
 from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
 from sphere_pl.text.matching import begins_with
 
-TOKENS = 10  # of an answer that is shown beside an edit
-# What a person waits for is measured; the page asks the fact and its neighbours itself.
-_LEAN = {
-    "model.evaluation.protocols": ["teacher_forced"],
-    "model.evaluation.perplexity_tokens": 0,
-    "model.evaluation.texts": 0,
-    "model.evaluation.references": "null",
-    "model.evaluation.cases": 0,
-    "model.evaluation.facts": 0,
-    "model.evaluation.made_neighbors": 0,
-    "drift.tokens": 0,
-}
-
-
-class Answer(NamedTuple):
-    """A prompt's answers around an edit.
-
-    Attributes:
-        kind: `fact`, `paraphrase` or `neighbor`.
-        prompt: The prompt.
-        unedited: What the model said before all edits.
-        before: Before this one.
-        after: After it.
-    """
-
-    kind: str
-    prompt: str
-    unedited: str
-    before: str
-    after: str
-
-
-class Geometry(NamedTuple):
-    """How far the edited matrices are from the unedited ones.
-
-    Attributes:
-        energy: Relative change of their hyperspherical energy, mean over the matrices.
-        norm: Norm of the change of all edits, as a share of the unedited matrices'.
-    """
-
-    energy: float = 0.0
-    norm: float = 0.0
-
-
-class Edited(NamedTuple):
-    """What came of an edit.
-
-    Attributes:
-        case_id: What the edit is called from here on.
-        learned: Whether the answer begins with the fact's.
-        reading: How the fact was read.
-        answers: Those of the fact, its paraphrases and neighbours.
-        geometry: How far the edited matrices are from the unedited ones now.
-        seconds: How long it took.
-    """
-
-    case_id: str
-    learned: bool
-    reading: Reading
-    answers: list[Answer]
-    geometry: Geometry
-    seconds: float
-
-
-class TakenBack(NamedTuple):
-    """What came of an undo.
-
-    Attributes:
-        case_id: The edit.
-        prompt: Its question.
-        unedited: What the unedited model says to it.
-        before: What the model said with the edit.
-        after: What it says now.
-        exact: Whether the model is that of a run that had never seen the edit.
-        geometry: How far the edited matrices are from the unedited ones now.
-    """
-
-    case_id: str
-    prompt: str
-    unedited: str
-    before: str
-    after: str
-    exact: bool
-    geometry: Geometry
+TOKENS = 8  # of an answer that is shown beside an edit
+AGAIN = 20  # earlier edits that are asked again after every change, at most: the same few as long as they are there
 
 
 @dataclass(frozen=True)
@@ -177,6 +95,7 @@ class EditingSession:
         # What the run of the last edit left for the next one; None if that is to be read from its folder.
         self._kept: dict[str, Any] | None = None
         self._weights: dict[str, Tensor] = {}
+        self._layouts = ExitStack()  # of blocks that no edit changes: laid out once, not for every edit
         if states.current is not None:
             self._settle(states.current)
 
@@ -200,6 +119,10 @@ class EditingSession:
         if start is None:
             raise UserError(f"--run_dir={run_dir} holds no run. Name the model to edit with --model.name.")
         return cls(states, load_start(start, options), start)
+
+    def close(self) -> None:
+        """Leave the model's blocks as they were."""
+        self._layouts.close()
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -249,7 +172,7 @@ class EditingSession:
         with self._change() as folder, borrowed(self.lm.model):
             kept = self._fit(request, folder)
         self._kept = kept
-        after = continue_prompts(self.lm, asked, TOKENS)
+        after = continue_prompts(self.lm, asked, TOKENS, [case.after for case in cases])
         answers = [
             Answer(kind, prompt, case.before, case.after, now)
             for (kind, prompt), case, now in zip(kinds, cases, after, strict=True)
@@ -275,10 +198,27 @@ class EditingSession:
             self._forget()
         else:
             with self._change() as folder:
-                take_back(folder, run, base, [case_id], quiet=True)
+                take_back(folder, run, base, [case_id], evaluation_settings(run).lean(AGAIN), quiet=True)
             self._kept = None
-        (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS)
+        (after,) = continue_prompts(self.lm, [without_space(request.question)], TOKENS, [unedited])
         return TakenBack(case_id, request.question, unedited, before, after, exact, self.geometry)
+
+    def ask_all(self) -> dict[str, Any]:
+        """Ask all edits again, those too that no change has asked for a while; the results of the run say it then.
+
+        Returns:
+            `edits`, how many of them `held`, and the `scores`.
+
+        Raises:
+            UserError: If there is no edit.
+        """
+        run, base = self._edited("ask")
+        self._sides.turn(edited=False)
+        try:
+            results = ask_again(run, base, self._weights, evaluation_settings(run).lean(None))
+        finally:
+            self._sides.turn(edited=True)
+        return {"edits": results["edits"], "held": results["held"], "scores": results["after"]}
 
     def export(self, kind: str) -> tuple[Path, list[str]]:
         """Write the edited model, its adapter or its delta into a new folder beside the states.
@@ -293,6 +233,8 @@ class EditingSession:
             UserError: If there is nothing to export, or it cannot be written in that form.
         """
         run, base = self._edited("export")
+        if run.results.get("scored") is not None and run.folder.parent == self.states.folder:
+            self.ask_all()  # the card tells how many hold
         number = 1 + len(list(self.states.folder.glob(f"{kind}-*")))
         target = self.states.folder / f"{kind}-{number}"
         self._sides.turn(edited=False)
@@ -344,7 +286,8 @@ class EditingSession:
         if self._held is None:
             architecture = None if self.run is None else self.run.history.header.architecture
             self._held = model_in_memory(named["model.name"], self.lm.model, self.lm.tokenizer, architecture)
-        given = Given([request], None, folder, self._held, self._earlier(), self._prepared)
+        known, again = (self._held, self._earlier(), self._prepared), None if self._is_watched() else AGAIN
+        given = Given([request], None, folder, *known, again=again)
         asked = Asked(None, None, None, None, (), self._settings(), folder, quiet=True)
         cli = run_fit(command_line(asked, named), partial(GivenFit, given))
         # Which matrices are edited is known from here on, if this is the first edit.
@@ -369,9 +312,11 @@ class EditingSession:
         return {"model.name": self.start.name, **dtype}
 
     def _settings(self) -> dict[str, Any]:
-        own = dict(self.start.settings) if self.start is not None and self.run is None else {}
-        watched = self.run is not None and "monitor" in json.dumps(self.run.recipe, default=str)
-        return {**({} if watched else _LEAN), **own}  # a guard may go by what would not be measured
+        return dict(self.start.settings) if self.start is not None and self.run is None else {}
+
+    def _is_watched(self) -> bool:
+        """Whether a callback goes by scores, so that all of them are to be taken."""
+        return self.run is not None and "monitor" in json.dumps(self.run.recipe, default=str)
 
     def _forget(self) -> None:
         """Become the unedited model, of which no run says anything.
@@ -383,20 +328,23 @@ class EditingSession:
             raise UserError("That would take back the run's only edit: what is left is its base model.")
         self._sides.turn(edited=False)
         self.states.clear()
+        self.close()
         self.run, self._base, self._sides, self.geometry = None, None, Sides(self.lm, {}, {}), Geometry()
         self._kept, self._weights = None, {}
 
     def _settle(self, folder: Path) -> None:
         """From the unedited model to that of a run folder, which counts from now on."""
         run = SavedRun.open(folder)
-        self._base = self._base or BaseModel(self.lm, run.history.header.layers)
+        if self._base is None:
+            self._base = BaseModel(self.lm, run.history.header.layers)
+            self._layouts.enter_context(laid_out(self.lm, max(run.history.header.layers) + 1))
         names = [site.name for site in self._base.sites]
         unedited, weights = _copies(self.lm, names), run.weights(self._base)
         self._base.write(weights)
         self._weights = weights
         read_edits(self.lm, run, run.history.requests)
         self.run, self._sides = run, Sides(self.lm, unedited, _copies(self.lm, names))
-        self.geometry = _geometry(self._base.weights, weights)
+        self.geometry = geometry_of(self._base.weights, weights)
 
     def _free_id(self) -> str:
         """A case id that no edit has or had."""
@@ -415,15 +363,3 @@ def load_start(start: Start, options: LoadOptions) -> LanguageModel:
 
 def _copies(lm: LanguageModel, names: Sequence[str]) -> dict[str, Tensor]:
     return {name: lm.model.get_parameter(name).detach().clone() for name in names}
-
-
-def _geometry(unedited: Mapping[str, Tensor], edited: Mapping[str, Tensor]) -> Geometry:
-    changes = [edited[name] - weight for name, weight in unedited.items()]
-    before = [float(hyperspherical_energy(weight)) for weight in unedited.values()]
-    after = [float(hyperspherical_energy(edited[name])) for name in unedited]
-    norm = _norm(changes) / _norm(list(unedited.values()))
-    return Geometry(mean((now - was) / abs(was) for was, now in zip(before, after, strict=True)), norm)
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.matrix_norm(each.double())) for each in tensors))

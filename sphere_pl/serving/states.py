@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sphere_pl.errors import UserError
-from sphere_pl.history.continuation import SESSION
+from sphere_pl.history.by_hand import CURRENT, SESSION
 from sphere_pl.history.log import LOG_FILE, log_digest
 from sphere_pl.storage.files import write_text
 
-_FILE = "current.json"
 _STATE = re.compile(r"\d{5}")
 
 
@@ -33,7 +32,7 @@ class States:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.folder = run_dir, run_dir / SESSION
         self._origin = log_digest(run_dir) if (run_dir / LOG_FILE).is_file() else None
-        self.current = self._read() if (self.folder / _FILE).is_file() else self.origin
+        self.current = self._read() if (self.folder / CURRENT).is_file() else self.origin
         self._tidy()
 
     @property
@@ -61,12 +60,12 @@ class States:
     def _name(self, target: Path | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         named = {"state": None if target is None else target.name, "origin_log_sha256": self._origin}
-        write_text(self.folder / _FILE, json.dumps(named))
+        write_text(self.folder / CURRENT, json.dumps(named))
         self.current = target
         self._tidy()
 
     def _read(self) -> Path | None:
-        path = self.folder / _FILE
+        path = self.folder / CURRENT
         try:
             named = json.loads(path.read_text(encoding="utf-8"))
             state, origin = named["state"], named["origin_log_sha256"]

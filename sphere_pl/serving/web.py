@@ -1,5 +1,6 @@
 """The JSON API and the page: a thin shell around an `EditingSession`."""
 
+import errno
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -139,6 +140,11 @@ def _add_writing(app: FastAPI, session: EditingSession, turns: Turns) -> None:
             edited: dict[str, Any] = _plain(session.edit(fact.model_dump()))
         return edited
 
+    @app.post("/api/ask_all")
+    def ask_all(_: Body) -> dict[str, Any]:
+        with turns.one():
+            return session.ask_all()
+
     @app.post("/api/undo")
     def undo(body: UndoBody) -> dict[str, Any]:
         with turns.one():
@@ -189,6 +195,16 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:
         return _error(409, "Another request has the model. Send this one again when that has ended.")
+
+    @app.exception_handler(OSError)
+    async def disk(_: Request, error: OSError) -> JSONResponse:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "The disk is full" if full else f"The disk could not be used ({error.strerror or error})"
+        return _error(507 if full else 500, f"{what}: nothing was changed. Make room, and send the request again.")
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return _error(500, f"Something went wrong ({type(error).__name__}); what the server printed says where.")
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> JSONResponse:

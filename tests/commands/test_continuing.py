@@ -213,3 +213,22 @@ def test_a_run_without_new_facts_or_without_a_log_of_keys_is_refused(fit, finish
     status, _, err = fit("b", [2], start="c")
     assert (status, "--edit_log changes" in err) == (2, True)
     assert not (place / "b" / "edits.jsonl").exists()
+
+
+def test_a_chain_of_three_runs_is_asked_and_handed_on_as_one(fit, finished, place, command_line):
+    for name, number, start in (("b", 2, "a"), ("c", 3, "b")):
+        assert fit(name, [number], start=start)[0] == 0
+    chain = SavedRun.open(place / "c")
+    assert command_line("predict", "--run_dir=c", "--max_tokens=3")[0] == 0
+    assert len(json.loads((place / "c" / "predictions.json").read_text())) == 4
+    assert command_line("predict", "--run_dir=c", "--at=2", "--max_tokens=3", "--out=at.json")[0] == 0
+    assert len(json.loads((place / "at.json").read_text())) == 2
+    assert command_line("export", "--run_dir=c", "--adapter", "--out=adapter")[0] == 0
+    factors = load_file(place / "adapter" / "adapter_model.safetensors")
+    assert {min(each.shape) for each in factors.values()} == {4}  # as many as there are edits in all three
+    assert command_line("verify", "c", "--served", "adapter")[0] == 0
+    assert command_line("export", "--run_dir=c", "--without", "Rome", "2", "--out=without")[0] == 0
+    assert [each["case_id"] for each in json.loads((place / "without" / "edits.json").read_text())] == ["0", "3"]
+    base = chain.load_base()
+    for name, weight in SavedRun.open(place / "b").final().items():
+        torch.testing.assert_close(chain.weights(base, 3)[name], weight, rtol=1e-5, atol=1e-6)

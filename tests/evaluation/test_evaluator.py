@@ -1,5 +1,7 @@
 """What a run measures and when, without a run around it."""
 
+from dataclasses import replace
+
 import pytest
 
 from sphere_pl.data.chat import chat_form
@@ -77,6 +79,19 @@ def test_during_the_run_a_sample_is_scored_beside_the_last_batch_and_all_at_the_
     assert (evaluator.everything.efficacy.count, evaluator.latest.efficacy.count) == (4, 2)
     validate(evaluator, tiny_lm(), 12, 10, last=True)
     assert (evaluator.everything.efficacy.count, evaluator.latest.efficacy.count) == (12, 2)
+
+
+def test_of_the_edits_of_an_earlier_run_a_fixed_few_are_scored_and_all_later_ones(tiny_lm, many):
+    few, lm = replace(TEACHER_FORCED, earlier=2, facts=50), tiny_lm()
+    evaluator = Evaluator(few)
+    unedited = evaluator.measure_unedited(lm, many[:9], untracked, inherited=6)
+    expected = [*fixed_sample(6, 2, seed=0), 6, 7, 8]
+    assert sorted(unedited.neighbors) == evaluator.scorable(9) == expected
+    assert unedited.facts == []  # these would be all of them
+    validate(evaluator, lm, edits=9, start=8, last=True, unedited=unedited.neighbors)
+    assert evaluator.everything.efficacy.count == len(expected)
+    alone = score_requests(lm, [many[place] for place in expected], TEACHER_FORCED)
+    assert evaluator.everything.summary()["efficacy"] == alone["efficacy"]
 
 
 def test_the_other_protocols_are_scored_before_and_at_the_end_only(tiny_lm, rich):

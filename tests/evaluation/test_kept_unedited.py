@@ -17,15 +17,15 @@ SETTINGS = EvaluationSettings(perplexity_tokens=32, sample=2, keep_unedited=True
 
 @pytest.fixture
 def path_of(tiny_lm, requests, tmp_path):
-    def of(lm=None, model_hash="hash", asked=None, settings=SETTINGS, chat=ChatSettings()):  # noqa: B008
-        return unedited_file(lm or tiny_lm(), model_hash, asked or requests, settings, chat, str(tmp_path))
+    def of(lm=None, model_hash="hash", asked=None, inherited=0, settings=SETTINGS, chat=ChatSettings()):  # noqa: B008
+        return unedited_file(lm or tiny_lm(), model_hash, asked or requests, inherited, settings, chat, str(tmp_path))
 
     return of
 
 
 def measured(lm, requests, path):
     scores = RunScores(Evaluator(SETTINGS))
-    scores.measure_unedited(lm, requests, untracked, path)
+    scores.measure_unedited(lm, requests, untracked, path=path)
     return scores
 
 
@@ -44,7 +44,7 @@ def test_another_model_tokenizer_fact_setting_or_form_is_another_file(tiny_lm, r
     other_config.model.config.rope_theta = 7.0
     other_tokens.tokenizer.add_tokens(["unheard"])
     files = [
-        path_of(), path_of(model_hash="another"), path_of(other_config), path_of(other_tokens),
+        path_of(), path_of(model_hash="another"), path_of(inherited=1), path_of(other_config), path_of(other_tokens),
         path_of(asked=requests[:1]), path_of(asked=[requests[0]._replace(target_new="else"), *requests[1:]]),
         path_of(settings=EvaluationSettings(perplexity_tokens=33)), path_of(chat=ChatSettings("chat")),
     ]  # fmt: skip

@@ -35,6 +35,7 @@ const see = (...ids) => seen.push(ids.map((id) => document.getElementById(id).in
   type("ask", "prompt", "The capital of France is");
   document.getElementById("ask").requestSubmit(); await rested(); see("asked");
   document.getElementById("export").requestSubmit(); await rested(); see("exported");
+  document.getElementById("askall").click(); await rested(); see("exported", "edits");
   type("fact", "prompt", "no subject here");
   document.getElementById("fact").requestSubmit(); await rested(); see("error");
   if (location.search === "?undo") {
@@ -59,7 +60,7 @@ def test_a_person_edits_asks_exports_and_undoes_in_the_page(browser, open_sessio
         done = browser(f"{served.address}/person?undo", "--dump-dom")
         seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
         assert served.state()["edits"] == []
-    first, reading, edited, asked, exported, error, undone, overflow = seen
+    first, reading, edited, asked, exported, again, error, undone, overflow = seen
     assert "0 edits" in first
     assert "then a space, then" in reading
     assert "<b>Berlin</b>" in edited
@@ -67,6 +68,7 @@ def test_a_person_edits_asks_exports_and_undoes_in_the_page(browser, open_sessio
     assert "Undo" in edited
     assert "unedited" in asked
     assert exported.startswith("Written to ")
+    assert "of 1 edits hold" in again
     assert "does not contain the subject" in error
     assert "is taken back" in undone
     assert overflow <= 0, "the page scrolls sideways"

@@ -11,7 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.saved import LoadOptions, SavedRun
 from sphere_pl.serving.session import EditingSession, Start
 from tests.serving.conftest import FACT, OTHER, THIRD
@@ -88,6 +90,34 @@ def test_a_further_edit_finds_nothing_out_again_and_ends_with_the_weights_of_a_n
     ]
 
 
+def results_of(session):
+    return [(each["case_id"], each["result"] is not None) for each in session.overview()["edits"]]
+
+
+def test_an_edit_asks_few_of_the_earlier_ones_and_all_are_asked_on_demand(open_session, monkeypatch):
+    monkeypatch.setattr("sphere_pl.serving.session.AGAIN", 1)
+    session = open_session()
+    for fact in (FACT, OTHER, THIRD):
+        session.edit(fact)
+    assert [asked for _, asked in results_of(session)].count(False) == 1
+    assert results_of(session)[-1] == ("s3", True)
+    edited = weights(session)
+    found = session.ask_all()
+    assert found["edits"] == 3
+    assert all(asked for _, asked in results_of(session))
+    outcomes = [each["result"] for each in open_session().overview()["edits"]]
+    assert outcomes.count("holds") == found["held"]
+    assert same(weights(session), edited)
+    session.undo("s1")
+    assert [asked for _, asked in results_of(session)].count(False) == 2  # one was asked, one not; one is taken back
+
+
+def test_a_later_run_measures_what_it_would_have_without_the_session(open_session):
+    session = open_session()
+    session.edit(FACT)
+    assert evaluation_settings(SavedRun.open(session.states.current)) == EvaluationSettings()
+
+
 @pytest.mark.slow
 def test_two_hundred_edits_in_a_row_take_no_more_memory_and_leave_no_file_open(open_session):
     session, taken = open_session(), []
@@ -113,12 +143,14 @@ def resident():
 
 
 def test_taking_back_the_only_edit_of_a_model_gives_the_unedited_model(open_session):
-    session = open_session()
+    name = "mit Lücke, 模型 & Co"
+    session = open_session(name)
     unedited = weights(session)
-    session.edit(FACT)
-    assert session.undo("s1").geometry.norm == 0
+    session.edit({**FACT, "subject": "فرنسا"})
+    assert [each["subject"] for each in open_session(name).overview()["edits"]] == ["فرنسا"]
+    assert session.undo("فرنسا").geometry.norm == 0
     assert same(weights(session), unedited)
-    assert same(weights(open_session()), unedited)
+    assert same(weights(open_session(name)), unedited)
     assert session.edit(FACT).case_id == "s1"
 
 

@@ -1,5 +1,6 @@
 """The JSON API over a real socket."""
 
+import errno
 import random
 import threading
 import time
@@ -11,7 +12,7 @@ import torch
 from tests.serving.conftest import FACT, OTHER, Served
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
-ROUTES = ("read", "edit", "ask", "undo", "export")
+ROUTES = ("read", "edit", "ask", "ask_all", "undo", "export")
 ASK = {"prompts": ["The capital of France is"], "max_tokens": 4}
 
 
@@ -25,6 +26,7 @@ def test_a_fact_is_read_edited_asked_for_exported_and_taken_back(open_session):
         assert edited["answers"][0].keys() == {"kind", "prompt", "unedited", "before", "after"}
         (asked,) = served.post("ask", ASK).json()
         assert asked.keys() == {"prompt", "unedited", "edited"}
+        assert served.post("ask_all", {}).json().keys() == {"edits", "held", "scores"}
         assert served.post("export", {"kind": "delta"}).json()["folder"].endswith("delta-1")
         assert [each["subject"] for each in served.state()["edits"]] == ["France"]
         assert served.post("undo", {"edit": "France"}).json()["exact"] is True
@@ -80,6 +82,24 @@ def refuse(session, requests, caplog):
         assert served.state() == state
     assert all(torch.equal(value, before[name]) for name, value in session.lm.model.state_dict().items())
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(errno.ENOSPC, 507, "The disk is full"), (errno.EIO, 500, "could not be used")]
+)
+def test_a_disk_that_fails_is_one_message_and_changes_nothing(open_session, monkeypatch, number, status, said):
+    session = open_session()
+    session.edit(FACT)
+
+    def fails(*_):
+        raise OSError(number, "no luck")
+
+    with Served(session) as served:
+        state = served.state()
+        monkeypatch.setattr("sphere_pl.serving.states.write_text", fails)
+        answer = served.post("edit", OTHER)
+        assert (answer.status_code, said in answer.json()["error"]) == (status, True)
+        assert served.state() == state
 
 
 def test_one_request_at_a_time_has_the_model_and_one_that_waits_too_long_is_told(open_session, monkeypatch):
