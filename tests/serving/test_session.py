@@ -115,7 +115,7 @@ def test_an_edit_asks_few_of_the_earlier_ones_and_all_are_asked_on_demand(open_s
 def test_a_later_run_measures_what_it_would_have_without_the_session(open_session):
     session = open_session()
     session.edit(FACT)
-    assert evaluation_settings(SavedRun.open(session.states.current)) == EvaluationSettings()
+    assert evaluation_settings(SavedRun.open(session.states.current)) == EvaluationSettings(keep_unedited=True)
 
 
 @pytest.mark.slow
