@@ -19,8 +19,7 @@ class TargetSettings:
 
     Args:
         steps: Evaluations of the loss; the last one is not followed by a step, so 25 evaluations are 24 steps.
-        learning_rate: Adam's, in `units`; where `optimizer` is adam and this is None, that found for the model, or 0.05
-            of the state's root mean square.
+        learning_rate: Adam's, in `units`; if None, that found for the model, or 0.05 of the state's root mean square.
         clamp: The shift's norm is at most this many times the norm of the state it is added to.
         weight_decay: Weight of `||shift|| / ||state||`, or in absolute units of MEMIT's `||shift|| / ||state||²`.
         kl_weight: Weight of the divergence on "{subject} is a".
@@ -29,9 +28,8 @@ class TargetSettings:
         anchor: Whether each target is rescaled to the norm that the unedited model's state has at its place
             (norm-anchored targets, arXiv 2602.02543): edits that build on earlier ones cannot make it grow then.
         optimizer: `adam` as in the papers, or `polyak`: steps against the gradient that are as long as the loss has
-            still to fall over the gradient's norm (Polyak 1987, with a part of the step before). It needs no learning
-            rate and about half as many evaluations; docs/speed.md compares what they reach. If None, adam where a
-            `learning_rate`, `units` or `align` is given, which are Adam's, else polyak.
+            still to fall over the gradient's norm (Polyak 1987, with half of the step before). It needs no learning
+            rate and about half as many evaluations; docs/speed.md compares what they reach.
         same_key: Requests whose keys have at least this cosine are edited with one target for all of them, since one
             key has one value (MEMIT-Merge, arXiv 2502.07322); above 1 none are.
         units: What a step is measured in: `state`, the root mean square of the state that it is added to, or
@@ -49,7 +47,7 @@ class TargetSettings:
     max_tokens: int | None = None
     anchor: bool = False
     same_key: float = 0.85
-    optimizer: Optimizer | None = None
+    optimizer: Optimizer = "adam"
     units: Units | None = None
     align: float = 0.0
 
@@ -67,10 +65,13 @@ class TargetSettings:
         for name in ("weight_decay", "kl_weight", "stop_loss", "align"):
             if getattr(self, name) < 0:
                 raise UserError(f"`targets.{name}={getattr(self, name)}` must be at least 0.")
-        if self.optimizer not in (None, *get_args(Optimizer)):
+        if self.optimizer not in get_args(Optimizer):
             raise UserError(f"`targets.optimizer={self.optimizer!r}` must be adam or polyak.")
         if self.optimizer == "polyak" and self.learning_rate is not None:
-            raise UserError("`targets.optimizer=polyak` has no `targets.learning_rate`: leave one of them out.")
+            raise UserError(
+                f"`targets.optimizer=polyak` has no learning rate, but `targets.learning_rate={self.learning_rate}` was "
+                "given. Set --model.targets.optimizer adam, which has one, or leave the learning rate out."
+            )
         if self.optimizer == "polyak" and self.align:
             raise UserError(
                 "`targets.align` has no part in the loss that `targets.optimizer=polyak` takes its steps from. Set the "
@@ -89,8 +90,6 @@ class TargetSettings:
     @property
     def by_adam(self) -> bool:
         """Whether it is Adam that takes the steps."""
-        if self.optimizer is None:
-            return self.learning_rate is not None or self.units is not None or self.align > 0
         return self.optimizer == "adam"
 
     @property

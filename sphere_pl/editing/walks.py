@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sphere_pl.editing.target_settings import TargetSettings
 
-_AIM, _MOMENTUM, _LONGEST = 0.5, 0.3, 0.2  # of stop_loss, of the last step, of the state's norm
+_AIM, _MOMENTUM, _LONGEST = 0.5, 0.5, 0.15  # of stop_loss, of the last step, of the state's norm
 
 
 class Walk(ABC):

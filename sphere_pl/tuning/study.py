@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.editing.target_settings import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.alphaedit import RELATIVE_RIDGE
@@ -29,6 +29,7 @@ class Candidate:
 
     Attributes:
         layers: Blocks to edit.
+        learning_rate: That of the targets, in units of the state.
         stop_loss: Where a target has converged.
         kl_weight: Weight of the divergence on the subject.
         relative_ridge: AlphaEdit's.
@@ -36,6 +37,7 @@ class Candidate:
     """
 
     layers: list[int]
+    learning_rate: float
     stop_loss: float
     kl_weight: float
     relative_ridge: float
@@ -49,7 +51,8 @@ class Candidate:
     @property
     def targets(self) -> TargetSettings:
         """How targets are optimised."""
-        return TargetSettings(stop_loss=self.stop_loss, kl_weight=self.kl_weight)
+        rate, stop, kl = self.learning_rate, self.stop_loss, self.kl_weight
+        return TargetSettings(learning_rate=rate, units="state", stop_loss=stop, kl_weight=kl)
 
     def section(self) -> dict[str, Any]:
         """The `model` section of a configuration file."""
@@ -87,7 +90,7 @@ def open_study(journal: Path) -> "Study":
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
             sampler = optuna.samplers.TPESampler(n_startup_trials=6, constant_liar=True)
             return optuna.create_study(
-                study_name="settings 2", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+                study_name="settings", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
             )
     except (ValueError, KeyError) as error:
         raise UserError(
@@ -127,7 +130,8 @@ def _usual(editable: list[int], n_layers: int) -> dict[str, Any]:
     layers = layers_by_depth(editable, n_layers)
     targets, method = TargetSettings(), AlphaEdit()
     return {
-        "first_layer": layers[0], "count": len(layers), "stop_loss": targets.stop_loss, "kl_weight": targets.kl_weight,
+        "first_layer": layers[0], "count": len(layers), "learning_rate": LEARNING_RATE,
+        "stop_loss": targets.stop_loss, "kl_weight": targets.kl_weight,
         "relative_ridge": RELATIVE_RIDGE, "null_space_share": method.null_space_share,
     }  # fmt: skip
 
@@ -137,6 +141,7 @@ def _try(bench: Bench, editable: list[int], n_layers: int, trial: "Trial") -> fl
     parameters = {
         "first_layer": trial.suggest_int("first_layer", 0, last),
         "count": trial.suggest_int("count", 1, min(8, len(editable))),
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.3, log=True),
         "stop_loss": trial.suggest_float("stop_loss", 0.1, 0.7),
         "kl_weight": trial.suggest_float("kl_weight", 0.03, 1.0, log=True),
         "relative_ridge": trial.suggest_float("relative_ridge", 0.01, 3.0, log=True),

@@ -15,8 +15,8 @@ def test_a_step_is_as_long_as_the_loss_has_to_fall_over_the_gradient():
     gradient = torch.tensor([[2.0, 0, 0, 0], [0, 0.5, 0, 0]])
     walk.step(gradient, torch.tensor([2.2, 1.2]), torch.full((2, 1), 1e6))
     torch.testing.assert_close(walk.shift.detach(), torch.tensor([[-1.0, 0, 0, 0], [0, -2.0, 0, 0]]))
-    walk.step(torch.zeros(2, 4), torch.tensor([0.0, 0.0]), torch.full((2, 1), 1e6))  # a part of the last step follows
-    torch.testing.assert_close(walk.shift.detach(), torch.tensor([[-1.3, 0, 0, 0], [0, -2.6, 0, 0]]))
+    walk.step(torch.zeros(2, 4), torch.tensor([0.0, 0.0]), torch.full((2, 1), 1e6))  # half of the last step follows
+    torch.testing.assert_close(walk.shift.detach(), torch.tensor([[-1.5, 0, 0, 0], [0, -3.0, 0, 0]]))
 
 
 def test_no_step_is_longer_than_a_share_of_the_state_and_no_shift_than_its_bound():
@@ -25,7 +25,7 @@ def test_no_step_is_longer_than_a_share_of_the_state_and_no_shift_than_its_bound
     assert walk.shift.norm().item() == pytest.approx(0.2)
     walk = PolyakWalk(torch.full((1, 4), 1.0), stop_loss=0.4)
     walk.step(torch.tensor([[1e-6, 0, 0, 0]]), torch.tensor([5.0]), torch.tensor([[10.0]]))
-    assert walk.shift.norm().item() == pytest.approx(0.4)
+    assert walk.shift.norm().item() == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
@@ -34,21 +34,14 @@ def test_it_gets_below_the_stop_loss_in_fewer_evaluations_than_adam(tiny_lm, req
     common = {"steps": 60, "clamp": 4.0, "kl_weight": 0.0, "stop_loss": 6.2}
     adam, polyak = (
         optimize_targets(lm, requests[:3], [""], 1, TargetSettings(**common, **own))
-        for own in ({"optimizer": "adam"}, {})
+        for own in ({}, {"optimizer": "polyak"})
     )
     assert (polyak.loss < 6.2)[adam.loss < 6.2].all()
     assert polyak.steps.mean() <= adam.steps.mean()
 
 
-def test_it_is_the_usual_way_and_what_is_adams_chooses_adam():
-    assert not TargetSettings().by_adam
-    assert all(TargetSettings(**own).by_adam for own in ({"learning_rate": 0.5}, {"align": 0.1}, {"units": "state"}))
-    assert TargetSettings(optimizer="adam").rate_is_open
-    assert not TargetSettings().rate_is_open
-
-
 def test_a_learning_rate_beside_it_is_refused():
-    with pytest.raises(UserError, match="learning_rate"):
+    with pytest.raises(UserError, match="optimizer adam"):
         TargetSettings(optimizer="polyak", learning_rate=0.1)
     with pytest.raises(UserError, match="adam or polyak"):
         TargetSettings(optimizer="sgd")
