@@ -69,8 +69,8 @@ class TargetSettings:
             raise UserError(f"`targets.optimizer={self.optimizer!r}` must be adam or polyak.")
         if self.optimizer == "polyak" and self.learning_rate is not None:
             raise UserError(
-                f"`targets.optimizer=polyak` has no learning rate, but `targets.learning_rate={self.learning_rate}` was "
-                "given. Set --model.targets.optimizer adam, which has one, or leave the learning rate out."
+                f"`targets.learning_rate={self.learning_rate}` was given, but `targets.optimizer=polyak` has none. Set "
+                "--model.targets.optimizer adam, which has one, or leave the learning rate out."
             )
         if self.optimizer == "polyak" and self.align:
             raise UserError(
