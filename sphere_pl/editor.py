@@ -20,7 +20,7 @@ from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests
-from sphere_pl.editing.prepared import KnownStates, Prepared, states_before_edits
+from sphere_pl.editing.prepared import KnownStates, Prepared, StatePreparation
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.target_settings import TargetSettings
@@ -256,11 +256,11 @@ class SequentialEditor(ScoredModule):
         self.evaluator.chat = loader.chat
         first, loader.failing = self.preparation.first_phrasings(loader, loader.requests), self.failing
         self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
-        weights, searched, self._searched = list(self.weights), self._searched, None
-        self.states, self.diagnosis = states_before_edits(
-            lm, self.model_hash, self.sites, weights, self.method, self.statistics, self.offload, bars,
-            self.prepared, searched,
-        )  # fmt: skip
+        searched, self._searched = self._searched, None
+        preparation = StatePreparation(
+            lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
+        )
+        self.states, self.diagnosis = preparation.find_once(self.model_hash, self.prepared, searched)
         report_statistics(self.diagnosis)
         sample = partial(self.preparation.sample_contexts, self.model_hash, self.prepared)
         self.contexts = self._settled("contexts", sample)

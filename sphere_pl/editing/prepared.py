@@ -32,6 +32,10 @@ class KnownStates(NamedTuple):
     method: Method
     states: list[State]
 
+    def fits(self, sites: Sequence[EditSite], method: Method) -> bool:
+        """Whether they are of these matrices, and of a method of the same class."""
+        return self.layers == [site.layer for site in sites] and type(self.method) is type(method)
+
 
 class Prepared:
     """What runs on one unedited model find out but once: the method's states before any batch, contexts, keys.
@@ -98,60 +102,70 @@ def states_rest_on(model: str, method: Method, settings: StatisticsSettings, sit
     return [model, type(method), arguments, [(site.name, site.stored.device) for site in sites], *needed]
 
 
-@doing("preparing second moments and the method")
-def prepare_states(
-    lm: LanguageModel,
-    sites: Sequence[EditSite],
-    weights: Sequence[Tensor],
-    method: Method,
-    settings: StatisticsSettings,
-    offload: Offload,
-    track: Track,
-    known: KnownStates | None = None,
-    keep: bool = True,
-) -> tuple[MethodStates, dict[str, dict[str, float]]]:
-    """Find out what the method knows of each matrix before the first batch.
+class StatePreparation(NamedTuple):
+    """All that a method's states before the first batch are found from.
 
-    Where the same was prepared before for another regulariser, `known`, it is taken over as far as that goes. What is
-    found is kept on disk beside the second moments, unless `keep` says otherwise.
-
-    Returns:
-        The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
+    Attributes:
+        lm: The unedited language model.
+        sites: The edited matrices, shallow to deep.
+        weights: The same in float32, each `[d_out, d_in]`.
+        method: The method.
+        settings: Where second moments come from.
+        offload: Where states are held.
+        track: Shows progress.
     """
-    moments: dict[str, SecondMoment] = {}
-    if method.needs_second_moment:
-        moments = second_moments(lm, sites, settings, track, offload.home)
-    states, diagnosis = [], {}
-    bar = track(sites, "what the edits keep", len(sites)) if moments else sites
-    fits = known is not None and known.layers == [site.layer for site in sites] and type(known.method) is type(method)
-    for number, site in enumerate(bar):
-        moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
-        placed = None if moment is None else moment.to(site.stored.device)
-        weight = site.read()
-        find = partial(method.initial_state, weight, placed)
-        if known is not None and fits:
-            find = partial(method.state_like, known.states[number], known.method, weight, placed)
-        state = kept_state(method, weight, placed, settings.cache_dir, find) if keep else find()
-        diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
-        states.append(offload.keep(state))
-    return MethodStates(states, weights, offload), diagnosis
 
+    lm: LanguageModel
+    sites: Sequence[EditSite]
+    weights: Sequence[Tensor]
+    method: Method
+    settings: StatisticsSettings
+    offload: Offload
+    track: Track
 
-def states_before_edits(
-    lm: LanguageModel,
-    model_hash: str,
-    sites: Sequence[EditSite],
-    weights: Sequence[Tensor],
-    method: Method,
-    settings: StatisticsSettings,
-    offload: Offload,
-    track: Track,
-    prepared: Prepared | None,
-    known: KnownStates | None,
-) -> tuple[MethodStates, dict[str, dict[str, float]]]:
-    """The same, or what another run in this process has prepared."""
-    prepare = partial(prepare_states, lm, sites, weights, method, settings, offload, track, known)
-    if prepared is None:
-        return prepare()
-    rests_on = [*states_rest_on(model_hash, method, settings, sites), offload.home]
-    return prepared.states(rests_on, method.saved, prepare, lambda kept: MethodStates(kept, weights, offload))
+    @doing("preparing second moments and the method")
+    def find(
+        self, known: KnownStates | None = None, keep: bool = True
+    ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+        """Find out what the method knows of each matrix before the first batch.
+
+        Args:
+            known: What was prepared for another regulariser, which is taken over as far as that goes.
+            keep: Whether what is found is kept on disk beside the second moments.
+
+        Returns:
+            The states, and what can be said about each matrix's statistics, by its name; see `diagnose`.
+        """
+        method, moments = self.method, dict[str, SecondMoment]()
+        if method.needs_second_moment:
+            moments = second_moments(self.lm, self.sites, self.settings, self.track, self.offload.home)
+        states, diagnosis = [], {}
+        bar = self.track(self.sites, "what the edits keep", len(self.sites)) if moments else self.sites
+        for number, site in enumerate(bar):
+            moment, half, tokens = moments.pop(site.name, None) or (None, None, None)
+            state = self._state(number, None if moment is None else moment.to(site.stored.device), known, keep)
+            diagnosis[site.name] = diagnose(state, moment, half, method.null_space_threshold, tokens)
+            states.append(self.offload.keep(state))
+        return MethodStates(states, self.weights, self.offload), diagnosis
+
+    def _state(self, number: int, moment: Tensor | None, known: KnownStates | None, keep: bool) -> State:
+        """The state of one matrix, whose moment lies where the matrix does."""
+        method, weight = self.method, self.sites[number].read()
+        find = partial(method.initial_state, weight, moment)
+        if known is not None and known.fits(self.sites, method):
+            find = partial(method.state_like, known.states[number], known.method, weight, moment)
+        return kept_state(method, weight, moment, self.settings.cache_dir, find) if keep else find()
+
+    def find_once(
+        self, model_hash: str, prepared: Prepared | None, known: KnownStates | None
+    ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+        """The same, or what another run in this process has prepared."""
+        if prepared is None:
+            return self.find(known)
+        rests_on = [*states_rest_on(model_hash, self.method, self.settings, self.sites), self.offload.home]
+        return prepared.states(
+            rests_on,
+            self.method.saved,
+            partial(self.find, known),
+            lambda kept: MethodStates(kept, self.weights, self.offload),
+        )

@@ -15,7 +15,7 @@ from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.preparation import Preparation
-from sphere_pl.editing.prepared import KnownStates, prepare_states
+from sphere_pl.editing.prepared import KnownStates, StatePreparation
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.states import MethodStates, Offload
@@ -194,8 +194,8 @@ class Bench(NamedTuple):
 
     def _prepare(self, sites: Sequence[EditSite], weights: Sequence[Tensor], method: Method) -> MethodStates:
         known = self.kept.prepared
-        more = (self.lm, sites, weights, method, self.statistics, Offload(None), self.track, known)
-        states, _ = prepare_states(*more, keep=False)  # of many candidates one is taken
+        preparation = StatePreparation(self.lm, sites, weights, method, self.statistics, Offload(None), self.track)
+        states, _ = preparation.find(known, keep=False)  # of many candidates one is taken
         self.kept.prepared = KnownStates([site.layer for site in sites], method, list(states))
         return states
 

@@ -71,7 +71,7 @@ def test_a_further_edit_finds_nothing_out_again_and_ends_with_the_weights_of_a_n
     first = session.edit(FACT)
     assert {(each.unedited == each.before) for each in first.answers} == {True}
     with monkeypatch.context() as patch:
-        patch.setattr("sphere_pl.editing.prepared.prepare_states", forbidden)
+        patch.setattr("sphere_pl.editing.prepared.StatePreparation.find", forbidden)
         patch.setattr("sphere_pl.editing.preparation.sample_contexts", forbidden)
         patch.setattr("sphere_pl.serving.session.model_in_memory", forbidden)
         patch.setattr("sphere_pl.commands.fit.open_earlier", forbidden)

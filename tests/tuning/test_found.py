@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sphere_pl.editing.moments import StatisticsSettings
-from sphere_pl.editing.prepared import prepare_states
+from sphere_pl.editing.prepared import StatePreparation
 from sphere_pl.editing.problem import ModelBatch
 from sphere_pl.editing.states import Offload
 from sphere_pl.editing.target_settings import TargetSettings
@@ -149,9 +149,9 @@ def test_the_run_takes_over_the_null_space_that_a_trial_has_found(find, lm, monk
     method = found.method(AlphaEdit())
     sites = lm.sites(found.prepared.layers)
     weights = [site.read() for site in sites]
-    more = (lm, sites, weights, method, find.statistics, Offload(None), untracked)
-    plain, _ = prepare_states(*more)
+    preparation = StatePreparation(lm, sites, weights, method, find.statistics, Offload(None), untracked)
+    plain, _ = preparation.find(keep=False)
     monkeypatch.setattr("sphere_pl.methods.alphaedit.null_space_of_share", lambda *_: pytest.fail("found again"))
-    known, _ = prepare_states(*more, found.prepared)
+    known, _ = preparation.find(found.prepared, keep=False)
     for one, other in zip(plain, known, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
