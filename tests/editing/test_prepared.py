@@ -54,3 +54,21 @@ def test_states_rest_on_the_methods_arguments_and_what_cannot_be_compared_is_lik
     odd = AlphaEdit()
     odd.mask = torch.ones(2)
     assert rests_on(odd) != rests_on(odd)
+
+
+def test_directions_are_found_for_requests_that_are_not_known_and_forgotten_with_them(requests):
+    prepared, asked = Prepared(), []
+
+    def find(some):
+        asked.append([each.case_id for each in some])
+        return torch.tensor([[float(len(each.question))] for each in some])
+
+    first, second, third = requests[:3]
+    assert prepared.directions(["model"], [first, second], find).shape == (2, 1)
+    found = prepared.directions(["model"], [first, second, third], find)
+    assert found.flatten().tolist() == [len(each.question) for each in (first, second, third)]
+    assert asked == [[first.case_id, second.case_id], [third.case_id]]
+    prepared.directions(["model"], [second], find)
+    prepared.directions(["model"], [first, second], find)
+    prepared.directions(["another"], [second], find)
+    assert asked[2:] == [[first.case_id], [second.case_id]]
