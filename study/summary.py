@@ -76,14 +76,12 @@ def _said(results: Sequence[Result], model: str) -> str:
     edits, rows = next(iter(of_model(results, model).items()))
     found = [find(rows, method) for method in ("alphaedit", "memit_seq", "scr_unconfirmed")]
     words = [
-        f"{each.name} {each.held()[0]}, {each.held('written_paraphrase')[0]} and {each.held('neighbor')[0]}"
+        f"{each.name} holds {each.held()[0]}, {each.held('written_paraphrase')[0]} in other words, and leaves "
+        f"{each.held('neighbor')[0]} questions on other things as they were"
         for each in found
         if each is not None and not each.broke
     ]
-    return (
-        f"- **{MODELS[model]}**: of {edits} facts so many hold, hold in other words, and leave another question "
-        f"as it was: {'; '.join(words)}."
-    )
+    return f"- **{MODELS[model]}**, {edits} facts: {'; '.join(words)}."
 
 
 def _retrieval(results: Sequence[Result]) -> str:
