@@ -1,8 +1,8 @@
 """This version beside another one: `python -m benchmarks.speed --against FOLDER [ARGUMENTS OF fit]`.
 
 FOLDER is a checkout or an unpacked wheel of the other version, such as `git worktree add ../old beaf8d7` makes. Both
-run `python -m sphere_pl fit` with the same arguments in fresh processes, taking turns, after one run each that fills the
-caches; ratios are of medians. What each reached stands beside its time: seconds compare only at equal quality.
+run `python -m sphere_pl fit` with the same arguments in fresh processes, taking turns, after one run each that fills
+the caches; ratios are of medians. What each reached stands beside its time: seconds compare only at equal quality.
 """
 
 import argparse
