@@ -110,7 +110,9 @@ class Outcomes:
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:
-        self._given: dict[int, str] = {each["edit"]: each["given"] for each in results.get("failed") or ()}
+        self._given: dict[int, str] = {
+            each["edit"]: each["given"] for each in results.get("failed") or () if "edit" in each
+        }
         self._skipped = {case for each in results.get("skipped") or () for case in each.get("cases", ())}
         self._failed = frozenset(results.get("failed_edits") or ())
         scored = results.get("scored") if results else ()
