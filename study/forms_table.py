@@ -40,7 +40,7 @@ def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     lines = [
         "## Edits that generalize",
         "",
-        f"{forms.FACTS} other CounterFact facts on the default model, the default method and layers, batches of 20. "
+        f"{forms.FACTS} CounterFact facts on the default model, the default method and layers, batches of 20. "
         "Beside its prompt each fact is learnt in the forms named; one paraphrase that was never learnt is asked "
         "(`python -m study.forms`, settings in [study/conf/forms.yaml](../study/conf/forms.yaml)).",
         "",
