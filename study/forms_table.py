@@ -48,8 +48,16 @@ def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
         "|---|---|---|---|---|---|",
         *(_row(name, result, found[USUAL]) for name, result in found.items()),
         "",
+        "A second wording is learnt with `--data.edit_paraphrases 1`, or from the field `wordings` ([Data](data.md)). "
+        f"{_left(found)}",
+        "",
     ]
     return "\n".join(lines)
+
+
+def _left(found: Mapping[str, Any]) -> str:
+    left = [NAMES[name] for name in forms.CELLS if name not in found]
+    return f"Not run: {', '.join(left)}." if left else ""
 
 
 def _row(name: str, result: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
