@@ -55,6 +55,17 @@ def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     return "\n".join(lines)
 
 
+def in_short(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a second wording does, in a line; empty before both were run."""
+    if not {USUAL, "wording"} <= {*found}:
+        return ""
+    usual, worded = (share(found[name]["outcomes"]["written_paraphrase"]) for name in (USUAL, "wording"))
+    return (
+        f"- **Do edits hold in words that were never learnt?** Of {forms.FACTS} facts on the default model "
+        f"{usual.value:.0%}, and {worded.value:.0%} where one other wording was learnt beside the prompt (`--data.edit_paraphrases 1`)."
+    )
+
+
 def _left(found: Mapping[str, Any]) -> str:
     left = [NAMES[name] for name in forms.CELLS if name not in found]
     return f"Not run: {', '.join(left)}." if left else ""
