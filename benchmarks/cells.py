@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sphere_pl.run.checkpoints import checkpoint_paths
+from sphere_pl.run.lock import RunLock
 from sphere_pl.storage.files import write_text
 
 KEPT = ("val/", "batch/", "energy/mean", "energy/change", "projection/", "principal/", "shares/", "target/", "prune/",
@@ -66,6 +67,10 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
         results: The JSON file to write.
         paths: Further arguments that name files of this machine; they are not kept.
         threads: Threads of the process; the machine's default if None.
+
+    Raises:
+        RuntimeError: If the run crashed, or did not start.
+        UserError: If another process is writing in the folder.
     """
     if finished(results):
         return
@@ -81,6 +86,9 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
     failure = done.stderr.strip().splitlines()[-1] if done.returncode else None
     if failure and not (folder / "metrics.csv").exists():
         raise RuntimeError(f"{cell.name} did not start: {failure}")
+    if failure:
+        with RunLock(folder):  # what stands in a folder in which another process writes is no finding of this run
+            pass
     about = {"name": cell.name, "arguments": list(cell.arguments), "failed": failure, "load": load}
     write_text(results, dump(about | read_run(folder) | {"seconds": time.monotonic() - began}))
 

@@ -40,7 +40,7 @@ def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     lines = [
         "## Edits that generalize",
         "",
-        f"{forms.FACTS} other CounterFact facts on the default model, the default method and layers, batches of 20. "
+        f"{forms.FACTS} CounterFact facts on the default model, the default method and layers, batches of 20. "
         "Beside its prompt each fact is learnt in the forms named; one paraphrase that was never learnt is asked "
         "(`python -m study.forms`, settings in [study/conf/forms.yaml](../study/conf/forms.yaml)).",
         "",
@@ -48,8 +48,27 @@ def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
         "|---|---|---|---|---|---|",
         *(_row(name, result, found[USUAL]) for name, result in found.items()),
         "",
+        "A second wording is learnt with `--data.edit_paraphrases 1`, or from the field `wordings` ([Data](data.md)). "
+        f"{_left(found)}",
+        "",
     ]
     return "\n".join(lines)
+
+
+def in_short(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a second wording does, in a line; empty before both were run."""
+    if not {USUAL, "wording"} <= {*found}:
+        return ""
+    usual, worded = (share(found[name]["outcomes"]["written_paraphrase"]) for name in (USUAL, "wording"))
+    return (
+        f"- **Do edits hold in words that were never learnt?** Of {forms.FACTS} facts on the default model "
+        f"{usual.value:.0%}, and {worded.value:.0%} where one other wording was learnt beside the prompt (`--data.edit_paraphrases 1`)."
+    )
+
+
+def _left(found: Mapping[str, Any]) -> str:
+    left = [NAMES[name] for name in forms.CELLS if name not in found]
+    return f"Not run: {', '.join(left)}." if left else ""
 
 
 def _row(name: str, result: Mapping[str, Any], usual: Mapping[str, Any]) -> str:

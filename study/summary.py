@@ -17,7 +17,7 @@ from study.comparison import MODELS, RUN, Result, find, of_model, read_all, sphe
 from study.confirmation import confirmation_table
 from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
-from study.forms_table import forms_section
+from study.forms_table import forms_section, in_short, read_forms
 from study.page import compared
 from study.recommendation import longer, recommendation, told_apart
 from study.runs import Run, load
@@ -65,6 +65,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "pairs": "\n".join(sphere_table(results)),
         "capacity_words": capacity_words(held),
         "capacity": capacity_table(list(held.items())),
+        "unseen": in_short(read_forms()),
         "forms": forms_section(),
         **_left(results),
     }

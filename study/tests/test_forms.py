@@ -8,7 +8,7 @@ import pytest
 from sphere_pl.errors import UserError
 from sphere_pl.text.version import __version__
 from study import forms
-from study.forms_table import NAMES, forms_section, read_forms
+from study.forms_table import NAMES, forms_section, in_short, read_forms
 from study.marks import settings_digest
 
 RECORD = {
@@ -58,10 +58,13 @@ def result(name, signs, **more):
 def test_every_form_is_compared_with_the_default_on_the_same_facts():
     found = {"contexts2": result("contexts2", "+" * 10 + "-" * 30), "wording": result("wording", "+" * 40)}
     text = forms_section(found)
-    usual, wording = text.splitlines()[-2:]
+    usual, wording = [line for line in text.splitlines() if line.startswith("| two c") or line.startswith("| a second")]
+    assert "Not run: two forms of a question, the chat form, no contexts, all of these." in text
     assert usual == "| two contexts, the default | 0.25 ± 0.07 | 0.25 ± 0.07 |  | 0.25 ± 0.07 | 0.25 |"
     assert "| 1.00 ± 0.00 | **+0.75 ± 0.07**, p < 0.001 |" in wording
     assert forms_section({}) == ""
+    assert "25%, and 100% where one other wording" in in_short(found)
+    assert in_short({}) == ""
 
 
 def test_a_cell_of_other_settings_is_refused_by_name(tmp_path):

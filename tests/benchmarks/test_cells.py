@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks import cells
 from benchmarks.cells import STOPPED, Cell, collect, columns, dump, finished, left_over, read_run, run_cell
+from sphere_pl.errors import UserError
+from sphere_pl.run.lock import RunLock
 
 METRICS = """step,edits,energy/mean,time/seconds,val/efficacy,wandb,spearman/val/efficacy
 0,10,0.5,2.25,,,
@@ -89,6 +91,13 @@ def test_a_run_that_crashes_or_never_starts_is_an_error(folder, tmp_path, monkey
     monkeypatch.setattr(subprocess, "run", fake_process(2, "error: no such file"))
     with pytest.raises(RuntimeError, match="did not start: error: no such file"):
         run_cell(Cell("one", (), 20), folder, tmp_path / "one.json", [])
+
+
+def test_a_folder_in_which_another_process_writes_is_no_finding(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", fake_process(2, "error: Another process is editing"))
+    with RunLock(folder), pytest.raises(UserError, match="Another process"):
+        run_cell(Cell("one", (), 20), folder, tmp_path / "one.json", [])
+    assert not (tmp_path / "one.json").exists()
 
 
 def test_a_finished_cell_is_not_run_again(folder, tmp_path, monkeypatch):
