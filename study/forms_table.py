@@ -62,7 +62,8 @@ def in_short(found: Mapping[str, Mapping[str, Any]]) -> str:
     usual, worded = (share(found[name]["outcomes"]["written_paraphrase"]) for name in (USUAL, "wording"))
     return (
         f"- **Do edits hold in words that were never learnt?** Of {forms.FACTS} facts on the default model "
-        f"{usual.value:.0%}, and {worded.value:.0%} where one other wording was learnt beside the prompt (`--data.edit_paraphrases 1`)."
+        f"{usual.value:.0%}, and {worded.value:.0%} where one other wording was learnt beside the prompt "
+        "(`--data.edit_paraphrases 1`)."
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,45 @@ from sphere_pl.model.known import config_folder
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.version import __version__
 
+# Settings that change neither edits nor scores.
+FREE = (("model", "evaluation", "keep_unedited"),)
+
 
 def settings_digest(arguments: Sequence[str]) -> str:
-    """A digest of what the configuration files of a cell hold; their comments do not count.
+    """A digest of what the configuration files of a cell say together; what a later file replaces does not count.
 
     Files of this folder are named from the top of the checkout.
     """
     words = resolve_group_files(["fit", *arguments])
     named = [Path(word.removeprefix("--config=")) for word in words if word.startswith("--config=")]
-    files = [config_folder() / "default.yaml", *named]
-    held = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
+    said: dict[str, Any] = {}
+    for file in [config_folder() / "default.yaml", *named]:
+        said = merged(said, yaml.safe_load(file.read_text(encoding="utf-8")))
+    for *path, last in FREE:
+        section = said
+        for name in path:
+            section = section.get(name, {})
+        section.pop(last, None)
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def merged(first: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those of the second over those of the first; lists that are added to (`name+`) grow.
+
+    Example:
+        >>> merged({"a": {"b": 1, "c": 2}, "d+": [1]}, {"a": {"b": 3}, "d+": [2]})
+        {'a': {'b': 3, 'c': 2}, 'd+': [1, 2]}
+    """
+    found = dict(first)
+    for name, value in then.items():
+        known = found.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            found[name] = merged(known, value)
+        elif name.endswith("+") and isinstance(known, list):
+            found[name] = [*known, *value]
+        else:
+            found[name] = value
+    return found
 
 
 def keep_result(results: Path, scratch: Path, cell: Cell, version: int, folder: Path) -> None:

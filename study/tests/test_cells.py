@@ -24,7 +24,7 @@ def test_no_two_cells_have_one_name():
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_cells_named_default_have_the_default_runs_settings():
+def test_the_cells_named_default_have_the_default_runs_settings_but_adams_steps():
     wanted = yaml.safe_load((ROOT / "conf" / "model" / "embedded.yaml").read_text())["model"]
     del wanted["name"], wanted["statistics"]  # which the cells do not name: the model's file is read before theirs
     study = yaml.safe_load((ROOT / conf("base")).read_text())["model"]
@@ -36,6 +36,8 @@ def test_the_cells_named_default_have_the_default_runs_settings():
             place = place[step]
         place[last] = yaml.safe_load(value)
     assert study["targets"].pop("anchor") is wanted["targets"].pop("anchor", False)
+    assert (study["targets"].pop("optimizer"), study["targets"].pop("learning_rate")) == ("adam", 0.5)
+    assert wanted["targets"].pop("optimizer") == "polyak"  # which the default model has had since
     assert {name: study[name] for name in wanted} == wanted
 
 
