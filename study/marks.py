@@ -68,7 +68,8 @@ def keep_result(results: Path, scratch: Path, cell: Cell, version: int, folder: 
         folder: The run folder.
     """
     found = json.loads(scratch.read_text(encoding="utf-8"))
-    marks = {**_marks(cell, version), "fingerprint": read_log(folder).header.fingerprint}
+    name = Path(found.get("model", "")).name  # not where this machine keeps it
+    marks = {**_marks(cell, version), "fingerprint": read_log(folder).header.fingerprint, "model": name}
     write_text(results, dump({**found, **marks, "outcomes": _outcomes(folder)}))
     scratch.unlink()
 
