@@ -8,6 +8,7 @@ file, a model at a time.
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def first_run(model: str, data: str, limit: int, more: list[str]) -> dict[str, A
         subprocess.run([sys.executable, "-m", "sphere_pl", "fit", *arguments], check=True)
         seconds = time.monotonic() - began
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        settings = (folder / "config.yaml").read_text(encoding="utf-8")
+        settings = without_folders((folder / "config.yaml").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
         "seconds_per_edit": results["seconds_per_edit"],
@@ -51,6 +52,16 @@ def first_run(model: str, data: str, limit: int, more: list[str]) -> dict[str, A
         "after": results["after"],
         "settings": settings,
     }
+
+
+def without_folders(settings: str) -> str:
+    """Settings with the last names of paths alone: where they lie on one machine says nothing on another.
+
+    Example:
+        >>> without_folders('path: "/data/sets/facts.json"')
+        'path: "facts.json"'
+    """
+    return re.sub(r'"/[^"\n]*/([^"/\n]*)"', r'"\1"', settings)
 
 
 def reached(run: dict[str, Any]) -> tuple[float, ...]:

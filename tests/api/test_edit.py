@@ -231,7 +231,8 @@ GOOD = {"prompt": "The capital of France is", "subject": "France", "target": "Ly
             r"facts\[0\] has no subject \(1 of 1 edits\): AlphaEdit",
         ),
         ([{**GOOD, "subject": "Italy"}], r"facts\[0\]: the prompt .* does not contain the subject"),
-        ([GOOD, {**GOOD, "targets": "x"}], r"facts\[1\]: the field 'targets' is unknown"),
+        ([GOOD, {**GOOD, "tragets": "x"}], r"facts\[1\]: the field 'tragets' is unknown"),
+        ([GOOD, {**GOOD, "targets": "x"}], r"facts\[1\]: the field 'target' is given twice, once as 'targets'"),
         ([{**GOOD, "target": True}], r"facts\[0\]: the field 'target' is bool"),
     ],
 )

@@ -146,6 +146,7 @@ def base(tmp_path_factory, tiny_lm):
         "fit", f"--model.name={folder / 'model'}", "--model.layers=[1,2]", "--model.dtype=float32",
         "--model.method.init_args.null_space_threshold=10.0", f"--model.statistics.corpus={folder / 'corpus.txt'}",
         "--model.statistics.tokens=10", f"--model.statistics.cache_dir={folder / 'cache'}", "--model.contexts=1",
+        "--model.evaluation.keep_unedited=false",  # each run is to come to every stage
         "--model.targets.steps=2", "--model.targets.anchor=true", "--model.evaluation.perplexity_tokens=64",
         "--model.evaluation.protocols=[teacher_forced]", "--model.evaluation.cases=1",
         "--data.name=counterfact", f"--data.path={folder / 'facts.json'}", "--data.batch_size=1",
