@@ -23,13 +23,15 @@ from sphere_pl.text.numbers import change
 HERE = Path(__file__).parent
 PAGES = (HERE.parent / "README.md", *sorted((HERE.parent / "docs").glob("*.md")))
 SCORES = ("efficacy", "generalization", "neighborhood_agreement")
+LEFT_OUT = ("by probability", "in chat form")  # rows of the run's table that the first screen has no room for
 
 
 def default_run(summary: dict[str, Any]) -> str:
-    """What the run prints."""
+    """What the run prints, shortened."""
     text = io.StringIO()
     show(summary["results"], Path("runs/<time>-SmolLM2-135M-Instruct"), Console(file=text, width=100))
-    return "```\n" + "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n```"
+    lines = [line.rstrip() for line in text.getvalue().splitlines() if not any(each in line for each in LEFT_OUT)]
+    return "```\n" + "\n".join(lines) + "\n```"
 
 
 def checks(summary: dict[str, Any]) -> str:
