@@ -120,14 +120,19 @@ def _edit_further(
     model = deepcopy(session.model) if copy else session.model
     with borrowed(model), unedited(model, session):
         before = None if asked.run_dir is None else session.asked.run_dir
-        return model, _edit_held(model, session.tokenizer, given, asked, before)
+        return model, _edit_held(model, session.tokenizer, given, asked, before, session.name)
 
 
 def _edit_held(
-    model: PreTrainedModel, tokenizer: Any, given: Given, asked: Asked, before: str | Path | None = None
+    model: PreTrainedModel,
+    tokenizer: Any,
+    given: Given,
+    asked: Asked,
+    before: str | Path | None = None,
+    name: str | None = None,
 ) -> EditReport:
     """Edit a model that is in memory, in place."""
-    name, settings = held_name(model), asked.settings
+    name, settings = name or held_name(model), asked.settings
     architecture = settings.get("model.architecture") if isinstance(settings, Mapping) else None
     held = given._replace(held=model_in_memory(name, model, tokenizer, architecture))
     decided = {"model.name": name, "model.dtype": str(model.dtype).removeprefix("torch.")}

@@ -111,4 +111,6 @@ def _session(cli: GivenFit, asked: Asked) -> Session:
     lm = editor.language_model
     sums = stored_sums(lm.model, kept.unedited)
     requests = editor.requests[: editor.edits_seen]
-    return Session(lm.model, lm.tokenizer, asked, kept.unedited, sums, kept.weights, kept.kept, requests)
+    return Session(
+        lm.model, lm.tokenizer, asked, kept.unedited, sums, kept.weights, kept.kept, requests, cli.model.name
+    )

@@ -27,6 +27,7 @@ class Session(NamedTuple):
         weights: The float32 matrices that editing continues with, `[d_out, d_in]`, by name.
         kept: Random states, callbacks' states and the memory of earlier keys; see `Handover`.
         requests: The edits, in their order.
+        name: The model's name in the first call, by which settings of its own are known.
     """
 
     model: PreTrainedModel
@@ -37,6 +38,7 @@ class Session(NamedTuple):
     weights: dict[str, Tensor]
     kept: dict[str, Any]
     requests: list[EditRequest]
+    name: str
 
     @property
     def earlier(self) -> Earlier:

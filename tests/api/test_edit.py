@@ -376,6 +376,15 @@ def test_two_facts_in_the_default_model(capsys):
     assert report.failed == ()
 
 
+def test_a_model_that_was_named_keeps_its_name_and_so_its_settings_when_it_is_edited_further(
+    model_folder, facts, settings
+):
+    _, report = edit(str(model_folder), facts=facts[:2], settings=settings)
+    report.session.model.config._name_or_path = "elsewhere"
+    _, further = edit(report, facts[2:])
+    assert further.results["model"] == str(model_folder)
+
+
 def test_a_report_is_continued_with_the_weights_of_one_call(model_folder, facts, settings, tmp_path):
     settings |= NULL_SPACE
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
