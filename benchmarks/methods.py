@@ -41,7 +41,10 @@ SHARED = (
     "--model.evaluation.protocols=[teacher_forced]",
     "--model.evaluation.cases=0",
 )
-TARGETS = ("--model.targets.steps=15", "--model.targets.stop_loss=0.3")
+TARGETS = (
+    "--model.targets.optimizer=adam", "--model.targets.learning_rate=0.5", "--model.targets.steps=15",
+    "--model.targets.stop_loss=0.3",
+)  # fmt: skip
 WITHOUT_TARGETS = {"FT", "FT-L", "LocFT-BF", "UltraEdit"}
 # The table was taken so, as the default run's targets were then; ROME's are the paper's.
 ANCHORED = ("--model.targets.anchor=true",)

@@ -277,7 +277,8 @@ class SequentialEditor(ScoredModule):
             self.evaluator.plan(self.requests, inherited)
             self._resume()
         else:
-            self.scores.measure_unedited(lm, self.requests, bars, inherited, self._unedited_file(inherited))
+            agree = self.trainer.strategy.broadcast
+            self.scores.measure_unedited(lm, self.requests, bars, inherited, self._unedited_file(inherited), agree)
             if self.earlier is not None:
                 self._continue(self.earlier)
 

@@ -4,7 +4,6 @@ A null space takes longer to find than to read. Files are addressed by all that 
 arguments and its code, the second moment, the weight and the kind of device.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from sphere_pl import methods
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method, State
 from sphere_pl.model.embedded import cache_folder
+from sphere_pl.storage.addresses import address_of, digest_of_sources
 from sphere_pl.storage.checkpoint_file import tensor_digest
 from sphere_pl.storage.files import write_atomically
 
@@ -31,7 +31,8 @@ def kept_state(
 ) -> State:
     """A method's state before the first batch, from disk where the same was found before.
 
-    Only methods of this package that need a second moment are kept: what another package's code rests on is not known.
+    Only methods of this package that need a second moment are kept, if their arguments can be compared: what another
+    package's code rests on is not known.
     A folder that cannot be read or written is said and changes nothing.
 
     Args:
@@ -41,9 +42,19 @@ def kept_state(
         cache_dir: Where to keep states; the user's cache folder if None.
         find: Finds it, as `method.initial_state` does.
     """
-    if moment is None or not type(method).__module__.startswith(f"{methods.__name__}."):
+    arguments = arguments_of(method)
+    if moment is None or arguments is None or not type(method).__module__.startswith(f"{methods.__name__}."):
         return find()
-    path = cache_folder(cache_dir) / "states" / f"{_identity(method, weight, moment)}.safetensors"
+    about = {
+        "method": f"{type(method).__module__}.{type(method).__qualname__}",
+        "arguments": arguments,
+        "code": digest_of_sources(Path(methods.__path__[0])),
+        "moment": tensor_digest(moment.cpu()),
+        "weight": tensor_digest(weight.detach().cpu()),
+        "device": weight.device.type,
+        "torch": torch.__version__,
+    }
+    path = cache_folder(cache_dir) / "states" / f"{address_of(about)}.safetensors"
     found = _read(path, weight.device)
     if found is None:
         found = {name: _laid_out_alike(each) for name, each in find().items()}
@@ -61,27 +72,6 @@ def arguments_of(method: Method) -> dict[str, Any] | None:
     """
     plain = {name: sorted(value) if isinstance(value, frozenset) else value for name, value in vars(method).items()}
     return plain if all(isinstance(value, str | int | float | list | None) for value in plain.values()) else None
-
-
-def _identity(method: Method, weight: Tensor, moment: Tensor) -> str:
-    about = {
-        "method": f"{type(method).__module__}.{type(method).__qualname__}",
-        "arguments": arguments_of(method),
-        "code": _code(),
-        "moment": tensor_digest(moment.cpu()),
-        "weight": tensor_digest(weight.detach().cpu()),
-        "device": weight.device.type,
-        "torch": torch.__version__,
-    }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _code() -> str:
-    """A hash of the methods' source: another version of them finds other states."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(methods.__path__[0]).glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path, device: torch.device) -> State | None:

@@ -31,6 +31,7 @@ from sphere_pl.model.generation import sample_texts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode, micro_batches, pad
 from sphere_pl.progress import Track
+from sphere_pl.storage.addresses import address_of
 from sphere_pl.storage.checkpoint_file import tensor_digest
 from sphere_pl.storage.files import write_atomically
 
@@ -416,8 +417,7 @@ def _identity(model: str, corpus: str, site: EditSite, settings: StatisticsSetti
 
 
 def _path(identity: dict[str, str], settings: StatisticsSettings) -> Path:
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-    return cache_folder(settings.cache_dir) / "second_moments" / f"{name}.safetensors"
+    return cache_folder(settings.cache_dir) / "second_moments" / f"{address_of(identity)}.safetensors"
 
 
 def _save(moment: SecondMoment, identity: dict[str, str], path: Path) -> None:

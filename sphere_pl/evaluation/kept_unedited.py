@@ -24,6 +24,7 @@ from sphere_pl.evaluation.scored import from_plain, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.storage.addresses import address_of, digest_of_sources
 from sphere_pl.storage.files import write_text
 
 log = logging.getLogger(__name__)
@@ -62,12 +63,11 @@ def unedited_file(
         "settings": asdict(settings),
         "texts": [_content(path) for path in (settings.text, settings.references)],
         "chat": list(chat),
-        "code": _hash_of_code(),
+        "code": digest_of_sources(Path(sphere_pl.__path__[0])),
         "device": lm.device.type,
         "torch": torch.__version__,
     }
-    name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return cache_folder(cache_dir) / "unedited" / f"{name}.json"
+    return cache_folder(cache_dir) / "unedited" / f"{address_of(about)}.json"
 
 
 def read_measured(path: Path) -> Measured | None:
@@ -96,21 +96,11 @@ def keep_measured(measured: Measured, path: Path) -> None:
 
 
 def _hash_of_tokenizer(tokenizer: Any) -> str:
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    tokens = backend.to_str() if hasattr(backend, "to_str") else json.dumps(sorted(tokenizer.get_vocab().items()))
     rest = (type(tokenizer).__name__, tokenizer.chat_template, tokenizer.special_tokens_map)
-    return hashlib.sha256(f"{rest}{tokens}".encode()).hexdigest()
+    return hashlib.sha256(f"{rest}{tokenizer.backend_tokenizer.to_str()}".encode()).hexdigest()
 
 
 def _content(path: str | None) -> str | None:
     """The hash of a file, or the name of what is none."""
     file = None if path is None else Path(path).expanduser()
     return path if file is None or not file.is_file() else hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _hash_of_code() -> str:
-    """A hash of this package's source: another version may ask and score in another way."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(sphere_pl.__path__[0]).rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -1,13 +1,13 @@
 """What a run has measured so far, from the unedited model to the last validation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.evaluation.cases import Failures, look_at_failures
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.kept_unedited import keep_measured, read_measured
+from sphere_pl.evaluation.kept_unedited import Measured, keep_measured, read_measured
 from sphere_pl.evaluation.made_neighbors import MadeNeighbor
 from sphere_pl.evaluation.outcomes import Cause, Learned, ask_targets
 from sphere_pl.evaluation.sample import ScoringBatch
@@ -58,6 +58,7 @@ class RunScores:
         track: Track,
         inherited: int = 0,
         path: Path | None = None,
+        agree: Callable[[Measured | None], Measured | None] = lambda known: known,
     ) -> None:
         """Score the unedited model on all requests that will be scored, and keep its answers.
 
@@ -67,9 +68,10 @@ class RunScores:
             track: Shows progress.
             inherited: How many of them, the first, an earlier run has edited.
             path: Where the same may have been kept by another run, and is kept for the next; nowhere if None.
+            agree: Gives every process what the first one knows: where one asks all must, since scores are summed.
         """
         self.evaluator.plan(requests, inherited)
-        known = None if path is None else read_measured(path)
+        known = agree(None if path is None else read_measured(path))
         if known is None:
             known = self.evaluator.measure_unedited(lm, requests, track, inherited), self.evaluator.made
             if path is not None:

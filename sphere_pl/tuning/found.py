@@ -1,7 +1,6 @@
 """Settings for a model that has none: found once, checked on a few built-in facts, and kept."""
 
 import copy
-import hashlib
 import json
 import logging
 import time
@@ -22,6 +21,7 @@ from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
+from sphere_pl.storage.addresses import address_of
 from sphere_pl.storage.files import write_text
 from sphere_pl.tuning.rules import layer_at, layers_by_depth, moved
 from sphere_pl.tuning.trial import Bench, Outcome
@@ -203,8 +203,7 @@ def _candidates(n_layers: int, editable: Sequence[int], fixed_rate: bool, open_w
 
 def _kept_at(lm: LanguageModel, settings: AutoSettings, asked: dict[str, Any]) -> Path:
     """The file for a model and what is asked of it; another model of the same name has another."""
-    identity = json.dumps({"format": _FORMAT, "model": fingerprint(lm), **asked}, sort_keys=True)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    name = address_of({"format": _FORMAT, "model": fingerprint(lm), **asked})
     return cache_folder(settings.cache_dir) / "settings" / f"{name}.json"
 
 

@@ -52,6 +52,12 @@ def test_a_method_of_another_package_is_found_each_time(state):
     assert not state.folder.exists()
 
 
+def test_methods_whose_arguments_cannot_be_compared_share_no_state(state):
+    odd = AlphaEdit()
+    odd.mask = torch.ones(2)
+    assert [state(odd)[1], state(odd)[1]] == [1, 1]
+
+
 def test_a_damaged_file_is_said_and_found_again(state, caplog):
     whole, _ = state()
     (path,) = state.folder.iterdir()

@@ -39,6 +39,15 @@ def test_a_second_run_reads_what_the_first_has_asked(tiny_lm, requests, path_of,
     assert again.evaluator.requests == asked
 
 
+def test_a_process_asks_where_the_first_one_does_whatever_it_has_kept_itself(tiny_lm, requests, path_of, monkeypatch):
+    measured(tiny_lm(), requests, path_of())
+    asked, measure = [], Evaluator.measure_unedited
+    monkeypatch.setattr(Evaluator, "measure_unedited", lambda *args: (asked.append(1), measure(*args))[1])
+    scores = RunScores(Evaluator(SETTINGS))
+    scores.measure_unedited(tiny_lm(), requests, untracked, path=path_of(), agree=lambda _: None)
+    assert asked == [1]
+
+
 def test_another_model_tokenizer_fact_setting_or_form_is_another_file(tiny_lm, requests, path_of):
     other_config, other_tokens = tiny_lm(), tiny_lm()
     other_config.model.config.rope_theta = 7.0
