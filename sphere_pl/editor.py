@@ -18,6 +18,7 @@ from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
+from sphere_pl.editing.layouts import FrozenLayouts
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests
 from sphere_pl.editing.prepared import KnownStates, Prepared, StatePreparation
@@ -177,6 +178,10 @@ class SequentialEditor(ScoredModule):
     def configure_optimizers(self) -> LayerwiseEdit:
         """One parameter group for each edited matrix, under its Hugging Face name."""
         return layer_walk(self.sites, self.weights)
+
+    def configure_callbacks(self) -> FrozenLayouts:
+        """What every run needs around it."""
+        return FrozenLayouts()
 
     def refresh_model(self) -> None:
         """Copy every edited matrix into the language model."""

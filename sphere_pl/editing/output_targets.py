@@ -20,7 +20,7 @@ from sphere_pl.editing.representations import capture_output
 from sphere_pl.editing.target_rows import Rows, kl_rows, rewrite_rows
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Objective, Pass, Targets, alignment_of, minimize, one_pass
-from sphere_pl.model.attention import gradient_attention
+from sphere_pl.model.attention import gradient_attention, packs
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
 
@@ -49,7 +49,7 @@ def optimize_outputs(
     most, entry = settings.tokens_at_once, sites[0].layer - 1
     groups = rewrite_rows(lm, requests, contexts, entry, most, joint)
     kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), entry, most) if settings.kl_weight else []
-    plain = [one_pass(lm, [rows]) for rows in groups]
+    plain = [one_pass(lm, [rows], packs(lm)) for rows in groups]
     width, device = groups[0].hidden.shape[-1], groups[0].hidden.device
     blank = torch.zeros(int(joint.shift[-1]) + 1, len(sites), width, device=device)
     outputs, _ = _reached(lm, sites, groups, plain, blank, joint)

@@ -12,7 +12,6 @@ The targets are those of the literal procedure, request by request, up to roundi
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -26,7 +25,6 @@ from sphere_pl.editing.target_rows import Rows, kl_rows, rewrite_rows, select, s
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.walks import AdamWalk, PolyakWalk
 from sphere_pl.model.attention import gradient_attention, packs
-from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import BlockCalls, LanguageModel
 from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.model.tokens import LOGITS_AT_ONCE
@@ -148,11 +146,6 @@ def minimize(
     objective: "Objective", base: Tensor, settings: TargetSettings, alignment: Alignment | None = None
 ) -> Targets:
     """Walk with all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
-    with laid_out(objective.lm, objective.layer + 1):
-        return _minimize(objective, base, settings, alignment)
-
-
-def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings, alignment: Alignment | None) -> Targets:
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
     walk = AdamWalk(base, settings) if settings.by_adam else PolyakWalk(base, settings.stop_loss)
@@ -164,13 +157,14 @@ def _minimize(objective: "Objective", base: Tensor, settings: TargetSettings, al
     for step in range(int(budget.max())):
         last: Tensor = torch.eq(budget, step + 1)
         with torch.set_grad_enabled(not bool(last[active].all())):  # nothing is done with the last gradient
-            total, nll, gradient = objective(walk.shift)
+            total, nll, find_gradient = objective(walk.shift)
         done = active & ((total < settings.stop_loss) | last)
         found[done], loss[done], steps[done] = walk.shift.detach()[done], total[done], step
         likelihood[done[of]] = nll[done[of]]
         active &= ~done
         if not active.any():
             break
+        gradient = find_gradient()
         if done.any():
             objective.keep(active)
         if alignment is not None:
@@ -193,40 +187,37 @@ class Objective:
         settings: TargetSettings,
         joint: Joint,
     ) -> None:
-        self.lm, self.layer, self.joint = lm, layer, joint
+        self.lm, self.layer, self.joint, self._packs = lm, layer, joint, packs(lm)
         self.base_norm, self.width, self.settings = base.norm(dim=1), base.shape[1], settings
         self.groups = groups + [rows._replace(reference=self._reference(rows)) for rows in kl_groups]
-        self.passes = _passes(lm, self.groups, settings.tokens_at_once)
+        self.passes = self._filled()
 
     @torch.no_grad()
     def _reference(self, rows: Rows) -> Tensor:
         """Log-probabilities at the predicted places without the shift, `[t, vocabulary]`."""
-        only = one_pass(self.lm, [rows])
+        only = one_pass(self.lm, [rows], self._packs)
         states = self.states(only, only.hidden.new_zeros(int(rows.owner.max()) + 1, self.width))
         return torch.log_softmax(self.lm.logits(states), dim=-1)
 
-    def __call__(self, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, shift: Tensor) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         """Evaluate all active shifts.
 
         Returns:
             Loss of the phrasing of each shift that is worst off `[G]`, the likelihood part of each request `[N]`, and
-            the gradient of the sum of the requests' losses `[G, d]`. Entries of shifts that have left are meaningless
-            (losses) or zero (gradient of the likelihood).
+            what finds the gradient of the sum of the requests' losses `[G, d]`, to be called once where it is wanted.
+            Entries of shifts that have left are meaningless (losses) or zero (gradient of the likelihood).
         """
         decay = self.settings.decay(shift, self.base_norm)
-        recorded = decay.requires_grad
-        gradient = torch.autograd.grad(decay.sum(), shift)[0] if recorded else torch.zeros_like(shift)
+        gradient = _Gradient(shift, decay)
         nll, divergence = shift.new_zeros(len(self.joint.request)), shift.new_zeros(len(shift))
         for each in self.passes:
-            states = self.states(each, shift)
-            cut = len(each.labels)
-            losses, pull = self._by_parts(states[:cut], partial(_negative_log_likelihood, each))
-            nll.index_add_(0, each.predicted[:cut], losses.to(nll.device))
-            losses, drag = self._by_parts(states[cut:], partial(_divergence, each))
-            divergence.index_add_(0, each.predicted[cut:], losses.to(nll.device) * self.settings.kl_weight)
-            if recorded:
-                pull = torch.cat([pull, drag * self.settings.kl_weight])
-                gradient += torch.autograd.grad(states, shift, pull)[0]
+            gradient.go_on()
+            states, cut = self.states(each, shift), len(each.labels)
+            losses, pull = self._by_parts(states, each)
+            gradient.add(states, pull)
+            losses = losses.to(nll.device)
+            nll.index_add_(0, each.predicted[:cut], losses[:cut])
+            divergence.index_add_(0, each.predicted[cut:], losses[cut:])
         nll = nll / nll.new_tensor(self.joint.weights)
         return self.joint.worst(nll) + divergence + decay.detach(), self.joint.per_request(nll), gradient
 
@@ -239,7 +230,7 @@ class Objective:
             hidden = self.lm.run(hidden, each.calls, self.layer + 1, self.lm.n_layers)
         return hidden.flatten(0, 1).index_select(0, each.where.to(hidden.device))
 
-    def _by_parts(self, states: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+    def _by_parts(self, states: Tensor, each: Pass) -> tuple[Tensor, Tensor]:
         """Loss of each predicted place `[t]`, and the gradient of their sum at the states `[t, d]`.
 
         Logits are large: few rows of them exist at a time, and their part of the gradient is taken at once.
@@ -250,44 +241,74 @@ class Objective:
         for start in range(0, len(states), size):
             some = slice(start, start + size)
             leaf = states[some].detach().requires_grad_(states.requires_grad)
-            each = loss(torch.log_softmax(self.lm.logits(leaf), dim=-1), some)
-            losses[some] = each.detach().to(losses.device)
-            if each.requires_grad:
-                pull[some] = torch.autograd.grad(each.sum(), leaf)[0]
+            found = _losses(each, torch.log_softmax(self.lm.logits(leaf), dim=-1), start, self.settings.kl_weight)
+            losses[some] = found.detach().to(losses.device)
+            if found.requires_grad:
+                pull[some] = torch.autograd.grad(found.sum(), leaf)[0]
         return losses, pull
 
     def keep(self, active: Tensor) -> None:
         """Drop the rows of requests that have left the batch."""
         self.groups = [select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
-        self.passes = _passes(self.lm, self.groups, self.settings.tokens_at_once)
+        self.passes = self._filled()
+
+    def _filled(self) -> list[Pass]:
+        """Forward passes filled with groups; a model that does not take packed rows has a pass for each group."""
+        filled: list[list[Rows]] = []
+        room = 0
+        for rows in self.groups:
+            size = rows.ids.numel()
+            if not filled or size > room or not self._packs:
+                filled.append([])
+                room = self.settings.tokens_at_once
+            filled[-1].append(rows)
+            room -= size
+        return [one_pass(self.lm, each, self._packs) for each in filled]
 
 
-def _negative_log_likelihood(each: Pass, logp: Tensor, some: slice) -> Tensor:
-    labels, weights = each.labels[some].to(logp.device), each.weights[some].to(logp.device)
-    return -logp.gather(1, labels[:, None]).squeeze(1) * weights
+class _Gradient:
+    """The gradient of a sum of losses, `[G, d]`; that of the last pass is found when it is asked for.
+
+    Where every shift stops nobody asks. What the passes before it keep for their gradients is let go one by one.
+
+    Args:
+        shift: What all is differentiated by.
+        decay: The part of the losses that no pass is needed for, `[G]`.
+    """
+
+    def __init__(self, shift: Tensor, decay: Tensor) -> None:
+        self._shift = shift
+        self._sum = torch.autograd.grad(decay.sum(), shift)[0] if decay.requires_grad else torch.zeros_like(shift)
+        self._open: tuple[Tensor, Tensor] | None = None
+
+    def add(self, states: Tensor, pull: Tensor) -> None:
+        """Add what states `[t, d]` have with a gradient `pull` of their own."""
+        self._open = (states, pull) if states.requires_grad else None
+
+    def go_on(self) -> None:
+        """Make room for the next pass."""
+        if self._open is not None:
+            states, pull = self._open
+            self._open = None
+            self._sum += torch.autograd.grad(states, self._shift, pull)[0]
+
+    def __call__(self) -> Tensor:
+        """All of it."""
+        self.go_on()
+        return self._sum
 
 
-def _divergence(each: Pass, logp: Tensor, some: slice) -> Tensor:
-    """KL(shifted || unshifted)."""
-    return (logp.exp() * (logp - each.reference[some])).sum(1)
+def _losses(each: Pass, logp: Tensor, start: int, kl_weight: float) -> Tensor:
+    """Of the predicted places from `start` on: negative log-likelihoods of labels, then KL(shifted || unshifted)."""
+    stop, cut = start + len(logp), len(each.labels)
+    labels, weights = (part[start:stop].to(logp.device) for part in (each.labels, each.weights))
+    likelihood = -logp[: len(labels)].gather(1, labels[:, None]).squeeze(1) * weights
+    watched, reference = logp[len(labels) :], each.reference[max(0, start - cut) : max(0, stop - cut)]
+    return torch.cat([likelihood, (watched.exp() * (watched - reference)).sum(1) * kl_weight])
 
 
-def _passes(lm: LanguageModel, groups: list[Rows], max_tokens: int) -> list[Pass]:
-    """Fill forward passes with groups; a model that does not take packed rows has a pass for each group."""
-    filled: list[list[Rows]] = []
-    room = 0
-    for rows in groups:
-        size = rows.ids.numel()
-        if not filled or size > room or not packs(lm):
-            filled.append([])
-            room = max_tokens
-        filled[-1].append(rows)
-        room -= size
-    return [one_pass(lm, each) for each in filled]
-
-
-def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
-    """One forward pass through some groups, those compared with a reference last."""
+def one_pass(lm: LanguageModel, groups: list[Rows], packed: bool) -> Pass:
+    """One forward pass through some groups, those compared with a reference last; one group if not `packed`."""
     starts = [0, *accumulate(rows.ids.numel() for rows in groups)]
     subjects, where = [], []
     for start, rows in zip(starts, groups, strict=False):
@@ -295,7 +316,7 @@ def one_pass(lm: LanguageModel, groups: list[Rows]) -> Pass:
         subjects.append(start + columns * torch.arange(len(rows.ids), device=rows.ids.device) + rows.subject)
         where.append(start + columns * rows.where[0] + rows.where[1])
     hidden, calls = groups[0].hidden, groups[0].calls
-    if packs(lm):
+    if packed:
         hidden = torch.cat([rows.hidden.flatten(0, 1) for rows in groups])[None]
         calls = pack_calls(lm, [Suffixes(rows.ids, rows.positions, rows.prefix, rows.calls) for rows in groups])
     asked = [rows for rows in groups if rows.reference is None]

@@ -5,7 +5,7 @@ larger the share of time. Here it is done once for as long as the weights stay a
 to the bit: only when the layout is made has changed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeGuard, cast
@@ -21,17 +21,23 @@ _CPU = torch.device("cpu")
 
 
 @contextmanager
-def laid_out(lm: LanguageModel, first_block: int) -> Iterator[None]:
-    """Lay out the linear maps from block `first_block` on; they must not change meanwhile.
+def laid_out(lm: LanguageModel, edited: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Lay out the linear maps of the head and of all blocks, but for those `edited`.
 
-    What does not fit into a tenth of the free memory, or is not bfloat16 on a CPU, is left as it is. So is the head: to
-    lay it out takes as long as it saves in twenty evaluations.
+    What does not fit into a tenth of the free memory, or is not bfloat16 on a CPU, is left as it is. A weight that is
+    changed all the same, in place or by another in its place, is used as it is from then on; changes in place through
+    `weight.data` go unseen.
+
+    Args:
+        lm: The language model.
+        edited: Modules whose weights will change.
     """
-    blocks = [lm.block(layer) for layer in range(first_block, lm.n_layers)]
-    chosen = _fitting(blocks, SHARE * free_memory(_CPU)) if _knows_layouts() else []
+    head = cast(nn.Module, lm.model.get_output_embeddings())
+    owners = [head, *(lm.block(layer) for layer in reversed(range(lm.n_layers)))]
+    chosen = _fitting(owners, edited, SHARE * free_memory(_CPU)) if _knows_layouts() else []
     try:
         for module in chosen:
-            module.forward = partial(_product, module, *_layouts(module.weight))  # type: ignore[method-assign]
+            module.forward = partial(_product, module, _LaidOut(module.weight))  # type: ignore[method-assign]
         yield
     finally:
         for module in chosen:  # all of them, should memory have run out on the way
@@ -49,12 +55,12 @@ def _knows_layouts() -> bool:
     )
 
 
-def _fitting(owners: Sequence[nn.Module], room: float) -> list[nn.Linear]:
+def _fitting(owners: Sequence[nn.Module], edited: Collection[nn.Module], room: float) -> list[nn.Linear]:
     """The linear maps in some modules whose weights, twice, fit into so many bytes together, in order."""
     found: list[nn.Linear] = []
     for owner in owners:
         for module in owner.modules():
-            if _plain(module):
+            if _plain(module) and not any(module is each for each in edited):
                 room -= 2 * module.weight.nbytes
                 if room < 0:
                     return found
@@ -67,34 +73,66 @@ def _plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
-    return weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.requires_grad
+    frozen = not any(each.requires_grad for each in module.parameters())
+    # Changes of inference tensors are not counted.
+    return frozen and weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and not weight.is_inference()
+
+
+class _LaidOut:
+    """A weight's layouts: for products forwards now, backwards when a gradient first asks for it.
+
+    Args:
+        weight: Shape `[d_out, d_in]`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight, self._seen = weight, _state(weight)
+        self._forwards, self._backwards = _reordered(weight), cast(Tensor | None, None)
+
+    def still(self, weight: Tensor) -> bool:
+        """Whether this is the weight that was laid out, unchanged and frozen."""
+        return weight is self._weight and not weight.requires_grad and _state(weight) == self._seen
+
+    def times(self, states: Tensor, bias: Tensor | None) -> Tensor:
+        """`states @ weight.T + bias`."""
+        return _times(states, self._forwards, bias)
+
+    def times_transposed(self, gradient: Tensor) -> Tensor:
+        """`gradient @ weight`."""
+        if self._backwards is None:
+            self._backwards = _reordered(self._weight.T.contiguous())
+        return _times(gradient, self._backwards, None)
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    """What changes with a weight: how often it was written to, and where it lies."""
+    return weight._version, weight.data_ptr()
 
 
 @torch.no_grad()
-def _layouts(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight laid out for products forwards and backwards."""
-    reorder = torch.ops.mkldnn._reorder_linear_weight
-    return reorder(weight, None), reorder(weight.T.contiguous(), None)
+def _reordered(weight: Tensor) -> Tensor:
+    return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, None))
 
 
-def _product(module: nn.Linear, forwards: Tensor, backwards: Tensor, states: Tensor) -> Tensor:
+def _product(module: nn.Linear, layouts: _LaidOut, states: Tensor) -> Tensor:
     """What the module returns."""
-    if states.dtype != torch.bfloat16:  # autocast, or a module that computes in another type: let PyTorch refuse it
+    # Autocast, or a module that computes in another type: let PyTorch refuse it.
+    if states.dtype != torch.bfloat16 or not layouts.still(module.weight):
         return nn.functional.linear(states, module.weight, module.bias)
-    return cast(Tensor, _Product.apply(states, forwards, backwards, module.bias))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Product.apply(states, layouts, module.bias))  # type: ignore[no-untyped-call]
 
 
 class _Product(torch.autograd.Function):
     """`states @ weight.T + bias` with a gradient for the states alone."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, forwards: Tensor, backwards: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.backwards = backwards
-        return _times(states, forwards, bias)
+    def forward(ctx: Any, states: Tensor, layouts: _LaidOut, bias: Tensor | None) -> Tensor:
+        ctx.layouts = layouts
+        return layouts.times(states, bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _times(gradients[0], ctx.backwards, None), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.layouts.times_transposed(gradients[0]), None, None
 
 
 def _times(states: Tensor, layout: Tensor, bias: Tensor | None) -> Tensor:

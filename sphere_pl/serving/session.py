@@ -95,7 +95,7 @@ class EditingSession:
         # What the run of the last edit left for the next one; None if that is to be read from its folder.
         self._kept: dict[str, Any] | None = None
         self._weights: dict[str, Tensor] = {}
-        self._layouts = ExitStack()  # of blocks that no edit changes: laid out once, not for every edit
+        self._layouts = ExitStack()  # of matrices that no edit changes
         if states.current is not None:
             self._settle(states.current)
 
@@ -337,7 +337,7 @@ class EditingSession:
         run = SavedRun.open(folder)
         if self._base is None:
             self._base = BaseModel(self.lm, run.history.header.layers)
-            self._layouts.enter_context(laid_out(self.lm, max(run.history.header.layers) + 1))
+            self._layouts.enter_context(laid_out(self.lm, [site.module for site in self._base.sites]))
         names = [site.name for site in self._base.sites]
         unedited, weights = _copies(self.lm, names), run.weights(self._base)
         self._base.write(weights)
