@@ -96,7 +96,7 @@ def profiled(batch: int = 10, model: str = DEFAULT, steps: int | None = None) ->
     """
     problem, states = _problem(batch, model)
     settings = whole_run.SETTINGS if steps is None else replace(whole_run.SETTINGS, steps=steps)
-    with mock.patch.object(whole_run, "SETTINGS", settings):
+    with mock.patch.object(whole_run, "SETTINGS", settings), whole_run.frozen(problem):
         whole_run.edit(problem, states)
         whole = seconds(lambda: whole_run.edit(problem, states))
         moved: Counter[str] = Counter()
@@ -131,7 +131,7 @@ def _marked(lm: LanguageModel, moved: Counter[str]) -> Iterator[None]:
         (LanguageModel, "logits", VOCABULARY),
         *((targets, name, PACKING) for name in ("one_pass", "select")),
         (target_rows, "pad", PACKING),
-        (laid_out, "_layouts", PACKING),
+        (laid_out, "_reordered", PACKING),
         (LanguageModel, "block_calls", PACKING),
         *((walk, "step", OPTIMIZER) for walk in (walks.AdamWalk, walks.PolyakWalk)),
         *((AlphaEdit, name, SOLVE) for name in ("update", "remember")),

@@ -7,6 +7,7 @@ are left out of both.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, cast
 
 import lightning as L
@@ -33,6 +34,7 @@ from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.model.families import EditSite
+from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import Dtype
 from sphere_pl.model.tokens import MOST_TOKENS
@@ -73,7 +75,8 @@ def whole_run(edits: int = 10, batch: int = 10, repeats: int = 1, model: str = D
 def step(batch: int = 100, repeats: int = 3, model: str = DEFAULT) -> Measurement:
     """Seconds per edit of one batch, ours alone, against `ASKED`; null spaces are found before."""
     problem, states = _warm(batch, model)
-    times = sorted(seconds(lambda: edit(problem, states)) for _ in range(repeats))
+    with frozen(problem):
+        times = sorted(seconds(lambda: edit(problem, states)) for _ in range(repeats))
     each = times[repeats // 2] / batch
     name = titled(f"one batch of {batch} with {len(problem.contexts)} contexts, by {ASKED} s an edit", model)
     return Measurement(name, ASKED / each, 1, None, each, device_name())
@@ -82,7 +85,7 @@ def step(batch: int = 100, repeats: int = 3, model: str = DEFAULT) -> Measuremen
 def profile_step(batch: int = 100, model: str = DEFAULT) -> str:
     """Where the time of one batch goes, operator by operator."""
     problem, states = _warm(batch, model)
-    with profile(acc_events=True) as seen:
+    with frozen(problem), profile(acc_events=True) as seen:
         edit(problem, states)
     by = "self_cpu_time_total" if default_device().type == "cpu" else "self_device_time_total"
     return str(seen.key_averages().table(sort_by=by, row_limit=20))
@@ -133,7 +136,13 @@ def prepare(problem: _Problem) -> list[State]:
 
 def ours(problem: _Problem) -> list[Tensor]:
     """What a run does from the null spaces on."""
-    return edit(problem, prepare(problem))
+    with frozen(problem):
+        return edit(problem, prepare(problem))
+
+
+def frozen(problem: _Problem) -> AbstractContextManager[None]:
+    """All that no edit changes laid out, once a run."""
+    return laid_out(problem.lm, [site.module for site in problem.lm.sites(LAYERS)])
 
 
 def edit(problem: _Problem, states: Sequence[State]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.representations import capture_output
-from sphere_pl.editing.target_rows import Rows, kl_rows, rewrite_rows
+from sphere_pl.editing.target_rows import Rows, target_rows
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Objective, Pass, Targets, alignment_of, minimize, one_pass
 from sphere_pl.model.attention import gradient_attention, packs
@@ -46,9 +46,8 @@ def optimize_outputs(
         keys: Of the phrasings, `[P, d_in]`, where `settings.align` asks for them.
     """
     joint = joint or Joint.separate(len(requests))
-    most, entry = settings.tokens_at_once, sites[0].layer - 1
-    groups = rewrite_rows(lm, requests, contexts, entry, most, joint)
-    kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), entry, most) if settings.kl_weight else []
+    entry = sites[0].layer - 1
+    groups, kl_groups = target_rows(lm, requests, contexts, entry, settings, joint)
     plain = [one_pass(lm, [rows], packs(lm)) for rows in groups]
     width, device = groups[0].hidden.shape[-1], groups[0].hidden.device
     blank = torch.zeros(int(joint.shift[-1]) + 1, len(sites), width, device=device)

@@ -6,6 +6,7 @@ the columns from the subject on.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.model.beginnings import Beginnings
 from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel
 from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, micro_batches, pad, tokenize
@@ -57,28 +59,38 @@ class Rows(NamedTuple):
     reference: Tensor | None = None
 
 
-def rewrite_rows(
+def target_rows(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
     layer: int,
-    max_tokens: int,
+    settings: TargetSettings,
     joint: Joint,
-) -> list[Rows]:
-    """Rows "context + question + target", every target token weighted 1 / (contexts * tokens of the target).
+) -> tuple[list[Rows], list[Rows]]:
+    """Rows "context + question + target", and those that watch the divergence; these are none where it has no weight.
 
-    The phrasings of one request share the weight that it has.
+    Every target token weighs 1 / (contexts * tokens of the target); the phrasings of one request share the weight that
+    it has. The divergence is taken at the subject of "{subject} is a", as in MEMIT's code.
     """
+    most, n = settings.tokens_at_once, len(contexts)
     prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
-    # The last target token is predicted, never read.
-    lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in tokens]
-    before = _beginnings(lm, tokens, max_tokens)
-    found = [
-        _build(lm, tokens, rows, before, [divmod(i, len(contexts)) for i in rows], len(contexts), layer)
-        for rows in micro_batches(lengths, max_tokens)
-    ]
-    return [_assigned(rows, joint) for rows in found]
+    watched = _watched(lm, joint.first_of_each_shift(requests)) if settings.kl_weight else []
+    together = [*tokens, *watched]
+    before = Beginnings(lm, [entry.ids[: _cut(lm, entry)] for entry in together], most)
+    origin = [*(divmod(i, n) for i in range(len(tokens))), *((i, 0) for i in range(len(watched)))]
+    # The last token is predicted, never read.
+    lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in together]
+    build = partial(_build, lm, together, before=before, origin=origin, n_contexts=n, layer=layer)
+    found = [build(rows) for rows in micro_batches(lengths[: len(tokens)], most)]
+    beside = [build([len(tokens) + i for i in rows]) for rows in micro_batches(lengths[len(tokens) :], most // 16)]
+    return [_assigned(rows, joint) for rows in found], beside
+
+
+def _watched(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[Tokens]:
+    """What the divergence is taken at: a prompt of each subject, cut behind it."""
+    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
+    return [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
 
 
 def _assigned(rows: Rows, joint: Joint) -> Rows:
@@ -88,25 +100,9 @@ def _assigned(rows: Rows, joint: Joint) -> Rows:
     return rows._replace(owner=joint.shift_of_phrasing[asked].to(device), weights=rows.weights * weights)
 
 
-def kl_rows(lm: LanguageModel, requests: Sequence[EditRequest], layer: int, max_tokens: int) -> list[Rows]:
-    """Rows "{subject} is a", cut at the subject: the divergence is taken there, as in MEMIT's code."""
-    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
-    cut = [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
-    before = _beginnings(lm, cut, max_tokens)
-    return [
-        _build(lm, cut, rows, before, [(i, 0) for i in rows], 1, layer)
-        for rows in micro_batches([len(entry.ids) - 1 - _cut(lm, entry) for entry in cut], max_tokens // 16)
-    ]
-
-
 def _cut(lm: LanguageModel, tokens: Tokens) -> int:
     """How many tokens run once, as a prefix: those before the subject's last, if they leave keys and values."""
     return 0 if lm.recurrent else tokens.subject_last
-
-
-def _beginnings(lm: LanguageModel, tokens: Sequence[Tokens], max_tokens: int) -> Beginnings:
-    """The columns before the subject's last token, which no shift reaches."""
-    return Beginnings(lm, [entry.ids[: _cut(lm, entry)] for entry in tokens], max_tokens)
 
 
 @torch.no_grad()
@@ -114,14 +110,15 @@ def _build(
     lm: LanguageModel,
     prompts: Sequence[Tokens],
     chosen: Sequence[int],
+    *,
     before: Beginnings,
-    origin: list[tuple[int, int]],
+    origin: Sequence[tuple[int, int]],
     n_contexts: int,
     layer: int,
 ) -> Rows:
     """Run the suffixes of the chosen prompts up to the target block, after what they begin with.
 
-    `origin` holds the phrasing and the context of each row.
+    `origin` holds the phrasing, or the shift, and the context of each prompt.
     """
     device = lm.device
     tokens = [prompts[row] for row in chosen]
@@ -141,11 +138,11 @@ def _build(
     labels = [label for entry in tokens for label in entry.target]
     device = hidden.device
     weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
-    asked = torch.tensor([phrasing for phrasing, _ in origin], device=device)
+    asked = torch.tensor([origin[row][0] for row in chosen], device=device)
     return Rows(
         asked,
         asked,
-        torch.tensor([context == 0 for _, context in origin], device=device),
+        torch.tensor([origin[row][1] == 0 for row in chosen], device=device),
         ids.to(device),
         mask.to(device),
         positions.to(device),

@@ -21,7 +21,7 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.alignment import Alignment
 from sphere_pl.editing.asked import Joint
-from sphere_pl.editing.target_rows import Rows, kl_rows, rewrite_rows, select, subject_states
+from sphere_pl.editing.target_rows import Rows, select, subject_states, target_rows
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.walks import AdamWalk, PolyakWalk
 from sphere_pl.model.attention import gradient_attention, packs
@@ -127,9 +127,8 @@ def optimize_targets(
         joint: Which phrasings are of one request, and which requests share a shift; none if None.
         keys: Of the phrasings, `[P, d_in]`, where `settings.align` asks for them.
     """
-    joint, most = joint or Joint.separate(len(requests)), settings.tokens_at_once
-    groups = rewrite_rows(lm, requests, contexts, layer, most, joint)
-    kl_groups = kl_rows(lm, joint.first_of_each_shift(requests), layer, most) if settings.kl_weight else []
+    joint = joint or Joint.separate(len(requests))
+    groups, kl_groups = target_rows(lm, requests, contexts, layer, settings, joint)
     base = joint.per_shift(joint.per_request(subject_states(groups, len(requests))))  # [G, d]
     objective = Objective(lm, layer, groups, kl_groups, base, settings, joint)
     return minimize(objective, base, settings, alignment_of(keys, settings, joint)).of_requests(joint)

@@ -13,8 +13,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, run_prefix
-from sphere_pl.model.prefix_tree import WIDTH, PrefixTree, batch_trees, prefix_trees
+from sphere_pl.model.prefix_tree import PrefixTree, batch_trees, prefix_trees
 from sphere_pl.model.tokens import micro_batches, pad
+
+_WIDTH = 256  # tokens in a row: those of a batch of ten are mostly one
 
 
 class Beginnings:
@@ -38,7 +40,7 @@ class Beginnings:
         if self._shared:
             numbers = [number for number, row in enumerate(rows) if row]
             # Where passes have room for one row only, rows are to be run alone, and share nothing.
-            trees = prefix_trees([rows[number] for number in numbers], min(WIDTH, max_tokens))
+            trees = prefix_trees([rows[number] for number in numbers], min(_WIDTH, max_tokens))
             self._run(trees, numbers, max_tokens)
 
     @torch.no_grad()

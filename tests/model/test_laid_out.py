@@ -24,26 +24,50 @@ def run(lm):
 def test_outputs_and_gradients_are_the_same_to_the_bit_and_nothing_stays_behind(tiny_lm, family):
     lm = tiny_lm(family, dtype=torch.bfloat16)
     plain = run(lm)
-    with laid_out(lm, 1):
+    edited = [site.module for site in lm.sites([0])]
+    with laid_out(lm, edited):
         changed = [each for each in lm.model.modules() if "forward" in vars(each)]
-        assert bool(changed) == (family != "gpt2")  # whose maps are of another class
-        assert not any(each in list(lm.block(0).modules()) for each in changed)
+        in_blocks = [each for each in changed if each is not lm.model.get_output_embeddings()]
+        assert len(in_blocks) == len(changed) - 1
+        assert bool(in_blocks) == (family != "gpt2")  # whose maps in blocks are of another class
+        assert not any(each is other for each in changed for other in edited)
         found = run(lm)
     assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
     assert not any("forward" in vars(each) for each in lm.model.modules())
 
 
 @LINEAR
-def test_only_what_fits_is_copied(tiny_lm, monkeypatch):
+@pytest.mark.parametrize("how", ["in place", "another one", "to be trained"])
+def test_a_weight_that_is_changed_all_the_same_counts_as_it_is(tiny_lm, how):
     lm = tiny_lm(dtype=torch.bfloat16)
-    some = 2.5 * lm.block(1).self_attn.q_proj.weight.nbytes  # the first map, twice, and not the next ones
+    changing = lm.block(1).self_attn.q_proj
+    with laid_out(lm):
+        before = run(lm)
+        if how == "in place":
+            changing.weight.mul_(2.0)
+        elif how == "another one":
+            changing.weight = torch.nn.Parameter(2 * changing.weight.detach(), requires_grad=False)
+        else:
+            changing.weight.requires_grad_(True)
+        found = run(lm)
+        if how == "to be trained":
+            assert changing(torch.ones(1, changing.in_features, dtype=torch.bfloat16)).requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(found, run(lm), strict=True))
+    assert torch.equal(found[0], before[0]) == (how == "to be trained")
+
+
+@LINEAR
+def test_only_what_fits_is_copied_what_gradients_go_through_first(tiny_lm, monkeypatch):
+    lm = tiny_lm(dtype=torch.bfloat16)
+    head, last = lm.model.get_output_embeddings(), lm.block(lm.n_layers - 1).self_attn.q_proj
+    some = 2 * head.weight.nbytes + 2.5 * last.weight.nbytes  # these two, twice, and not the next ones
     monkeypatch.setattr(module, "free_memory", lambda device: some / module.SHARE)
-    with laid_out(lm, 1):
+    with laid_out(lm):
         changed = [each for each in lm.model.modules() if "forward" in vars(each)]
-    assert changed == [lm.block(1).self_attn.q_proj]
+    assert {id(each) for each in changed} == {id(head), id(last)}
 
 
 def test_other_types_are_left_as_they_are(tiny_lm):
     lm = tiny_lm()
-    with laid_out(lm, 0):
+    with laid_out(lm):
         assert not any("forward" in vars(each) for each in lm.model.modules())
