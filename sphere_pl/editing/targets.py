@@ -240,10 +240,11 @@ class Objective:
         for start in range(0, len(states), size):
             some = slice(start, start + size)
             leaf = states[some].detach().requires_grad_(states.requires_grad)
-            found = _losses(each, torch.log_softmax(self.lm.logits(leaf), dim=-1), start, self.settings.kl_weight)
-            losses[some] = found.detach().to(losses.device)
-            if found.requires_grad:
-                pull[some] = torch.autograd.grad(found.sum(), leaf)[0]
+            logits = self.lm.logits(leaf)
+            found, of_logits = _losses(each, logits.detach(), start, self.settings.kl_weight)
+            losses[some] = found.to(losses.device)
+            if logits.requires_grad:
+                pull[some] = torch.autograd.grad(logits, leaf, of_logits)[0]
         return losses, pull
 
     def keep(self, active: Tensor) -> None:
@@ -297,13 +298,26 @@ class _Gradient:
         return self._sum
 
 
-def _losses(each: Pass, logp: Tensor, start: int, kl_weight: float) -> Tensor:
-    """Of the predicted places from `start` on: negative log-likelihoods of labels, then KL(shifted || unshifted)."""
-    stop, cut = start + len(logp), len(each.labels)
-    labels, weights = (part[start:stop].to(logp.device) for part in (each.labels, each.weights))
+def _losses(each: Pass, logits: Tensor, start: int, kl_weight: float) -> tuple[Tensor, Tensor]:
+    """Of the predicted places from `start` on: negative log-likelihoods of labels, then KL(shifted || unshifted).
+
+    The gradient is written out: logits are large, and every operation that autograd takes for it goes through them.
+
+    Returns:
+        Losses `[t]`, and the gradient of their sum at the logits `[t, vocabulary]`.
+    """
+    stop, cut = start + len(logits), len(each.labels)
+    labels, weights = (part[start:stop].to(logits.device) for part in (each.labels, each.weights))
+    reference = each.reference[max(0, start - cut) : max(0, stop - cut)]
+    logp = torch.log_softmax(logits, dim=-1)
+    gradient = logp.exp()
+    asked, watched = gradient[: len(labels)], gradient[len(labels) :]
     likelihood = -logp[: len(labels)].gather(1, labels[:, None]).squeeze(1) * weights
-    watched, reference = logp[len(labels) :], each.reference[max(0, start - cut) : max(0, stop - cut)]
-    return torch.cat([likelihood, (watched.exp() * (watched - reference)).sum(1) * kl_weight])
+    asked.mul_(weights[:, None]).scatter_add_(1, labels[:, None], -weights[:, None])
+    excess = logp[len(labels) :].sub_(reference)
+    divergence = torch.linalg.vecdot(watched, excess)
+    watched.mul_(excess.sub_(divergence[:, None])).mul_(kl_weight)
+    return torch.cat([likelihood, divergence * kl_weight]), gradient
 
 
 def one_pass(lm: LanguageModel, groups: list[Rows], packed: bool) -> Pass:

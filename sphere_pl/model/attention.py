@@ -126,15 +126,17 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, groups: Sequence[Packed], factor: float) -> Tensor:
         """From queries, keys and values `[heads, tokens, size]` the result, `[tokens, heads, value size]`."""
         ctx.groups, ctx.factor = groups, factor
-        parts = zip(*(_of_groups(each, 1, groups) for each in (query, key, value)), groups, strict=True)
-        ctx.attended = [_attended(q, k, v, group, factor) for q, k, v, group in parts]
+        parts = zip(
+            *(_of_groups(each, 1, groups) for each in (query.float() * factor, key, value)), groups, strict=True
+        )
+        ctx.attended = [_attended(*part) for part in parts]
         return torch.cat([_result(each) for each in ctx.attended]).to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values; masks, and what is cached, are constants."""
-        pulls = _of_groups(gradient, 0, ctx.groups)
+        pulls = _of_groups(gradient.float(), 0, ctx.groups)
         found = [_gradients(each, pull, ctx.factor) for each, pull in zip(ctx.attended, pulls, strict=True)]
         return *(torch.cat(parts, dim=1).to(gradient.dtype) for parts in zip(*found, strict=True)), None, None
 
@@ -144,12 +146,12 @@ def _of_groups(packed: Tensor, dim: int, groups: Sequence[Packed]) -> Sequence[T
     return [packed] if len(groups) == 1 else packed.split([group.rows * group.columns for group in groups], dim)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, group: Packed, factor: float) -> _Attended:
-    """What the queries `[heads, rows * columns, size]` of a group weigh."""
+def _attended(query: Tensor, key: Tensor, value: Tensor, group: Packed) -> _Attended:
+    """What the queries `[heads, rows * columns, size]` of a group, float32 and times the factor, weigh."""
     rows, columns, heads = group.rows, group.columns, len(key)
     sizes = rows, heads, len(query) // heads, columns
-    of_rows = query.reshape(heads, sizes[2], rows, columns, -1).permute(2, 0, 1, 3, 4)
-    scaled = (of_rows.float() * factor).reshape(rows * heads, sizes[2] * columns, -1)
+    of_rows = query.view(heads, sizes[2], rows, columns, -1).permute(2, 0, 1, 3, 4)
+    scaled = of_rows.reshape(rows * heads, sizes[2] * columns, -1)
     keys, values = _joined(group.keys, key, rows), _joined(group.values, value, rows)
     scores = torch.bmm(scaled, keys.transpose(1, 2)).view(*sizes, -1)
     weights = scores.add_(group.mask.unsqueeze(2)).softmax(-1).view(rows * heads, sizes[2] * columns, -1)
@@ -172,7 +174,7 @@ def _result(each: _Attended) -> Tensor:
 def _gradients(each: _Attended, gradient: Tensor, factor: float) -> tuple[Tensor, Tensor, Tensor]:
     """Those of queries, own keys and own values `[heads, rows * keys, size]`, from that of the result."""
     rows, heads, shared, columns = each.sizes
-    pull = gradient.view(rows, columns, heads, shared, -1).permute(0, 2, 3, 1, 4).float()
+    pull = gradient.view(rows, columns, heads, shared, -1).permute(0, 2, 3, 1, 4)
     pull = pull.reshape(rows * heads, shared * columns, -1)
     of_scores = torch.bmm(pull, each.values.transpose(1, 2))
     of_scores = torch._softmax_backward_data(of_scores, each.weights, -1, torch.float32)
