@@ -1,12 +1,13 @@
 """Batched targets against the literal procedure: one request at a time, full forwards, full logits."""
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from sphere_pl.editing.target_settings import TargetSettings
-from sphere_pl.editing.targets import optimize_targets
+from sphere_pl.editing.targets import Pass, _losses, optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
 
@@ -154,3 +155,23 @@ def test_anchoring_keeps_the_direction_and_sets_the_norm(tiny_lm, requests):
     torch.testing.assert_close(anchored.values.norm(dim=1), norms)
     torch.testing.assert_close(torch.cosine_similarity(anchored.values, found.values), torch.ones(4))
     assert anchored.probability is found.probability
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_the_gradient_at_the_logits_is_that_of_the_losses(start):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    reference = torch.log_softmax(torch.randn(2, 7, generator=generator, dtype=torch.float64), dim=1)
+    blank = torch.zeros(0, dtype=torch.long)
+    labels, weights = torch.tensor([1, 6, 0]), torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)
+    some = Pass(cast(Any, None), blank, blank, blank, blank, blank, labels, weights, reference)
+    leaf = logits[start:].clone().requires_grad_()
+    logp = torch.log_softmax(leaf, dim=1)
+    asked = max(0, 3 - start)
+    expected = [-logp[row, labels[start + row]] * weights[start + row] for row in range(asked)]
+    for row in range(asked, 5 - start):
+        other = reference[start + row - 3]
+        expected.append(0.3 * (logp[row].exp() * (logp[row] - other)).sum())
+    losses, gradient = _losses(some, logits[start:].clone(), start, 0.3)
+    torch.testing.assert_close(losses, torch.stack(expected).detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(expected).sum(), leaf)[0])
