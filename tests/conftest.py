@@ -1,5 +1,6 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
+import gc
 import json
 import os
 import subprocess
@@ -43,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
     os.environ.setdefault("WANDB__SERVICE_WAIT", "300")  # after its own 30 seconds a run has no log, on a busy machine
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let no search for rubbish go through the packages again: a tenth of the tests' time was that."""
+    gc.collect()
+    gc.freeze()
 
 
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
