@@ -26,6 +26,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel
 from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.evaluated_weights import evaluated_weights
+from sphere_pl.run.frozen_layouts import FrozenLayouts
 from sphere_pl.run.handover import Handover
 from sphere_pl.run.loggers import MetricsFile
 from sphere_pl.run.preflight import MemoryPreflight
@@ -124,7 +125,7 @@ class GivenFit(EditingCLI):
             return trainer
         self._results, self._handover = Results(), InMemory(None)
         after = [self._results, self._handover, self._get(self.config_init, "abilities")]
-        own = [MemoryPreflight(), TargetTable(None), *after]
+        own = [MemoryPreflight(), FrozenLayouts(), TargetTable(None), *after]
         self.trainer_defaults["callbacks"] = [*self.progress(), *own]
         self.read_inputs()
         self.find_settings()

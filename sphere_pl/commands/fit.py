@@ -48,6 +48,7 @@ from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.drift import Drift
 from sphere_pl.run.edit_log import EditLog
 from sphere_pl.run.folder import prepare_run_folder
+from sphere_pl.run.frozen_layouts import FrozenLayouts
 from sphere_pl.run.handover import Handover
 from sphere_pl.run.live import LiveReport
 from sphere_pl.run.lock import RunLock
@@ -264,6 +265,7 @@ class EditingCLI(LightningCLI):
         return [
             *self.progress(),
             MemoryPreflight(),
+            FrozenLayouts(),
             LiveReport(run_dir),
             EditLog(run_dir, kept, gigabytes),
             TargetTable(run_dir),
