@@ -82,6 +82,7 @@ def look(
     learned = [each for each in known_of if each is not None]
     if len(learned) < len(requests):
         learned = ask_targets(lm, requests)
+        evaluator.learned |= dict(zip(places, learned, strict=True))
     held = sum(each.right for each in learned)
     values, settings = targets
     unconverged = None if values is None else int(values.unconverged(settings).sum())
