@@ -52,6 +52,7 @@ class TargetTable(EditorCallback):
         self._written: dict[int, str] = {}  # causes, by place
         self._restored = self._begun = False
         self._waiting: tuple[int, ...] = ()  # places of the last batch, until they have been asked
+        self._versions: list[int] = []  # of the weights that it has left
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -83,14 +84,15 @@ class TargetTable(EditorCallback):
             first = self._rows[: -len(rows)]
             kept = torch.cat([first[~torch.isin(first[:, 0], rows[:, 0])], rows])
             self._rows, self._begun = kept[kept[:, 0].argsort()], False
-        self._waiting = tuple(places)
+        self._waiting, self._versions = tuple(places), self._current()
         if not (self._measured and validation_follows(trainer, batch_idx)):
             self._settle()
 
     @override
     def on_validation_epoch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
-        """Take what the validation has found of the batch before it."""
-        self._settle()
+        """Take what the validation has found of the batch before it, unless it was on other weights."""
+        if self._versions == self._current():
+            self._settle()
 
     @override
     def on_train_batch_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
@@ -107,6 +109,10 @@ class TargetTable(EditorCallback):
         """Whether edits are asked: something is to be measured, and on the weights that are being edited."""
         trainer = self.editor.trainer
         return bool(trainer.enable_validation) and not callbacks_of(trainer, SpectrumRestraint)
+
+    def _current(self) -> list[int]:
+        """How often each weight has been written: a callback may put others in their place for a validation."""
+        return [weight._version for weight in self.editor.weights]
 
     def _settle(self) -> None:
         """Complete and write the rows that wait."""
@@ -125,7 +131,7 @@ class TargetTable(EditorCallback):
     def _learned(self, places: Sequence[int]) -> dict[int, Learned]:
         """How the requests of the last batch stand on the edited model: asked unless that has been done."""
         editor, known = self.editor, self.editor.evaluator.learned
-        if any(place not in known for place in places):
+        if self._versions != self._current() or any(place not in known for place in places):
             editor.refresh_model()
             editor.scores.ask_batch(editor.language_model, [editor.requests[place] for place in places], places)
         return {place: known[place] for place in places}

@@ -128,6 +128,26 @@ def test_a_batch_whose_validation_does_not_come_is_asked_before_the_next_one(edi
     assert (tmp_path / "targets.csv").read_text() == expected
 
 
+def test_a_validation_on_other_weights_is_not_taken_for_the_edited_model(edit, tmp_path):
+    class Swap(L.Callback):
+        def on_validation_start(self, trainer, pl_module):
+            self.kept = [weight.detach().clone() for weight in pl_module.weights]
+            with torch.no_grad():
+                for weight in pl_module.weights:
+                    weight.zero_()
+
+        def on_validation_epoch_end(self, trainer, pl_module):
+            with torch.no_grad():
+                for weight, kept in zip(pl_module.weights, self.kept, strict=True):
+                    weight.copy_(kept)
+
+    edit(AlphaEdit(ridge=1.0, null_space_threshold=10.0), val_check_interval=2)
+    expected = [row["edited_probability"] for row in numbers(tmp_path)]
+    edit(AlphaEdit(ridge=1.0, null_space_threshold=10.0), val_check_interval=1, callbacks=[Swap()])
+    found = [row["edited_probability"] for row in numbers(tmp_path)]
+    assert [float(each) for each in found] == pytest.approx([float(each) for each in expected], rel=1e-4)
+
+
 def test_a_checkpoint_between_a_batch_and_its_validation_holds_whole_rows(edit, tmp_path):
     states = []
 
