@@ -327,7 +327,7 @@ class SequentialEditor(ScoredModule):
     @doing("looking at the first batch")
     def _look_at_first(self, batch: EditBatch) -> None:
         targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self._norms())
-        before = self.scores.before
+        before = self.scores.unedited_opening
         seen = look(self.language_model, batch.requests, batch.places, targets, norms, self.evaluator, before)
         limits = self.guard.settings
         wrecks = seen.wrecks(limits.max_perplexity_ratio, limits.max_norm_ratio)

@@ -1,5 +1,6 @@
 """Tiny language models of every family, built in memory; nothing is downloaded."""
 
+import gc
 import json
 import os
 import subprocess
@@ -43,6 +44,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
     os.environ.setdefault("WANDB__SERVICE_WAIT", "300")  # after its own 30 seconds a run has no log, on a busy machine
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave the half million objects of the packages out of every search for rubbish: some tests ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}

@@ -42,6 +42,11 @@ METHODS = {
 }
 
 
+# These tests are about what is edited; free answers, which took half of their time, have tests of their own.
+LITTLE = EvaluationSettings(perplexity_tokens=64, protocols=["teacher_forced"], cases=0, facts=0)
+WHOLE = EvaluationSettings(perplexity_tokens=64)
+
+
 @pytest.fixture(params=METHODS)
 def each(request):
     """Every method."""
@@ -56,7 +61,7 @@ def build(tiny_lm, tmp_path):
 
     def build(
         model_type="llama", method=None, layers=(1, 2), dtype=torch.float32, anchor=False, contexts=2,
-        tokenizer="byte_level", **kwargs
+        tokenizer="byte_level", evaluation=LITTLE, **kwargs
     ):  # fmt: skip
         statistics = StatisticsSettings(corpus=str(corpus), tokens=20, cache_dir=str(tmp_path / "cache"))
         settings = TargetSettings(
@@ -68,7 +73,7 @@ def build(tiny_lm, tmp_path):
             name="tiny",
             targets=settings,
             statistics=statistics,
-            evaluation=EvaluationSettings(perplexity_tokens=64),
+            evaluation=evaluation,
             contexts=contexts,
             **kwargs,
         )
@@ -336,13 +341,13 @@ def test_a_run_of_any_method_resumes_bit_for_bit(build, requests, bare_trainer, 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(build, requests, bare_trainer, tmp_path):
     L.seed_everything(1, verbose=False)
-    whole = build()
+    whole = build(evaluation=WHOLE)
     bare_trainer(max_epochs=1).fit(whole, batches(requests, size=1))
     L.seed_everything(1, verbose=False)
     trainer = bare_trainer(max_epochs=1, callbacks=[SaveAt(2, tmp_path / "half.ckpt")])
-    trainer.fit(build(), batches(requests, size=1))
+    trainer.fit(build(evaluation=WHOLE), batches(requests, size=1))
     L.seed_everything(99, verbose=False)
-    second = build()
+    second = build(evaluation=WHOLE)
     bare_trainer(max_epochs=1).fit(second, batches(requests, size=1), ckpt_path=tmp_path / "half.ckpt")
     assert (tmp_path / "half.ckpt").stat().st_size < 200_000  # the frozen model is not in it
     assert second.edits_seen == 4
@@ -354,7 +359,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(build, requests, bar
 def test_the_unedited_model_is_measured_once_before_the_first_edit(build, requests, bare_trainer):
     from sphere_pl.evaluation.answers import answer_requests
 
-    editor = build()
+    editor = build(evaluation=WHOLE)
     loader = batches(requests)
     expected = [a.neighbors[0].predicted for b in loader for a in answer_requests(editor.lm, b.requests)]
     bare_trainer(max_epochs=1, val_check_interval=1).fit(editor, loader)

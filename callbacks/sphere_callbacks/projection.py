@@ -12,7 +12,13 @@ from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values, require_record
 from sphere_callbacks._weights import EditedWeight, edited_weights, stack
-from sphere_callbacks.functional import principal_directions, principal_share, project_out, project_out_both
+from sphere_callbacks.functional import (
+    principal_directions,
+    principal_share,
+    project_out,
+    project_out_both,
+    reading_from,
+)
 
 
 class SparseProjection(WeightCallback):
@@ -188,13 +194,16 @@ class SparseProjection(WeightCallback):
     def _project(self, name: str, weight: Tensor, update: Tensor) -> Tensor:
         """Project one update and note what that did to it."""
         inputs, *outputs = self._bases_of(name, weight)
+        inside = reading_from(update, inputs)  # both what is removed and what is measured are made of it
         projected = (
-            project_out_both(update, inputs, *outputs) if outputs else project_out(update, inputs, self.strength)
+            project_out_both(update, inputs, *outputs)
+            if outputs
+            else project_out(update, inputs, self.strength, inside)
         )
         total = update.square().sum()
         removed = torch.where(total == 0, 0.0, (update - projected).square().sum() / total)
         shape = [inputs.shape[1] / inputs.shape[0], inputs.shape[1]]
-        shares = torch.stack([removed, principal_share(update, inputs)])
+        shares = torch.stack([removed, principal_share(update, inputs, inside)])
         self._measured.append(torch.cat([shares.float(), shares.new_tensor(shape).float()]))
         return projected
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from torch import nn
@@ -36,6 +37,7 @@ from sphere_pl.text.joining import opens_with_template
 
 EDITED, TEXTS = "edited model", "text and free answers"  # what the passes after the teacher-forced one are called
 NeighborAnswers = Mapping[int, Sequence[Sequence[int]]]
+OPENING = 512  # tokens of the text: what is read of it after the first batch, to see whether the model is being wrecked
 
 
 class Unedited(NamedTuple):
@@ -46,12 +48,14 @@ class Unedited(NamedTuple):
         neighbors: Its answers to the neighbours of each request, as tokens, by place in the stream.
         cases: What it writes after the prompts of the cases.
         facts: What it writes after each request's own prompt; empty in a run of many.
+        opening: Perplexity of the text's opening; None if it was not measured. See `Evaluator.opening`.
     """
 
     scores: Scores
     neighbors: dict[int, list[list[int]]]
     cases: list[str]
     facts: list[str]
+    opening: float | None = None
 
 
 class Evaluator(nn.Module):
@@ -263,13 +267,27 @@ class Evaluator(nn.Module):
 
     def perplexity(self, lm: LanguageModel) -> Scores:
         """`perplexity` on the held-out text; nothing if it is turned off."""
-        if self.settings.perplexity_tokens == 0:
-            return {}
+        tokens = self.settings.perplexity_tokens
+        return {"perplexity": Scored(self._perplexity(lm, tokens))} if tokens else {}
+
+    def opening(self, lm: LanguageModel, known: Mapping[str, Scored] = MappingProxyType({})) -> float | None:
+        """Perplexity of the first `OPENING` tokens of the text; None if perplexity is turned off.
+
+        Args:
+            lm: The language model.
+            known: Its scores, which hold that of a text that is no longer.
+        """
+        tokens = self.settings.perplexity_tokens
+        if tokens <= OPENING and "perplexity" in known:
+            return known["perplexity"].value
+        return self._perplexity(lm, min(tokens, OPENING)) if tokens else None
+
+    def _perplexity(self, lm: LanguageModel, tokens: int) -> float:
         if self._text is None:
             documents = read_corpus(self.settings.text) if self.settings.text else [heldout_text()]
             # Characters enough for the tokens, however many documents there are.
             self._text = beginning(documents, 20 * self.settings.perplexity_tokens)
-        return {"perplexity": Scored(perplexity(lm, self._text, self.settings.perplexity_tokens))}
+        return perplexity(lm, self._text, tokens)
 
     def _shown(self) -> list[EditRequest]:
         """The records of the case study; one without neighbours shows its first made one."""

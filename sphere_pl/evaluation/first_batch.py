@@ -11,7 +11,6 @@ from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Targets
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.outcomes import ask_targets
-from sphere_pl.evaluation.scored import Scores
 from sphere_pl.model.language_model import LanguageModel
 
 _HOLD = 0.5  # of the batch: fewer edits that hold are worth a word
@@ -26,7 +25,7 @@ class FirstBatch(NamedTuple):
         held: How many of them the edited model answers as wanted.
         unconverged: How many targets ran out of steps; None for methods that have none.
         growth: Largest norm of an edited matrix over what it was.
-        perplexity: On held-out prose before and after; None if it is turned off.
+        perplexity: On the opening of held-out prose before and after; None if it is turned off.
     """
 
     edits: int
@@ -65,7 +64,7 @@ def look(
     targets: tuple[Targets | None, TargetSettings],
     norms: tuple[Sequence[Tensor], Sequence[Tensor]],
     evaluator: Evaluator,
-    before: Scores,
+    before: float | None,
 ) -> FirstBatch:
     """Look at the model after its first batch.
 
@@ -75,18 +74,18 @@ def look(
         places: Where its requests are in the stream.
         targets: Its target values, None for a method without, and how they were optimised.
         norms: Of the edited matrices before and after, each `[]`.
-        evaluator: Measures the perplexity.
-        before: Scores of the unedited model.
+        evaluator: Measures the perplexity, and keeps what is found of the edits.
+        before: Perplexity of the unedited model on the text's opening; None if it was not measured.
     """
     known_of = [evaluator.learned.get(place) for place in places]  # a callback may have asked already
     learned = [each for each in known_of if each is not None]
     if len(learned) < len(requests):
         learned = ask_targets(lm, requests)
+        evaluator.learned |= dict(zip(places, learned, strict=True))
     held = sum(each.right for each in learned)
     values, settings = targets
     unconverged = None if values is None else int(values.unconverged(settings).sum())
     growth = max(float(new / old.clamp_min(1e-30)) for old, new in zip(*norms, strict=True))
-    known = before.get("perplexity")
-    now = evaluator.perplexity(lm).get("perplexity") if known is not None else None
-    perplexity = None if known is None or now is None else (known.value, now.value)
+    now = None if before is None else evaluator.opening(lm)
+    perplexity = None if before is None or now is None else (before, now)
     return FirstBatch(len(requests), held, unconverged, growth if math.isfinite(growth) else math.inf, perplexity)

@@ -76,7 +76,8 @@ def read_measured(path: Path) -> Measured | None:
         kept = json.loads(path.read_text(encoding="utf-8"))
         neighbors = {int(place): answers for place, answers in kept["neighbors"].items()}
         made = {int(place): [MadeNeighbor(*each) for each in some] for place, some in kept["made"].items()}
-        return Unedited(from_plain(kept["scores"]), neighbors, kept["cases"], kept["facts"]), made
+        opening = kept["opening"]
+        return Unedited(from_plain(kept["scores"]), neighbors, kept["cases"], kept["facts"], opening), made
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

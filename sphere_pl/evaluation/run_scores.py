@@ -16,7 +16,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 
-_PLAIN = ("unedited_answers", "unedited_cases", "unedited_facts", "cases")
+_PLAIN = ("unedited_answers", "unedited_cases", "unedited_facts", "unedited_opening", "cases")
 _SCORES = ("before", "after")
 
 
@@ -32,6 +32,7 @@ class RunScores:
         unedited_answers: The unedited model's answers to the neighbours of each request, by place in the stream.
         unedited_cases: What it writes after the prompts of the cases.
         unedited_facts: What it writes after each request's own prompt; empty in a run of many.
+        unedited_opening: Its perplexity on the opening of the held-out text; None if it was not measured.
         failures: Edits that the model does not answer as wanted at the end; None before that.
         cases: The cases' prompts with the answers before and after.
         facts: Each request's own prompt with the answers before and after; empty in a run of many.
@@ -45,6 +46,7 @@ class RunScores:
         self.unedited_answers: dict[int, list[list[int]]] = {}
         self.unedited_cases: list[str] = []
         self.unedited_facts: list[str] = []
+        self.unedited_opening: float | None = None
         self.failures: Failures | None = None
         self.cases: list[dict[str, Any]] = []
         self.facts: list[dict[str, Any]] = []
@@ -73,10 +75,13 @@ class RunScores:
         self.evaluator.plan(requests, inherited)
         known = agree(None if path is None else read_measured(path))
         if known is None:
-            known = self.evaluator.measure_unedited(lm, requests, track, inherited), self.evaluator.made
+            found = self.evaluator.measure_unedited(lm, requests, track, inherited)
+            known = found._replace(opening=self.evaluator.opening(lm, found.scores)), self.evaluator.made
             if path is not None:
                 keep_measured(known, path)
-        (self.before, self.unedited_answers, self.unedited_cases, self.unedited_facts), self.evaluator.made = known
+        unedited, self.evaluator.made = known
+        self.before, self.unedited_answers, self.unedited_cases = unedited[:3]
+        self.unedited_facts, self.unedited_opening = unedited.facts, unedited.opening
 
     @doing("asking for the edits of the batch")
     def ask_batch(self, lm: LanguageModel, requests: Sequence[EditRequest], places: Sequence[int]) -> list[Learned]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_callbacks import SpectrumRestraint
-from sphere_pl.evaluation.outcomes import Cause, Outcome, cause_of
+from sphere_pl.evaluation.outcomes import Cause, Learned, Outcome, cause_of
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.storage.files import append_text, write_text
-from sphere_pl.trainers import callbacks_of
+from sphere_pl.trainers import callbacks_of, validation_follows
 
 COLUMNS = (
     "edit", "case_id", "subject", "probability", "edited_probability", "loss", "steps", "clamped", "converged", "cause",
@@ -34,9 +34,10 @@ class TargetTable(EditorCallback):
 
     `probability` and `loss` are those of the target value at the last look, `edited_probability` is that of the edited
     model right after the batch, `clamped` says that the shift ended on its norm bound, and `converged` that the loss
-    fell below `targets.stop_loss` before the steps ran out. `cause` says why an edit does not hold, after its batch and
-    then at the end of the run. See `sphere_pl.evaluation.outcomes.Cause`. `shares_key_with` names edits of the same
-    batch that have nearly the same key and therefore the same target, `overwrites` those of earlier batches;
+    fell below `targets.stop_loss` before the steps ran out. Where a validation follows, which asks all edits of the
+    batch, its rows wait for what that finds: the model is asked once. `cause` says why an edit does not hold, after its
+    batch and then at the end of the run. See `sphere_pl.evaluation.outcomes.Cause`. `shares_key_with` names edits of
+    the same batch that have nearly the same key and therefore the same target, `overwrites` those of earlier batches;
     `asked_after` is the context that an edit is asked after whose subject would stand at an attention sink.
 
     Args:
@@ -50,6 +51,8 @@ class TargetTable(EditorCallback):
         self._rows = torch.zeros(0, len(_NUMBERS), dtype=torch.float64)
         self._written: dict[int, str] = {}  # causes, by place
         self._restored = self._begun = False
+        self._waiting: tuple[int, ...] = ()  # places of the last batch, until they have been asked
+        self._versions: list[int] = []  # of the weights that it has left
 
     @override
     def on_train_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
@@ -59,6 +62,7 @@ class TargetTable(EditorCallback):
             if trainer.is_global_zero and self.path is not None:
                 self.path.unlink(missing_ok=True)
         self._restored = self._begun = False
+        self._waiting = ()
 
     @override
     def on_train_batch_end(
@@ -69,9 +73,10 @@ class TargetTable(EditorCallback):
         if targets is None:
             return
         converged = ~targets.unconverged(self.editor.target_settings)
-        learned = self._ask(trainer, places)
+        unknown = torch.full((len(places), 2), math.nan)  # probability on the edited model, and whether it is right
         columns = [
-            torch.tensor(places), targets.probability, targets.loss, targets.steps, targets.clamped, converged, *learned
+            torch.tensor(places), targets.probability, targets.loss, targets.steps, targets.clamped, converged,
+            *unknown.T,
         ]  # fmt: skip
         rows = torch.stack([each.double().cpu() for each in columns], dim=1)
         self._rows = torch.cat([self._rows, rows])
@@ -79,24 +84,62 @@ class TargetTable(EditorCallback):
             first = self._rows[: -len(rows)]
             kept = torch.cat([first[~torch.isin(first[:, 0], rows[:, 0])], rows])
             self._rows, self._begun = kept[kept[:, 0].argsort()], False
-        if trainer.is_global_zero:
-            self._write(rows)
+        self._waiting, self._versions = tuple(places), self._current()
+        if not (self._measured and validation_follows(trainer, batch_idx)):
+            self._settle()
+
+    @override
+    def on_validation_epoch_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """Take what the validation has found of the batch before it, unless it was on other weights."""
+        if self._versions == self._current():
+            self._settle()
+
+    @override
+    def on_train_batch_start(self, trainer: "L.Trainer", pl_module: "L.LightningModule", *_: Any) -> None:
+        """Ask before the weights move where no validation came after all."""
+        self._settle()
+
+    @override
+    def on_train_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
+        """The same after the last batch."""
+        self._settle()
+
+    @property
+    def _measured(self) -> bool:
+        """Whether edits are asked: something is to be measured, and on the weights that are being edited."""
+        trainer = self.editor.trainer
+        return bool(trainer.enable_validation) and not callbacks_of(trainer, SpectrumRestraint)
+
+    def _current(self) -> list[int]:
+        """How often each weight has been written: a callback may put others in their place for a validation."""
+        return [weight._version for weight in self.editor.weights]
+
+    def _settle(self) -> None:
+        """Complete and write the rows that wait."""
+        places, self._waiting = self._waiting, ()
+        if not places:
+            return
+        mine = torch.isin(self._column("place"), torch.tensor(places, dtype=torch.float64))
+        if self._measured:
+            learned = self._learned(places)
+            values = [[learned[int(place)].probability, learned[int(place)].right] for place in self._rows[mine, 0]]
+            self._rows[mine, -2:] = torch.tensor(values, dtype=torch.float64)
+        if self.editor.trainer.is_global_zero:
+            self._write(self._rows[mine])
         self._begun = True
 
-    def _ask(self, trainer: "L.Trainer", places: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Probability of each target on the edited model, and whether it is right; NaN if that is not measured."""
-        editor = self.editor
-        if not trainer.enable_validation or callbacks_of(trainer, SpectrumRestraint):
-            # Nothing is to be measured, or other weights than those being edited are what is looked at.
-            return torch.full((len(places),), math.nan), torch.full((len(places),), math.nan)
-        editor.refresh_model()
-        requests = [editor.requests[place] for place in places]
-        learned = editor.scores.ask_batch(editor.language_model, requests, places)
-        return torch.tensor([each.probability for each in learned]), torch.tensor([each.right for each in learned])
+    def _learned(self, places: Sequence[int]) -> dict[int, Learned]:
+        """How the requests of the last batch stand on the edited model: asked unless that has been done."""
+        editor, known = self.editor, self.editor.evaluator.learned
+        if self._versions != self._current() or any(place not in known for place in places):
+            editor.refresh_model()
+            editor.scores.ask_batch(editor.language_model, [editor.requests[place] for place in places], places)
+        return {place: known[place] for place in places}
 
     @override
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows so far."""
+        """The rows so far, complete."""
+        self._settle()
         return {"rows": self._rows}
 
     @override

@@ -2,6 +2,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.flop_counter import FlopCounterMode
 
 from sphere_callbacks import SparseProjection
 from sphere_callbacks.functional import principal_directions, principal_share, project_out, project_out_both
@@ -240,3 +241,15 @@ def test_pretrained_directions_in_a_bare_loop_need_the_start_hook(make_editing, 
 def test_bad_arguments_are_refused_as_they_were_written(arguments, message):
     with pytest.raises(ValueError, match=message):
         SparseProjection(**arguments)
+
+
+def test_an_update_meets_its_directions_once_there_and_once_back(make_weights):
+    """Products by operations: the Gram matrix, the way to its directions, and two with the update."""
+    (weight,) = make_weights([(60, 100)]).values()
+    projection = SparseProjection()
+    with FlopCounterMode(display=False) as counter:
+        projection._project("w", weight, torch.ones_like(weight))
+    (_, _, _, r) = projection._measured[0].tolist()
+    n, d = weight.shape
+    orthonormal = 2 * d * r**2  # looked at once
+    assert counter.get_total_flops() == 2 * n**2 * d + 2 * n * d * r + orthonormal + 4 * n * d * r

@@ -50,7 +50,7 @@ def edit(tiny_lm, tmp_path, requests, bare_trainer):
             name="tiny",
             targets=TargetSettings(steps=3, learning_rate=0.5, clamp=4.0, weight_decay=0.0),
             statistics=StatisticsSettings(str(tmp_path / "corpus.txt"), tokens=20, cache_dir=str(tmp_path)),
-            evaluation=EvaluationSettings(perplexity_tokens=0),
+            evaluation=EvaluationSettings(perplexity_tokens=0, protocols=["teacher_forced"], cases=0, facts=0),
             guard=guard,
             contexts=1,
         )

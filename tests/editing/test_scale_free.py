@@ -40,7 +40,7 @@ def logits_after(tiny_lm, tmp_path, bare_trainer, requests):
         layers = [1] if method.max_layers == 1 else [0, 1]
         editor = SequentialEditor(
             method, layers, name="tiny", targets=targets, statistics=statistics, contexts=0,
-            evaluation=EvaluationSettings(perplexity_tokens=0),
+            evaluation=EvaluationSettings(perplexity_tokens=0, protocols=["teacher_forced"], cases=0, facts=0),
         )  # fmt: skip
         editor.lm = lm
         size = method.max_batch_size or 2

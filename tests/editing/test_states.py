@@ -58,7 +58,7 @@ def edit(tiny_lm, requests, bare_trainer, tmp_path):
             LAYERS,
             targets=TargetSettings(steps=4, learning_rate=0.5, clamp=4.0, weight_decay=0.0),
             statistics=StatisticsSettings(corpus=str(corpus), tokens=20, cache_dir=str(tmp_path)),
-            evaluation=EvaluationSettings(perplexity_tokens=64),
+            evaluation=EvaluationSettings(perplexity_tokens=64, protocols=["teacher_forced"], cases=0, facts=0),
             contexts=1,
             statistics_device=device,
             **kwargs,

@@ -3,10 +3,18 @@
 import logging
 
 import pytest
+import torch
 
+from sphere_pl.data.builtin import heldout_text
 from sphere_pl.editing.guard import Guard, GuardSettings
+from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.first_batch import FirstBatch
+from sphere_pl.evaluation import evaluator as module
+from sphere_pl.evaluation import scoring
+from sphere_pl.evaluation.evaluator import Evaluator
+from sphere_pl.evaluation.first_batch import FirstBatch, look
+from sphere_pl.evaluation.scored import Scored
+from sphere_pl.evaluation.settings import EvaluationSettings
 
 WELL = FirstBatch(edits=10, held=9, unconverged=1, growth=1.01, perplexity=(20.0, 20.4))
 
@@ -51,3 +59,31 @@ def test_limits_out_of_range_are_refused():
         GuardSettings(first_batch="maybe")
     with pytest.raises(UserError, match="max_perplexity_ratio"):
         GuardSettings(max_perplexity_ratio=1.0)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """How many tokens of text are read at a time."""
+    found, original = [], scoring.predicting_states
+    counted = lambda lm, text: found.append(int(text.mask.sum())) or original(lm, text)  # noqa: E731
+    monkeypatch.setattr(scoring, "predicting_states", counted)
+    monkeypatch.setattr(module, "OPENING", 16)
+    return found
+
+
+def test_after_the_first_batch_the_opening_of_the_text_is_read_alone(tiny_lm, requests, read):
+    lm, evaluator, norms = tiny_lm(), Evaluator(EvaluationSettings(perplexity_tokens=64)), [torch.ones(())]
+    before = evaluator.opening(lm)
+    assert before == scoring.perplexity(lm, heldout_text(), 16)
+    read.clear()
+    seen = look(lm, requests, range(4), (None, TargetSettings()), (norms, norms), evaluator, before)
+    assert seen.perplexity == (before, before)
+    assert read == [16]
+    assert look(lm, requests, range(4), (None, TargetSettings()), (norms, norms), evaluator, None).perplexity is None
+
+
+def test_a_text_that_is_no_longer_than_its_opening_is_not_read_twice(tiny_lm, read):
+    short = Evaluator(EvaluationSettings(perplexity_tokens=16))
+    assert short.opening(tiny_lm(), {"perplexity": Scored(3.0)}) == 3.0
+    assert Evaluator(EvaluationSettings(perplexity_tokens=0)).opening(tiny_lm()) is None
+    assert read == []

@@ -14,6 +14,8 @@ from sphere_pl.editor import EvaluationSettings, SequentialEditor
 from sphere_pl.methods import EMMET, FT, MEMIT, ROME, SCR, AlphaEdit
 from sphere_pl.run.edit_log import EditLog
 
+# These tests are about what is kept of edits; free answers have tests of their own.
+LITTLE = {"perplexity_tokens": 64, "protocols": ["teacher_forced"], "cases": 0, "facts": 0}
 # Each method as it is edited with here: its arguments, the layers, the size of a batch.
 METHODS = {
     "AlphaEdit": (AlphaEdit, {"ridge": 1.0, "null_space_threshold": 10.0}, [1, 2], 2),
@@ -83,7 +85,7 @@ def fit(model_folder, tmp_path, bare_trainer, requests):
             name=str(model_folder(model_type)),
             targets=TargetSettings(steps=4, learning_rate=0.5, clamp=4.0, weight_decay=0.0),
             statistics=StatisticsSettings(**statistics),
-            evaluation=EvaluationSettings(perplexity_tokens=64),
+            evaluation=EvaluationSettings(**LITTLE),
             contexts=1,
             dtype=dtype,
         )
@@ -96,7 +98,7 @@ def fit(model_folder, tmp_path, bare_trainer, requests):
             "model": {
                 "method": {"class_path": f"sphere_pl.methods.{kind.__name__}", "init_args": arguments},
                 "statistics": statistics,
-                "evaluation": {"text": None, "perplexity_tokens": 64, "batch_size": 20},
+                "evaluation": {"text": None, "batch_size": 20, **LITTLE},
             },
             "projection": sphere or {"strength": 0.0},
             "trainer": {"callbacks": _specs(callbacks)},

@@ -19,6 +19,7 @@ from sphere_callbacks.functional.projection import (
     principal_share,
     project_out,
     project_out_both,
+    reading_from,
 )
 from sphere_callbacks.functional.statistics import (
     SpearmanResult,
@@ -58,6 +59,7 @@ __all__ = [
     "project_low_curvature",
     "project_out",
     "project_out_both",
+    "reading_from",
     "relative_mask",
     "restrain_spectrum",
     "row_cosines",

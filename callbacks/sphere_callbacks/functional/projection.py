@@ -158,7 +158,30 @@ def leading_directions(weight: Tensor, cumulative_ratio: float) -> tuple[Tensor,
     return _orthonormal(columns / torch.linalg.vector_norm(columns, dim=0, keepdim=True)), values
 
 
-def project_out(update: Tensor, directions: Tensor, strength: float) -> Tensor:
+def reading_from(update: Tensor, directions: Tensor) -> Tensor:
+    r"""Give the part of an update that reads from the given input directions, in their coordinates: :math:`\Delta U`.
+
+    Args:
+        update: Tensor of shape ``[n, d]``, floating.
+        directions: Orthonormal columns of shape ``[d, r]``.
+
+    Returns:
+        Tensor of shape ``[n, r]`` in the wider of the two dtypes.
+
+    Raises:
+        ValueError: If the shapes do not meet.
+
+    Example:
+        >>> reading_from(torch.tensor([[4.0, 2.0]]), torch.tensor([[1.0], [0.0]]))
+        tensor([[4.]])
+    """
+    _check_side(update, directions, dim=1)
+    dtype = torch.promote_types(update.dtype, directions.dtype)
+    with exact_products():
+        return update.to(dtype) @ directions.to(dtype)
+
+
+def project_out(update: Tensor, directions: Tensor, strength: float, inside: Tensor | None = None) -> Tensor:
     r"""Weaken the part of an update that reads from the given input directions.
 
     .. math:: \Delta' = \Delta - \alpha (\Delta U) U^\top, \qquad
@@ -168,6 +191,7 @@ def project_out(update: Tensor, directions: Tensor, strength: float) -> Tensor:
         update: Tensor of shape ``[n, d]``, floating.
         directions: Orthonormal columns of shape ``[d, r]``.
         strength: ``alpha`` in ``[0, 1]``: 0 returns the update itself, 1 removes the part completely.
+        inside: What :func:`reading_from` says of both, where it is known already.
 
     Returns:
         Tensor of shape ``[n, d]`` in the dtype of ``update``; computed in the wider of the two dtypes.
@@ -183,11 +207,10 @@ def project_out(update: Tensor, directions: Tensor, strength: float) -> Tensor:
     _check_side(update, directions, dim=1)
     if strength == 0:
         return update
-    dtype = torch.promote_types(update.dtype, directions.dtype)
-    wide, basis = update.to(dtype), directions.to(dtype)
+    inside = reading_from(update, directions) if inside is None else inside
     with exact_products():
-        removed = (wide @ basis) @ basis.T  # [n, d]
-    return (wide - strength * removed).to(update.dtype)
+        removed = inside @ directions.to(inside.dtype).T  # [n, d]
+    return (update.to(inside.dtype) - strength * removed).to(update.dtype)
 
 
 def project_out_both(update: Tensor, input_directions: Tensor, output_directions: Tensor) -> Tensor:
@@ -217,7 +240,7 @@ def project_out_both(update: Tensor, input_directions: Tensor, output_directions
     return project_out(cut.T, output_directions, strength=1.0).T
 
 
-def principal_share(update: Tensor, directions: Tensor) -> Tensor:
+def principal_share(update: Tensor, directions: Tensor, inside: Tensor | None = None) -> Tensor:
     r"""Measure how much of an update reads from the given input directions.
 
     .. math:: \lVert \Delta U \rVert^2 / \lVert \Delta \rVert^2
@@ -225,6 +248,7 @@ def principal_share(update: Tensor, directions: Tensor) -> Tensor:
     Args:
         update: Tensor of shape ``[n, d]``, floating.
         directions: Orthonormal columns of shape ``[d, r]``.
+        inside: What :func:`reading_from` says of both, where it is known already.
 
     Returns:
         A scalar in ``[0, 1]``; a random update gives ``r / d`` on average, an update of zeros gives 0.
@@ -236,13 +260,9 @@ def principal_share(update: Tensor, directions: Tensor) -> Tensor:
         >>> principal_share(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0], [0.0]]))
         tensor(0.3600)
     """
-    _check_side(update, directions, dim=1)
-    dtype = torch.promote_types(update.dtype, directions.dtype)
-    wide = update.to(dtype)
-    with exact_products():
-        inside = (wide @ directions.to(dtype)).square().sum()
-    total = wide.square().sum()
-    return torch.where(total == 0, 0.0, inside / total)
+    inside = reading_from(update, directions) if inside is None else inside
+    total = update.to(inside.dtype).square().sum()
+    return torch.where(total == 0, 0.0, inside.square().sum() / total)
 
 
 def _check_side(update: Tensor, directions: Tensor, dim: int) -> None:
