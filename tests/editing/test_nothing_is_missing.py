@@ -67,5 +67,7 @@ def missing(before, after, wanted):
 @pytest.mark.filterwarnings("ignore:The corpus")
 @pytest.mark.parametrize("count", MOST)
 def test_an_unregularised_edit_leaves_nothing_missing(edited, family, requests, count):
-    found = missing(*edited(family, LAYERS[count], requests[:2]))
+    # At the last block a shift is seen by what is predicted at the subject alone: there the questions end.
+    asked = requests[:2] if count < 4 else [r._replace(prompt=r.prompt.partition("{}")[0] + "{}") for r in requests[:2]]
+    found = missing(*edited(family, LAYERS[count], asked))
     assert found < MOST[count]
