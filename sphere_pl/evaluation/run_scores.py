@@ -137,8 +137,9 @@ class RunScores:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what was measured before an interruption."""
+        known = {"unedited_opening": None, **state}  # which earlier versions did not keep; needed after the first batch
         for name in _PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, known[name])
         self.evaluator.learned = {place: Learned(*each) for place, each in state["learned"].items()}
         self.evaluator.made = {place: [MadeNeighbor(*m) for m in each] for place, each in state["made"].items()}
         self.causes_found = {place: Cause(value) for place, value in state["causes_found"].items()}
