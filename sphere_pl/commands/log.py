@@ -17,6 +17,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.history.log import Ancestor, Entry
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.console import say
+from sphere_pl.text.numbers import counted
 
 _WIDTH = 100
 _WORDS = frozenset({"holds", "fails", "skipped", "taken back", "-"})  # what is no answer of the model
@@ -139,7 +140,7 @@ def show(run: SavedRun, rows: Sequence[dict[str, Any]], console: Console) -> Non
     for each in (*header.ancestors, own):
         efficacy = each.scores.get("efficacy")
         scored = "no results" if efficacy is None else f"efficacy {efficacy:.3f}"
-        say(f"{each.run_dir}: {each.edits:,} edits so far, {scored}", console)
+        say(f"{each.run_dir}: {counted(each.edits, 'edit')} so far, {scored}", console)
     table = Table()
     for column in ("case", "when", "run", "prompt", "answer", "result"):
         table.add_column(column, overflow="fold")

@@ -29,6 +29,7 @@ from sphere_pl.process.console import as_shown, say
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.joining import asked as without_space
 from sphere_pl.text.matching import begins_with
+from sphere_pl.text.numbers import counted
 
 
 class Question(NamedTuple):
@@ -279,6 +280,7 @@ def show(cases: Sequence[Case], out: Path | None, console: Console) -> None:
     console.print(table)
     judged = [case.right for case in cases if case.right is not None]
     if judged:
-        say(f"{sum(judged):,} of {len(judged):,} facts that were asked hold.", console)
+        of = f"of {counted(len(judged), 'fact')} that {'was' if len(judged) == 1 else 'were'} asked"
+        say(f"{counted(sum(judged), f'{of} holds', f'{of} hold')}.", console)
     if out is not None:
         say(f"Written to {out}", console)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from sphere_pl.process.console import as_shown, say
 from sphere_pl.progress import tracking
 from sphere_pl.run.summaries import plain
 from sphere_pl.storage.files import write_text
+from sphere_pl.text.numbers import counted
 from sphere_pl.text.usage import program
 
 
@@ -122,8 +124,8 @@ def evaluation_settings(run: SavedRun, batch_size: int | None = None) -> Evaluat
 
 def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
     """Print the table of before and after."""
-    records = (scores.get("data") or f"{scores['records']:,}").replace(" edits", "")
-    heading = f"{scores['method']}, {scores['edits']:,} edits; records scored: {records}"
+    records = re.sub(r" edits?\b", "", scores.get("data") or f"{scores['records']:,}")
+    heading = f"{scores['method']}, {counted(scores['edits'], 'edit')}; records scored: {records}"
     say(heading, console)
     table = Table()
     for column in ("", "before", "after"):
