@@ -241,7 +241,11 @@ def test_what_is_exported_holds_the_edits_and_the_model_stays_edited(open_sessio
 
 
 def test_a_fact_is_read_before_it_is_edited(open_session):
-    reading = open_session().read(FACT)
+    session = open_session()
+    reading = session.read(FACT)
     assert (reading.text, reading.between) == ("The capital of France is", " ")
     assert "".join(reading.pieces).strip() == "Berlin"
     assert len(reading.neighbors) == 2
+    japanese = session.read({**FACT, "target": "大阪"})
+    ids = session.lm.tokenizer("大阪", add_special_tokens=False)["input_ids"]
+    assert japanese.target_tokens >= len(ids) > len(japanese.pieces), "a character of several tokens is one piece"
