@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from sphere_pl.commands import predict
 from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
@@ -50,6 +51,7 @@ def test_edits_are_asked_undone_and_there_again_in_a_new_process(open_session):
 
     undone = again.undo("Rome")
     assert (undone.case_id, undone.exact) == ("s2", True)
+    assert again.overview()["edits"][-1]["run"] == str(again.states.folder), "the state that held it is gone"
     assert undone.geometry.norm == pytest.approx(first.geometry.norm, rel=1e-3)
     assert again.edit(OTHER).case_id == "s3"
     states = [each["state"] for each in open_session().overview()["edits"]]
@@ -238,6 +240,19 @@ def test_what_is_exported_holds_the_edits_and_the_model_stays_edited(open_sessio
     folder, _ = session.export(kind)
     assert [each["case_id"] for each in json.loads((folder / "edits.json").read_text())] == ["s1"]
     assert same(weights(session), before)
+
+
+def test_without_edits_there_is_one_answer(open_session, monkeypatch):
+    session, asked, answer = open_session(), [], predict.continue_prompts
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return answer(*arguments)
+
+    monkeypatch.setattr(predict, "continue_prompts", counted)
+    (case,) = session.ask(PROMPTS[:1])
+    assert case.before == case.after
+    assert len(asked) == 1, "two passes could differ by rounding"
 
 
 def test_a_fact_is_read_before_it_is_edited(open_session):
