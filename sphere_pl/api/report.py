@@ -14,6 +14,7 @@ from sphere_pl.api.session import Session, stored_sums
 from sphere_pl.api.settings import Asked
 from sphere_pl.data.request import shorten
 from sphere_pl.run.results import show_table
+from sphere_pl.text.numbers import counted
 
 _WIDTH = 120
 
@@ -81,7 +82,9 @@ class EditReport:
             yield f"failed: {shorten(fact.prompt)} -> {wanted}, but the model writes {given}"
 
     def __repr__(self) -> str:
-        return f"<EditReport: {self.results['edits']} edits, {len(self.failed)} failed; print it for the table>"
+        return (
+            f"<EditReport: {counted(self.results['edits'], 'edit')}, {len(self.failed)} failed; print it for the table>"
+        )
 
     def _repr_html_(self) -> str:
         """The same in a notebook."""

@@ -11,6 +11,7 @@ from sphere_pl.evaluation.scored import Scored, Scores, from_plain, shown
 from sphere_pl.history.adapter import Adapter, advice
 from sphere_pl.history.log import Header
 from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
+from sphere_pl.text.numbers import counted
 
 _SHOWN = 20
 
@@ -113,14 +114,14 @@ def model_card(
 def _summary(header: Header, source: Source, edits: int, left_out: Sequence[str], adapter: Adapter | None) -> str:
     if header.retrieval is not None:
         return (
-            f"A list of {edits} facts for {source.name}, made with {header.method} by `sphere_pl`: no weight is "
-            "edited. The model is asked whether one of them applies to a question and reads it in front of it. "
-            "Ask it with `python -m sphere_pl predict --folder <this folder>`."
+            f"A list of {counted(edits, 'fact')} for {source.name}, made with {header.method} by `sphere_pl`: "
+            "no weight is edited. The model is asked whether one of them applies to a question and reads it in front "
+            "of it. Ask it with `python -m sphere_pl predict --folder <this folder>`."
         )
     blocks = ", ".join(map(str, header.layers))
     lines = [
-        f"{edits} facts were edited into {source.name} with {header.method} by `sphere_pl`. Changed are the MLP "
-        f"down-projections of blocks {blocks}; all other weights are the base model's.",
+        f"{counted(edits, 'fact was', 'facts were')} edited into {source.name} with {header.method} by `sphere_pl`. "
+        f"Changed are the MLP down-projections of blocks {blocks}; all other weights are the base model's.",
         "Load it as any model: `AutoModelForCausalLM.from_pretrained(<this repository or folder>)`."
         if adapter is None
         else _loading(adapter),

@@ -15,6 +15,7 @@ from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
 from sphere_pl.process.console import say
 from sphere_pl.text.joining import opens_with_template
 from sphere_pl.text.names import option
+from sphere_pl.text.numbers import counted
 from sphere_pl.text.usage import program
 
 _SHOWN = 3
@@ -35,9 +36,9 @@ def main(args: Sequence[str]) -> None:
     if not requests:
         raise UserError(str(refused[0]) if refused else f"There is no record to edit in {data.path}.")
     opened = open_tokenizer(**given.model)
-    say(f"{data.path or 'the built-in facts'}: {len(requests):,} edits, format {data.format}")
+    say(f"{data.path or 'the built-in facts'}: {counted(len(requests), 'edit')}, format {data.format}")
     if refused:
-        say(f"{len(refused):,} records cannot be edited. The first: {refused[0]}")
+        say(f"{counted(len(refused), 'record')} cannot be edited. The first: {refused[0]}")
     say(f"With the tokenizer of {opened.name}, a target follows its prompt so (tokens between bars):")
     for request in requests[:_SHOWN]:
         say(_shown(opened.tokenizer, request))
@@ -114,8 +115,8 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
         first, by = next(iter(found.contradicted.items()))
         refusal = " (in one batch: refused)" if found.together else ""
         yield (
-            f"{len(found.contradicted)} edits are contradicted by a later one{refusal}: {_edit(requests[first])}, then "
-            f"{_edit(requests[by])}. Choose with --data.conflicts."
+            f"{counted(len(found.contradicted), 'edit is', 'edits are')} contradicted by a later one{refusal}: "
+            f"{_edit(requests[first])}, then {_edit(requests[by])}. Choose with --data.conflicts."
         )
     if found.repeated:
         yield f"{sum(map(len, found.repeated))} edits are repetitions: {_group(requests, found.repeated[0])}."
@@ -132,19 +133,21 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
     if found.inside:
         request = requests[found.inside[0]]
         yield (
-            f"{len(found.inside)} edits have their subject inside a longer word, the first is {_edit(request)} with "
-            f"{request.subject!r}. Is it the subject that was meant?"
+            f"{counted(len(found.inside), 'edit has its', 'edits have their')} subject inside a longer word, the "
+            f"first is {_edit(request)} with {request.subject!r}. Is it the subject that was meant?"
         )
     typed = [request for request in requests if opens_with_template(request.question)]
     if typed:
         yield (
-            f"{len(typed)} edits are typed in a chat template, the first is {_edit(typed[0])}. They are edited as they "
-            "stand, in no other form. The question alone and --data.chat=both edit a fact in plain and in chat form."
+            f"{counted(len(typed), 'edit is', 'edits are')} typed in a chat template, the first is {_edit(typed[0])}. "
+            "What is typed so is edited as it stands, in no other form. The question alone and --data.chat=both edit a "
+            "fact in plain and in chat form."
         )
     if found.bare:
         yield (
-            f"{len(found.bare)} edits have no subject, the first is {_edit(requests[found.bare[0]])}. FT, LocFT-BF and "
-            "UltraEdit take them, methods that edit at the subject refuse them."
+            f"{counted(len(found.bare), 'edit has', 'edits have')} no subject, the first is "
+            f"{_edit(requests[found.bare[0]])}. FT, LocFT-BF and UltraEdit take such edits, methods that edit at "
+            "the subject refuse them."
         )
 
 
@@ -162,19 +165,21 @@ def _tokens(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None
     """What the tokenizer makes of them."""
     unwritable = [error for request in requests if (error := _refusal(tokenizer, request)) is not None]
     if unwritable:
-        yield f"{len(unwritable)} targets cannot be written: {unwritable[0]}"
+        yield f"{counted(len(unwritable), 'target')} cannot be written: {unwritable[0]}"
     tokens = tokenize(tokenizer, [in_context(request, "", request.target_new) for request in requests])
     long = [request for request, found in zip(requests, tokens, strict=True) if longest and len(found.ids) > longest]
     if long:
-        yield f"{len(long)} edits are longer than the model's {longest} tokens, the first is {_edit(long[0])}."
+        are = counted(len(long), "edit is", "edits are")
+        yield f"{are} longer than the model's {longest} tokens, the first is {_edit(long[0])}."
     first = [
         request for request, found in zip(requests, tokens, strict=True) if request.subject and found.subject_last == 0
     ]
     if first:
         yield (
-            f"{len(first)} edits have their subject in the text's first token, whose state hardly depends on it in "
-            f"many models, the first is {_edit(first[0])}. There they are edited after a stock opening and hold after "
-            "other words too, but not at the very beginning of a text: better put words of your own in front."
+            f"{counted(len(first), 'edit has its', 'edits have their')} subject in the text's first token, whose state "
+            f"hardly depends on it in many models, the first is {_edit(first[0])}. What is edited there is edited "
+            "after a stock opening and holds after other words too, but not at the very beginning of a text: better "
+            "put words of your own in front."
         )
     if requests and encode(tokenizer, [requests[0].question])[0].offsets[0] == (0, 0):
         yield "The tokenizer puts a token in front of every text; it stays there and is no part of an edit."

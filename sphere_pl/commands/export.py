@@ -27,6 +27,7 @@ from sphere_pl.history.low_rank import expand
 from sphere_pl.history.rebuild import restrained
 from sphere_pl.history.replay import check_without, find_cases, solve_without
 from sphere_pl.history.saved import BaseModel, SavedRun
+from sphere_pl.text.numbers import counted
 
 _DELTA = "delta.safetensors"
 _NOTABLE = 1e-3  # share of a change that may be left out without a word; rounding is far below
@@ -71,7 +72,9 @@ def main(args: Sequence[str]) -> None:
     base = run.load_base(load_options(given))
     chosen = choose(run, base, given.at, given.without)
     notes = write_whole(target, lambda folder: _write(folder, run, base, chosen, given))
-    sys.stdout.write(f"{chosen.edits - _count_left_out(chosen)} edits of {run.folder} are in {target}\n")
+    of, edits = f"of {run.folder}", chosen.edits - _count_left_out(chosen)
+    held = counted(edits, f"edit {of} is", f"edits {of} are")
+    sys.stdout.write(f"{held} in {target}\n")
     sys.stdout.write("".join(f"{note}\n" for note in notes))
     if given.push_to_hub:
         sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")

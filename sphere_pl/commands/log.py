@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from sphere_pl.errors import UserError
 from sphere_pl.history.log import Ancestor, Entry
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.console import say
+from sphere_pl.text.numbers import counted
 
-_WIDTH = 100
+_WIDTH = 100  # of a table that goes into a file, which has no width of its own
 _WORDS = frozenset({"holds", "fails", "skipped", "taken back", "-"})  # what is no answer of the model
 
 
@@ -35,7 +37,7 @@ def main(args: Sequence[str]) -> None:
         sys.stdout.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     else:
         console = Console()
-        show(run, rows, Console(width=max(_WIDTH, console.width)))
+        show(run, rows, console if console.is_terminal else Console(width=max(_WIDTH, console.width)))
 
 
 def _parser() -> Parser:
@@ -131,6 +133,16 @@ def _run_of(entry: Entry, ancestors: Sequence[Ancestor], own: str) -> str:
     return next((each.run_dir for each in ancestors if entry.number <= each.entries), own)
 
 
+def _minute(time: str) -> str:
+    """A time of the log, to the minute; nothing where none was kept.
+
+    Example:
+        >>> _minute("2026-11-30T02:44:43+01:00")
+        '2026-11-30 01:44'
+    """
+    return time and f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
 def show(run: SavedRun, rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print the runs and the edits."""
     header = run.history.header
@@ -139,13 +151,13 @@ def show(run: SavedRun, rows: Sequence[dict[str, Any]], console: Console) -> Non
     for each in (*header.ancestors, own):
         efficacy = each.scores.get("efficacy")
         scored = "no results" if efficacy is None else f"efficacy {efficacy:.3f}"
-        say(f"{each.run_dir}: {each.edits:,} edits so far, {scored}", console)
+        say(f"{each.run_dir}: {counted(each.edits, 'edit')} so far, {scored}", console)
     table = Table()
-    for column in ("case", "when", "run", "prompt", "answer", "result"):
+    for column in ("case", "when (UTC)", "run", "prompt", "answer", "result"):
         table.add_column(column, overflow="fold")
     for row in rows:
         result = "taken back" if row["state"] == "taken back" else row["result"] or "-"
         shown = result if result in _WORDS else f"says {result.strip()}"
-        cells = (row["case_id"], row["time"], Path(row["run"]).name, row["prompt"], row["target"], shown)
+        cells = (row["case_id"], _minute(row["time"]), Path(row["run"]).name, row["prompt"], row["target"], shown)
         table.add_row(*map(Text, cells))
     console.print(table)

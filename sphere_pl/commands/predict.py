@@ -29,6 +29,7 @@ from sphere_pl.process.console import as_shown, say
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.joining import asked as without_space
 from sphere_pl.text.matching import begins_with
+from sphere_pl.text.numbers import counted
 
 
 class Question(NamedTuple):
@@ -84,10 +85,11 @@ def main(args: Sequence[str]) -> None:
     if not asked:
         raise UserError(f'{subject.name} has no edits yet to ask for. Ask with --prompt "..." or --prompts FILE.')
     cases = ask.both(asked)
+    show(cases, Console())
     out = given.out or subject.out
-    if out is not None:
+    if out is not None:  # after they are shown: a full disk does not lose them
         write_text(out, json.dumps([case._asdict() for case in cases], indent=1, ensure_ascii=False))
-    show(cases, out, Console())
+        say(f"Written to {out}")
 
 
 def _own(request: EditRequest) -> Question:
@@ -266,7 +268,7 @@ def _mark(case: Case, console: Console) -> str:
     return "" if case.right is None else as_shown("✓" if case.right else "✗", console)
 
 
-def show(cases: Sequence[Case], out: Path | None, console: Console) -> None:
+def show(cases: Sequence[Case], console: Console) -> None:
     """Print the answers side by side."""
     wanted = any(case.wanted is not None for case in cases)
     table = Table(show_lines=True)
@@ -279,6 +281,5 @@ def show(cases: Sequence[Case], out: Path | None, console: Console) -> None:
     console.print(table)
     judged = [case.right for case in cases if case.right is not None]
     if judged:
-        say(f"{sum(judged):,} of {len(judged):,} facts that were asked hold.", console)
-    if out is not None:
-        say(f"Written to {out}", console)
+        of = f"of {counted(len(judged), 'fact')} that {'was' if len(judged) == 1 else 'were'} asked"
+        say(f"{counted(sum(judged), f'{of} holds', f'{of} hold')}.", console)

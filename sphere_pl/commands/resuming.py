@@ -15,6 +15,7 @@ from sphere_pl.run.folder import has_logged_edits
 from sphere_pl.storage.checkpoint_file import read_checkpoint
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.names import resume_command, to_yaml
+from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +98,10 @@ def how_to_resume(run_dir: Path, checkpoints: Path, batch_size: int) -> str:
         return "No checkpoint had been written yet; the same command with --overwrite begins again."
     if not paths:
         return "Nothing had been edited and saved yet; the same command begins again."
-    batches = int(paths[-1].stem.rpartition("-")[2])
+    size, batches = counted(batch_size, "edit"), int(paths[-1].stem.rpartition("-")[2])
     last = "last" if checkpoints == run_dir / "checkpoints" else str(paths[-1])
-    return f"{batches} batches of {batch_size} edits are saved. Resume with: {resume_command(run_dir, last)}"
+    saved = counted(batches, f"batch of {size} is", f"batches of {size} are")
+    return f"{saved} saved. Resume with: {resume_command(run_dir, last)}"
 
 
 class RunConfig(SaveConfigCallback):

@@ -39,6 +39,7 @@ from sphere_pl.run.summaries import plain
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.matching import begins_with
 from sphere_pl.text.names import option
+from sphere_pl.text.numbers import counted
 
 _ANSWER = 8  # tokens that a removed fact's answer is judged and shown by
 
@@ -209,12 +210,13 @@ def _show(
         begins_with(now.strip(), (request.target_new, *request.aliases))
         for request, (_, _, now) in zip(removed, measured.answers, strict=True)
     )
+    of = f"of {counted(len(removed), 'answer')}"
     say(
-        f"{measured.returned} of {len(removed)} answers are the unedited model's again, in all of the {_ANSWER} tokens "
-        f"shown; {still} still begin with what was taken back.",
+        f"{counted(measured.returned, f'{of} is', f'{of} are')} the unedited model's again, in all of the {_ANSWER} "
+        f"tokens shown; {counted(still, 'still begins', 'still begin')} with what was taken back.",
         console,
     )
-    say(f"Efficacy of the other {undone.history.edits} edits: {held:.3f} before, {after:.3f} now.", console)
+    say(f"Efficacy of the other {counted(undone.history.edits, 'edit')}: {held:.3f} before, {after:.3f} now.", console)
     if is_exact(run.history, cases):
         say("Exact: nothing that is left was measured on weights that held these edits.", console)
     else:

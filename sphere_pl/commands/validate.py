@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from sphere_pl.process.console import as_shown, say
 from sphere_pl.progress import tracking
 from sphere_pl.run.summaries import plain
 from sphere_pl.storage.files import write_text
+from sphere_pl.text.numbers import counted
 from sphere_pl.text.usage import program
 
 
@@ -65,8 +67,9 @@ def main(args: Sequence[str]) -> None:
         }
     )
     out = given.out or state.run.folder / "validation.json"
-    write_text(out, json.dumps(scores, indent=1))
-    show(scores, out, Console())
+    show(scores, Console())
+    write_text(out, json.dumps(scores, indent=1))  # after they are shown: a full disk does not lose them
+    say(f"Written to {out}")
 
 
 def _parser() -> Parser:
@@ -120,10 +123,10 @@ def evaluation_settings(run: SavedRun, batch_size: int | None = None) -> Evaluat
     return replace(settings, batch_size=batch_size)
 
 
-def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
+def show(scores: Mapping[str, Any], console: Console) -> None:
     """Print the table of before and after."""
-    records = (scores.get("data") or f"{scores['records']:,}").replace(" edits", "")
-    heading = f"{scores['method']}, {scores['edits']:,} edits; records scored: {records}"
+    records = re.sub(r" edits?\b", "", scores.get("data") or f"{scores['records']:,}")
+    heading = f"{scores['method']}, {counted(scores['edits'], 'edit')}; records scored: {records}"
     say(heading, console)
     table = Table()
     for column in ("", "before", "after"):
@@ -133,4 +136,3 @@ def show(scores: Mapping[str, Any], out: Path, console: Console) -> None:
         cells = (shown(name, each.get(name, Scored(math.nan))) for each in (before, after))
         table.add_row(name.replace("_", " "), *(as_shown(cell, console) for cell in cells))
     console.print(table)
-    say(f"Written to {out}", console)

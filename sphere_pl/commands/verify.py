@@ -19,6 +19,7 @@ from sphere_pl.history.low_rank import ROUNDING
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.history.saved import EDITED, BaseModel, SavedRun, own_options
 from sphere_pl.model.loading import load_language_model
+from sphere_pl.text.numbers import counted
 
 _REBUILT = 64 * ROUNDING  # of a matrix' norm: every batch of a long log adds its own rounding
 _ADAPTED = 1e-5
@@ -73,18 +74,19 @@ def _carry_out(checks: Sequence[tuple[str, Callable[[], str]]]) -> Iterator[tupl
 
 def _check_log(run: SavedRun) -> str:
     expected = run.results.get("edit_log_sha256")
+    held = f"{counted(run.history.edits, 'edit')} in {counted(len(run.history.entries), 'batch', 'batches')}"
     if expected is None:
-        return f"{run.history.edits} edits in {len(run.history.entries)} batches; no checksum was kept to compare with"
+        return f"{held}; no checksum was kept to compare with"
     if expected != log_digest(run.folder):
         raise MismatchError(f"{LOG_FILE} has another SHA-256 than results.json says")
-    return f"{run.history.edits} edits in {len(run.history.entries)} batches, SHA-256 {expected[:12]}"
+    return f"{held}, SHA-256 {expected[:12]}"
 
 
 def _check_batches(run: SavedRun) -> str:
     files = [entry for entry in run.history.entries if entry.file is not None]
     for entry in files:
         run.history.tensors(entry)
-    return f"{len(files)} files with the SHA-256 that the log says"
+    return f"{counted(len(files), 'file')} with the SHA-256 that the log says"
 
 
 def _check_base(base: list[BaseModel], load: Callable[[], BaseModel]) -> str:
@@ -135,7 +137,8 @@ def _check_served(run: SavedRun, loaded: list[BaseModel], folder: Path) -> str:
     different = [name for name, each in _all(served, parameters) if not torch.equal(*each)]
     base.write(base.weights)
     if different:
-        raise MismatchError(f"{len(different)} matrices are not those that the log makes, the first is {different[0]}")
+        these = counted(len(different), "matrix is not the one", "matrices are not those")
+        raise MismatchError(f"{these} that the log makes, the first is {different[0]}")
     return "every weight is the one that the log makes, bit for bit"
 
 

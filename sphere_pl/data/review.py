@@ -8,6 +8,7 @@ from typing import Literal
 
 from sphere_pl.data.request import EditBatch, EditRequest, shorten
 from sphere_pl.errors import UserError
+from sphere_pl.text.numbers import counted
 from sphere_pl.text.scripts import is_spaceless
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,11 @@ def settle_conflicts(requests: Sequence[EditRequest], conflicts: Conflicts = "re
     if not overridden:
         return list(requests)
     first, later = next((requests[index], requests[by]) for index, by in overridden.items())
+    of = f"of {counted(len(requests), 'edit')}"
     found = (
-        f"{len(overridden)} of {len(requests)} edits are contradicted by a later one about the same subject and "
-        f"relation. The first: {_place(first)} says {shorten(first.question)} -> {shorten(first.target_new)}, "
-        f"{_place(later)} says {shorten(later.question)} -> {shorten(later.target_new)}."
+        f"{counted(len(overridden), f'{of} is', f'{of} are')} contradicted by a later one about the same "
+        f"subject and relation. The first: {_place(first)} says {shorten(first.question)} -> "
+        f"{shorten(first.target_new)}, {_place(later)} says {shorten(later.question)} -> {shorten(later.target_new)}."
     )
     if conflicts == "refuse":
         raise UserError(f"{found} Correct the data, or choose --data.conflicts=keep_last or report.")
@@ -107,8 +109,8 @@ def report_repeated_ids(requests: Sequence[EditRequest]) -> int:
     if repeated:
         case_id, count = next(iter(repeated.items()))
         log.warning(
-            "%d case ids occur more than once, the first is %s (%d times). Each is edited and scored for itself.",
-            len(repeated),
+            "%s more than once, the first is %s (%d times). Each is edited and scored for itself.",
+            counted(len(repeated), "case id occurs", "case ids occur"),
             shorten(case_id),
             count,
         )
@@ -139,7 +141,8 @@ def unlike(requests: Sequence[EditRequest], taken: Sequence[str]) -> list[EditRe
             case_id = str(number)
         found.append(request._replace(case_id=case_id))
     if changed:
-        log.warning("%d case ids belong to edits of earlier runs: %s.", len(changed), ", ".join(changed[:5]))
+        taken_ids = counted(len(changed), "case id belongs to an edit", "case ids belong to edits")
+        log.warning("%s of earlier runs: %s.", taken_ids, ", ".join(changed[:5]))
     return found
 
 
@@ -158,11 +161,12 @@ def report_edited_neighbors(requests: Sequence[EditRequest]) -> int:
         for neighbor in request.neighbors
     )
     if clashes:
+        of = f"of {counted(sum(len(request.neighbors) for request in requests), 'neighbour prompt')}"
         log.warning(
-            "%d of %d neighbour prompts are their edit's own question or hold the name of another edit's subject: "
-            "their answers may change for good reason.",
-            clashes,
-            sum(len(request.neighbors) for request in requests),
+            "%s the name of another edit's subject: such answers may change for good reason.",
+            counted(
+                clashes, f"{of} is its edit's own question or holds", f"{of} are their edit's own question or hold"
+            ),
         )
     return clashes
 

@@ -27,6 +27,7 @@ from sphere_pl.data.review import (
 )
 from sphere_pl.errors import UserError
 from sphere_pl.storage.files import is_local
+from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ class EditStream:
         """
         cut = [name for name in ("offset", "limit") if self._cuts(name)]
         if not cut:
-            return f"{len(self.requests):,} edits"
+            return counted(len(self.requests), "edit")
         arguments = ", ".join(f"--data.{name}" for name in cut)
         return f"{len(self.requests):,} of {self.available:,} edits ({arguments})"
 
@@ -207,7 +208,9 @@ class EditStream:
         """Read and check every edit that there is, those that `offset` and `limit` leave out among them."""
         requests, refused = self.readable(stop=self.invalid == "refuse")
         if refused:
-            log.warning("%d records cannot be edited and are left out. The first: %s", len(refused), refused[0])
+            several = "records cannot be edited and are left out"
+            left_out = counted(len(refused), "record cannot be edited and is left out", several)
+            log.warning("%s. The first: %s", left_out, refused[0])
         if not requests:
             raise UserError(f"There is no record to edit in {self.path}. Give a file with at least one.")
         return requests
@@ -225,7 +228,9 @@ class EditStream:
     def _read(self) -> list[EditRequest]:
         requests = self.everything()
         if self.offset >= len(requests):
-            raise UserError(f"--data.offset={self.offset} leaves nothing of the {len(requests)} edits. Lower it.")
+            raise UserError(
+                f"--data.offset={self.offset} leaves nothing of the {counted(len(requests), 'edit')}. Lower it."
+            )
         self.available = len(requests)
         if self.shuffle_seed is not None:
             random.Random(self.shuffle_seed).shuffle(requests)  # noqa: S311 (an order, not a secret)
@@ -241,10 +246,10 @@ class EditStream:
         gained = [len(new.wordings) - len(old.wordings) for new, old in zip(learned, requests, strict=True)]
         few = sum(count < self.edit_paraphrases for count in gained)
         if few:
+            of = f"of {counted(len(requests), 'edit')}"
             log.warning(
-                "%d of %d edits have fewer than %d paraphrases that name their subject: --data.edit_paraphrases edits "
-                "those that there are.",
-                few, len(requests), self.edit_paraphrases,
+                "%s fewer than %s that name the subject: --data.edit_paraphrases edits those that there are.",
+                counted(few, f"{of} has", f"{of} have"), counted(self.edit_paraphrases, "paraphrase"),
             )  # fmt: skip
         return learned
 

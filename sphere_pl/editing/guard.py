@@ -15,6 +15,7 @@ from sphere_pl.editing.problem import BatchProblem
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import LayerProblem
+from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
 _STABLE = 0.05  # of key space: a null space that twice the text changes by more is not settled
@@ -160,9 +161,9 @@ class Guard:
         self._skipped_in_a_row += 1
         if self.settings.action == "stop" or self._skipped_in_a_row >= self.settings.max_skipped:
             raise UserError(
-                f"After {self._start} edits {refused} ({self._skipped_in_a_row} batches in a row): the model has "
-                "collapsed or the system is too ill-conditioned. Use a stronger regulariser (for example a larger "
-                "ridge), a smaller targets.clamp, or --model.dtype=float32."
+                f"After {counted(self._start, 'edit')} {refused} ({self._skipped_in_a_row} batches in a row): the "
+                "model has collapsed or the system is too ill-conditioned. Use a stronger regulariser (for example a "
+                "larger ridge), a smaller targets.clamp, or --model.dtype=float32."
             ) from refused
         # As text: the exception holds the frames that it came through, and they hold matrices.
         log.warning("Batch from edit %d is skipped: %s.", self._start, str(refused))

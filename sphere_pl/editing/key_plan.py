@@ -24,6 +24,7 @@ from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import in_context, tokenize
 from sphere_pl.text.joining import opens_with_template
+from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
 # Directions of the keys of requests, `[n, d]`: from the requests and what finds the directions of some of them.
@@ -140,26 +141,28 @@ def report_keys(plan: KeyPlan) -> None:
     sharing = [place for place in places if plan.sharing(place)]
     if sharing:
         log.warning(
-            "%d edits have nearly the key of another in their batch, as facts of one subject do: such edits get one "
+            "%s nearly the key of another in their batch, as facts of one subject do: such edits get one "
             "target that serves all of them. The first: %s and %s.",
-            len(sharing), _named(plan, sharing[0]), _named(plan, plan.sharing(sharing[0])[0]),
+            counted(len(sharing), "edit has", "edits have"),
+            _named(plan, sharing[0]), _named(plan, plan.sharing(sharing[0])[0]),
         )  # fmt: skip
     later = [place for place in places if plan.overwritten(place)]
     if later:
         place, other = later[0], plan.overwritten(later[0])[-1]
         serves = "its target serves both" if plan.lasts(other, place + 1) else "they contradict each other"
         log.warning(
-            "%d edits have nearly the key of one in an earlier batch. The first: %s overwrites %s; %s. Column "
+            "%s nearly the key of one in an earlier batch. The first: %s overwrites %s; %s. Column "
             "overwrites of targets.csv names all.",
-            len(later), _named(plan, place), _named(plan, other), serves,
+            counted(len(later), "edit has", "edits have"), _named(plan, place), _named(plan, other), serves,
         )  # fmt: skip
     moved = [place for place in places if plan.requests[place].form != Form()]
     if moved:
         log.warning(
-            "%d edits begin with their subject, at the first position, where this model has one key for all tokens (an "
-            "attention sink). They are edited and asked after %r; at the very beginning of a text they do not hold. "
-            "The first: %s.",
-            len(moved), plan.requests[moved[0]].form.before, _named(plan, moved[0]),
+            "%s subject, at the first position, where this model has one key for all tokens (an attention sink). "
+            "Such a fact is edited and asked after %r; at the very beginning of a text it does not hold. The "
+            "first: %s.",
+            counted(len(moved), "edit begins with its", "edits begin with their"),
+            plan.requests[moved[0]].form.before, _named(plan, moved[0]),
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from sphere_pl.methods.retrieval import FACT, QUESTION, Retrieval
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, encode, pad
 from sphere_pl.text.joining import joined
+from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
 _PIECES = (2, 5)  # characters of the pieces that texts are compared by
@@ -69,8 +70,8 @@ class FactList:
         fitting = [text if fits else each for each, text, fits in zip(new, whole, self._fit(whole), strict=True)]
         if fitting != whole:
             log.warning(
-                "%d questions are read without their fact: both do not fit into the model's context of %d tokens.",
-                sum(a != b for a, b in zip(fitting, whole, strict=True)),
+                "%s read without the fact in front: both do not fit into the model's context of %d tokens.",
+                counted(sum(a != b for a, b in zip(fitting, whole, strict=True)), "question is", "questions are"),
                 self.lm.config.max_position_embeddings,
             )
         self._read |= dict(zip(new, fitting, strict=True))

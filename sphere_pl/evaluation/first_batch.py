@@ -12,6 +12,7 @@ from sphere_pl.editing.targets import Targets
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.outcomes import ask_targets
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.text.numbers import counted
 
 _HOLD = 0.5  # of the batch: fewer edits that hold are worth a word
 _GROWTH = 1.5  # of a matrix's norm in one batch: more is worth a word
@@ -46,9 +47,10 @@ class FirstBatch(NamedTuple):
 
     def line(self) -> str:
         """What happened, in one line."""
-        parts = [f"{self.held} of {self.edits} edits hold"]
+        of = f"of {counted(self.edits, 'edit')}"
+        parts = [counted(self.held, f"{of} holds", f"{of} hold")]
         if self.unconverged:
-            parts.append(f"{self.unconverged} target values did not converge")
+            parts.append(f"{counted(self.unconverged, 'target value')} did not converge")
         if self.perplexity is not None:
             before, after = self.perplexity
             parts.append(f"perplexity {before:.4g} -> {after:.4g}")

@@ -16,6 +16,7 @@ from sphere_pl.model.generation import complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt
 from sphere_pl.text.joining import asked
+from sphere_pl.text.numbers import counted
 
 MOST = 100  # records that neighbours are made for
 WORDS = 8  # tokens of the unedited model's answer that the edited one is compared by
@@ -64,7 +65,7 @@ class Made(NamedTuple):
         few = f" for {self.records:,} of them" if self.records < self.without else ""
         return (
             f"Side effects: {self.without:,} of {self.total:,} records give no neighbors; agreement with the unedited "
-            f"model is measured on {self.prompts:,} made ones{few}, their prompts with other subjects "
+            f"model is measured on {counted(self.prompts, 'made one')}{few}, their prompts with other subjects "
             "(--model.evaluation.made_neighbors=0: not)."
         )
 

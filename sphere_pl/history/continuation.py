@@ -202,10 +202,11 @@ def warn_of_returning(earlier: Earlier, requests: Sequence[EditRequest]) -> None
     again = [each for each in requests if (each.prompt, each.subject, each.target_new) in removed]
     if again:
         log.warning(
-            "%d of the facts to add had been taken back in %s, and are edited again. The first: %s -> %s. Leave out "
+            "%s of the facts to add had been taken back in %s, and %s edited again. The first: %s -> %s. Leave out "
             "what shall stay taken back.",
-            len(again),
+            f"{len(again):,}",
             earlier.name,
+            "is" if len(again) == 1 else "are",
             shorten(again[0].question),
             shorten(again[0].target_new),
         )

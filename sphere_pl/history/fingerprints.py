@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest, Form, shorten
 from sphere_pl.errors import UserError
+from sphere_pl.text.numbers import counted
 
 # Settings that change no edit: where and how a run is carried out and shown.
 _FREE = (
@@ -70,15 +71,16 @@ def check_requests(saved: Tensor, requests: Sequence[EditRequest]) -> None:
     """
     if len(saved) != len(requests):
         raise UserError(
-            f"The checkpoint belongs to a run of {len(saved)} edits, but the data now give {len(requests)}. A run goes "
-            "on with the data it began with: undo the change, or start a new run in another folder."
+            f"The checkpoint belongs to a run of {counted(len(saved), 'edit')}, but the data now give "
+            f"{len(requests)}. A run goes on with the data it began with: undo the change, or start a new "
+            "run in another folder."
         )
     different = (saved != request_hashes(requests)).nonzero().flatten().tolist()
     if different:
-        first = requests[different[0]]
+        first, of = requests[different[0]], f"of the {counted(len(requests), 'edit')}"
         raise UserError(
-            f"{len(different)} of the {len(requests)} edits are not those that the checkpoint was written for; the "
-            f"first is edit {different[0] + 1}, now {shorten(first.question)} -> {shorten(first.target_new)} "
+            f"{counted(len(different), f'{of} is not the one', f'{of} are not those')} that the checkpoint was written "
+            f"for; the first is edit {different[0] + 1}, now {shorten(first.question)} -> {shorten(first.target_new)} "
             f"({first.source or 'case ' + first.case_id}). A run goes on with the data it began with: undo the change, "
             "or start a new run in another folder."
         )

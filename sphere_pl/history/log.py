@@ -30,6 +30,7 @@ from sphere_pl.history.low_rank import Change, Factors
 from sphere_pl.model.loading import Dtype
 from sphere_pl.process.failures import doing
 from sphere_pl.storage.files import write_atomically, write_text
+from sphere_pl.text.numbers import counted
 
 LOG_FILE = "edits.jsonl"
 TENSOR_FOLDER = "edits"
@@ -193,8 +194,8 @@ class EditHistory:
         known = sorted({0, *(entry.edits for entry in self.entries)})
         near = sorted(sorted(known, key=lambda at: abs(at - edits))[:2])
         raise UserError(
-            f"No batch of {self.folder} ended after {edits} edits; the run has {self.edits}. Weights are known between "
-            f"batches: the nearest are --at {' and --at '.join(map(str, near))}."
+            f"No batch of {self.folder} ended after {counted(edits, 'edit')}; the run has {self.edits}. Weights are "
+            f"known between batches: the nearest are --at {' and --at '.join(map(str, near))}."
         )
 
     def chain(self, last: int) -> list[Entry]:

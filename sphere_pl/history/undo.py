@@ -119,10 +119,10 @@ def _log(folder: Path, entry: Entry, tensors: dict[str, Tensor], left_out: froze
 
 def _header(run: SavedRun, history: EditHistory, cases: Sequence[str]) -> Header:
     """The old header with the run among the ancestors, whose edits are counted again, and what was taken back."""
-    old = run.history.header
-    counted = [replace(each, edits=history.entries[each.entries - 1].edits) for each in chain_of(run) if each.entries]
+    old, chain = run.history.header, chain_of(run)
+    counted = [replace(each, edits=history.entries[each.entries - 1].edits) for each in chain if each.entries]
     gone = [
-        {**request, "from": str(run.folder), "at": now()}
+        {**request, "from": chain[-1].run_dir, "at": now()}
         for entry in run.history.entries
         for request in entry.requests
         if request["case_id"] in cases

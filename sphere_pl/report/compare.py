@@ -15,6 +15,7 @@ from sphere_pl.report.reading import correlations, read_run
 from sphere_pl.report.style import label
 from sphere_pl.report.tables import csv_table, html_table, latex_table
 from sphere_pl.storage.files import write_text
+from sphere_pl.text.numbers import counted
 
 NAME = "comparison.html"
 
@@ -51,7 +52,7 @@ def body(groups: Sequence[Group], stem: str) -> Html:
     """The comparison between `<body>` and `</body>`, without scripts that draw it."""
     names = ", ".join(dict.fromkeys(group.model for group in groups if group.model))
     count = sum(len(group.runs) for group in groups)
-    facts = "".join(f"<span>{escape(fact)}</span>" for fact in (names, f"{count} runs") if fact)
+    facts = "".join(f"<span>{escape(fact)}</span>" for fact in (names, counted(count, "run")) if fact)
     head = (
         '<header><p class="eyebrow">Sequential knowledge editing</p><h1>Methods side by side</h1>'
         f'<p class="facts">{facts}</p></header>'

@@ -11,6 +11,7 @@ from sphere_pl.evaluation.metrics.table import FIRST_RANK, is_share, metric_of
 from sphere_pl.report.reading import RunData, number
 from sphere_pl.report.style import DASHES, METHOD_COLORS, SYMBOLS
 from sphere_pl.text.method_names import display_name
+from sphere_pl.text.numbers import counted
 
 SPHERE = "SPHERE"
 UNEDITED = "unedited"
@@ -183,7 +184,7 @@ def _split(runs: list[RunData]) -> list[list[RunData]]:
 def _labels(runs: Sequence[RunData]) -> list[str]:
     """Methods, made different by what differs: the model, the count of edits, at last the folder."""
     labels = [run.method for run in runs]
-    for detail in ([run.model for run in runs], [f"{run.edits:,} edits" for run in runs]):
+    for detail in ([run.model for run in runs], [counted(run.edits, "edit") for run in runs]):
         if len(set(labels)) < len(labels) and len(set(detail)) > 1:
             labels = [f"{label} · {more}" if more else label for label, more in zip(labels, detail, strict=True)]
     repeated = {label for label in labels if labels.count(label) > 1}

@@ -17,7 +17,7 @@ from sphere_pl.report.reading import Correlation, RankCorrelation, RunData, corr
 from sphere_pl.report.style import label, score, signed, signed_percent
 from sphere_pl.report.verdict import summary
 from sphere_pl.storage.files import write_text
-from sphere_pl.text.numbers import difference, duration, memory, percent, total, typeset
+from sphere_pl.text.numbers import counted, difference, duration, memory, percent, total, typeset
 
 __all__ = ["FAILED_SHOWN", "REFRESH", "write_report"]
 
@@ -147,7 +147,7 @@ def _header(run: RunData, live: bool) -> Html:
     seed = run.results.get("seed")
     facts = [
         run.model,
-        f"{run.edits:,} edits" if run.edits else "no edits logged yet",
+        counted(run.edits, "edit") if run.edits else "no edits logged yet",
         "" if seed is None else f"seed {seed}",
         f"folder {run.folder.resolve().name}",
         f"data of {written}" + (f", loads again every {REFRESH} s" if live else ""),
@@ -254,7 +254,11 @@ def _meaning(run: RunData, metric: str) -> str:
         return "difference of the two answers' probabilities"
     made = (run.results.get("made_neighbors") or {}).get("records")
     if metric == "neighborhood_agreement" and made:
-        return f"{row.meaning}; {made:,} records gave none: prompts with other subjects" if row is not None else ""
+        return (
+            f"{row.meaning}; {counted(made, 'record')} gave none: prompts with other subjects"
+            if row is not None
+            else ""
+        )
     return "" if row is None or row.name != metric else row.meaning
 
 

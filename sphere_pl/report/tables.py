@@ -11,7 +11,7 @@ from sphere_pl.evaluation.scored import error_name
 from sphere_pl.report.groups import UNEDITED, Estimate, Group, best, blocks
 from sphere_pl.report.html import Html
 from sphere_pl.report.style import label, signed_percent
-from sphere_pl.text.numbers import duration, percent, plain
+from sphere_pl.text.numbers import counted, duration, percent, plain
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -26,7 +26,7 @@ def html_table(groups: Sequence[Group]) -> Html:
     winners = best(groups)
     rows = []
     for (model, edits), block in blocks(groups).items():
-        name = escape(f"{model}, {edits:,} edits" if model else f"{edits:,} edits so far")
+        name = escape(f"{model}, {counted(edits, 'edit')}" if model else f"{counted(edits, 'edit')} so far")
         rows.append(f'<tr class="block"><td colspan="{len(FIRST_RANK) + 3}">{name}</td></tr>')
         rows += [_html_row(f"<i>{UNEDITED}</i>", block[0], "before", {})] if block[0].finished else []
         rows += [_html_row(_html_name(group), group, "after", winners) for group in block]
@@ -67,7 +67,7 @@ def latex_table(groups: Sequence[Group]) -> str:
     lines.append(" & ".join(["Model", "Method", *titles]) + r" \\")
     for (model, edits), block in blocks(groups).items():
         lines.append(r"\midrule")
-        name = latex_text(f"{model} ({edits:,} edits)".strip())
+        name = latex_text(f"{model} ({counted(edits, 'edit')})".strip())
         if block[0].finished:
             lines.append(_latex_row([name, UNEDITED.capitalize()], block[0], "before", {}))
             name = ""

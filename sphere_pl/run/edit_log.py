@@ -40,6 +40,7 @@ from sphere_pl.model.files import lasting_name
 from sphere_pl.process.failures import doing
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.run.summaries import method_name
+from sphere_pl.text.numbers import counted
 from sphere_pl.trainers import callbacks_of
 
 log = logging.getLogger(__name__)
@@ -222,9 +223,9 @@ class EditLog(EditorCallback):
         assert self._history is not None  # noqa: S101 (checked by the hooks)
         if all(entry.complete for entry in self._history.entries):
             log.warning(
-                "After %d edits the edit log has reached --edit_log_gigabytes=%g. From here on it notes the requests "
+                "After %s the edit log has reached --edit_log_gigabytes=%g. From here on it notes the requests "
                 "only: weights can be rebuilt up to there. Raise the limit, or set --edit_log changes or none.",
-                self._history.edits,
+                counted(self._history.edits, "edit"),
                 self.max_bytes / 1e9,
             )
 

@@ -239,7 +239,7 @@ def show(results: dict[str, Any], run_dir: Path, console: Console) -> None:
 def show_table(results: dict[str, Any], console: Console) -> None:
     """Print the table of before and after, under a line that names method, model and edits."""
     cut = results.get("data") or ""
-    edits = cut if cut.startswith(f"{results['edits']:,} of ") else f"{results['edits']:,} edits"
+    edits = cut if cut.startswith(f"{results['edits']:,} of ") else numbers.counted(results["edits"], "edit")
     say(f"{results['method']} on {results['model']}, {edits}", console)
     table = Table()
     for column in ("", "before", "after"):

@@ -3,6 +3,7 @@
 import argparse
 import gc
 import ipaddress
+import os
 import secrets
 import socket
 import time
@@ -112,7 +113,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).rstrip(".")
         raise UserError(
             f"--host={host} --port={port} cannot be served on: {reason}. Name another --port, or stop what uses it."
         ) from error

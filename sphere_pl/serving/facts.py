@@ -25,7 +25,8 @@ class Reading(NamedTuple):
         text: The question.
         between: What stands between question and answer.
         target: The answer.
-        pieces: The answer's tokens.
+        pieces: The answer's tokens as texts; those of one character together.
+        target_tokens: How many tokens it has.
         subject: The subject; empty if there is none.
         subject_tokens: How many tokens it has; the last of them is where methods edit.
         neighbors: Prompts on which side effects will be looked for.
@@ -35,6 +36,7 @@ class Reading(NamedTuple):
     between: str
     target: str
     pieces: list[str]
+    target_tokens: int
     subject: str
     subject_tokens: int
     neighbors: list[str]
@@ -68,10 +70,9 @@ def read_closely(tokenizer: Any, request: EditRequest, others: Sequence[EditRequ
     (tokens,) = tokenize(tokenizer, [prompt])
     between = prompt.whole[len(prompt.text) : len(prompt.whole) - len(prompt.target)]
     length = tokens.subject_last + 1 - tokens.subject_first
-    found = list(pieces(tokenizer, tokens.target))
-    return Reading(
-        prompt.text, between, request.target_new, found, request.subject, length, neighbors_of(request, others)
-    )
+    found, neighbors = list(pieces(tokenizer, tokens.target)), neighbors_of(request, others)
+    count = len(tokens.target)
+    return Reading(prompt.text, between, request.target_new, found, count, request.subject, length, neighbors)
 
 
 def neighbors_of(request: EditRequest, others: Sequence[EditRequest]) -> list[str]:

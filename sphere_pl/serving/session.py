@@ -46,6 +46,7 @@ from sphere_pl.model.files import lasting_name
 from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel, model_in_memory
+from sphere_pl.process.failures import DiskFullError, MemoryShortageError
 from sphere_pl.serving.changes import Answer, Edited, Geometry, TakenBack, geometry_of
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
 from sphere_pl.serving.states import States
@@ -154,7 +155,12 @@ class EditingSession:
         Raises:
             UserError: If a prompt is empty or too long, or there is no chat template.
         """
-        return Ask(self._sides, max_tokens, chat).both([Question(prompt) for prompt in prompts])
+        questions = [Question(prompt) for prompt in prompts]
+        if self.run is not None:
+            return Ask(self._sides, max_tokens, chat).both(questions)
+        # Without any edits the two are one: asked twice, they could differ by rounding where two tokens are as likely.
+        cases = Ask(Sides(self.lm, None, {}), max_tokens, chat).both(questions)
+        return [case._replace(before=case.after) for case in cases]
 
     def edit(self, fact: Mapping[str, Any]) -> Edited:
         """Edit one fact into the model; it is in the log when this returns.
@@ -168,7 +174,7 @@ class EditingSession:
         kinds = [("fact", request.question), *(("paraphrase", each) for each in request.paraphrases)]
         kinds += [("neighbor", each) for each in neighbors_of(request, self.requests)]
         asked = [without_space(prompt) for _, prompt in kinds]
-        cases = self._answers(asked)  # a prompt that is too long ends here
+        cases = self.ask(asked, TOKENS)  # a prompt that is too long ends here
         with self._change() as folder, borrowed(self.lm.model):
             kept = self._fit(request, folder)
         self._kept = kept
@@ -251,13 +257,6 @@ class EditingSession:
             self._sides.turn(edited=True)
         return target, notes
 
-    def _answers(self, prompts: Sequence[str]) -> list[Case]:
-        """What the unedited model and this one say; without any edits they are one."""
-        if self.run is not None:
-            return self.ask(prompts, TOKENS)
-        answers = continue_prompts(self.lm, prompts, TOKENS)
-        return [Case(prompt, answer, answer, None, None) for prompt, answer in zip(prompts, answers, strict=True)]
-
     def _edited(self, what: str) -> tuple[SavedRun, BaseModel]:
         if self.run is None or self._base is None:
             raise UserError(f"There is no edit to {what} yet.")
@@ -270,8 +269,10 @@ class EditingSession:
         try:
             with self.states.new() as folder, as_python_does(), left_as_they_were():
                 yield folder
-        except BaseException:
+        except BaseException as error:
             self._sides.turn(edited=True)
+            if isinstance(error, DiskFullError | MemoryShortageError):  # what it advises is for a run that stays
+                raise type(error)(f"{str(error).splitlines()[0]} Nothing was changed.") from error
             raise
         self._sides.turn(edited=False)
         self._settle(folder)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from sphere_pl.errors import UserError
+from sphere_pl.process.failures import DiskFullError, MemoryShortageError
 from sphere_pl.serving.session import EditingSession
 
 MOST_BYTES = 65_536  # of a request
@@ -190,7 +191,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def mistake(_: Request, error: UserError) -> JSONResponse:
-        return _error(422, str(error))
+        return _error(507 if isinstance(error, DiskFullError | MemoryShortageError) else 422, str(error))
 
     @app.exception_handler(BusyError)
     async def busy(_: Request, error: BusyError) -> JSONResponse:

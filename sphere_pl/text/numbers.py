@@ -103,6 +103,21 @@ def coefficient(value: float) -> str:
     return f"{value:+z.2f}" if math.isfinite(value) else MISSING
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """So many of something, one or several.
+
+    Args:
+        number: How many.
+        one: What follows a one.
+        several: What follows any other number; `one` with an s if left out.
+
+    Example:
+        >>> counted(1, "edit"), counted(2000, "edit"), counted(0, "batch is", "batches are")
+        ('1 edit', '2,000 edits', '0 batches are')
+    """
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that fits.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sphere_pl.report.style import INK
 from sphere_pl.storage.files import write_atomically
+from sphere_pl.text.numbers import counted
 from sphere_pl.tracing.functional import KINDS, LAST_SUBJECT, ROLES
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ def draw_trace(summary: Mapping[str, Any], path: Path) -> Path:
         _heat_map(axes, summary, kind)
     panels[0].set_yticks(range(len(ROLES)), ROLES)
     _frame(panels[KINDS.index("mlp")], summary["suggested_layers"])
-    title = f"Average indirect effect on the answer's probability · {summary['model']} · {summary['traced']} facts"
+    traced = counted(summary["traced"], "fact")
+    title = f"Average indirect effect on the answer's probability · {summary['model']} · {traced}"
     figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", weight="bold")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", facecolor="white"))
     return path

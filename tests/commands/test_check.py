@@ -38,7 +38,7 @@ def test_a_newcomer_sees_how_targets_join_and_what_stands_out(checked):
     )
     assert "'Miles Davis plays the' + ' ' + 'violin'" in out
     assert out.count("facts.jsonl, line") > 3
-    assert "1 edits are contradicted by a later one (in one batch: refused): facts.jsonl, line 5" in out
+    assert "1 edit is contradicted by a later one (in one batch: refused): facts.jsonl, line 5" in out
     assert "2 edits are repetitions: facts.jsonl, line 7" in out
     assert "2 edits share their key with another one" in out
     assert "longer word" not in out
@@ -49,14 +49,14 @@ def test_a_newcomer_sees_how_targets_join_and_what_stands_out(checked):
 def test_a_plain_file_has_nothing_that_stands_out_and_a_broken_record_is_named(checked):
     assert "Nothing stands out." in checked(RECORDS[4:5])
     out = checked([*RECORDS[4:5], {"prompt": "So it is"}])
-    assert "1 records cannot be edited. The first: " in out
+    assert "1 record cannot be edited. The first: " in out
     assert "line 2: the field 'target' is missing" in out
     assert "Edit them" not in out
 
 
 def test_a_question_typed_in_a_chat_template_is_pointed_out(checked):
     out = checked([{"prompt": "<|im_start|>user\nWhere is {}?<|im_end|>\n", "subject": "Rome", "target": "Spain"}])
-    assert "1 edits are typed in a chat template, the first is facts.jsonl, line 1" in out
+    assert "1 edit is typed in a chat template, the first is facts.jsonl, line 1" in out
     assert "chat template" not in checked(RECORDS)
 
 
@@ -74,8 +74,8 @@ def test_a_subject_inside_a_longer_word_is_pointed_out(checked):
         {"prompt": "我爱北京的", "subject": "北京", "target": "冬天"},
         {"prompt": "한국의 수도는", "subject": "한국", "target": "부산"},
     ])  # fmt: skip
-    assert "edits have their subject inside a longer word, the first is facts.jsonl, line 1" in out
-    assert "1 edits have their subject in the text's first token" not in out
+    assert "subject inside a longer word, the first is facts.jsonl, line 1" in out
+    assert "subject in the text's first token" not in out
 
 
 def test_columns_are_mapped_and_shown_in_the_command(checked):

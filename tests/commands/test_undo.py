@@ -26,7 +26,7 @@ def undone(fit, place, capsys):
 
 def test_what_is_left_is_a_run_that_all_commands_take(fit, undone, place, capsys):
     folder, said = undone
-    assert "1 of 1 answers" in said or "0 of 1 answers" in said
+    assert "1 of 1 answer is" in said or "0 of 1 answer are" in said
     assert "Efficacy of the other 2 edits" in said
     assert "Approximate" in said
     history = read_log(folder)
@@ -77,7 +77,7 @@ def test_a_chain_of_three_runs_is_undone_in_its_middle_and_edited_again(fit, pla
         torch.testing.assert_close(run.weights(base, 1)[name], weight, rtol=1e-5, atol=1e-6)
     status, _, err = fit("e", [1], start="d")
     assert status == 0, err
-    assert "1 of the facts to add had been taken back in d, and are edited again" in caplog.text
+    assert "1 of the facts to add had been taken back in d, and is edited again" in caplog.text
     history = read_log(place / "e")
     assert [request.subject for request in history.requests] == ["France", "Anna Karlsson", "Rome"]
     assert [each.run_dir for each in history.header.ancestors] == ["a", "b", "c", "d"]

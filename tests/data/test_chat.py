@@ -81,7 +81,7 @@ def test_paraphrases_that_name_the_subject_are_edited_if_so_wished_and_the_other
         (("Where is {}? In",), ("It is in",)),
         ((), ("It lies in",)),
     ]
-    assert "1 of 2 edits have fewer than 1 paraphrases" in caplog.text
+    assert "1 of 2 edits has fewer than 1 paraphrase" in caplog.text
 
 
 @pytest.mark.parametrize("changes", [{"chat": "talk"}, {"edit_paraphrases": -1}])

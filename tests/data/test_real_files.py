@@ -118,7 +118,7 @@ def test_every_list_of_the_rebuilt_counterfact_is_there(shared):
 def test_the_flat_files_yield_the_paraphrases_that_are_ones(shared, caplog):
     with caplog.at_level(logging.WARNING):
         requests = read("easyedit", shared / "counterfact" / "counterfact-edit.json")
-    assert "1711 of 10000 records have a rephrase_prompt that is a paraphrase" in caplog.text
+    assert "1,711 of 10,000 records have a rephrase_prompt that is a paraphrase" in caplog.text
     assert sum(len(request.paraphrases) for request in requests) == 1711
     assert sum(len(request.generation) for request in requests) == 10_000 - 1711
 

@@ -58,7 +58,7 @@ def test_repeated_case_ids_are_counted(caplog):
     assert report_repeated_ids([edit(1, "A", "x"), edit(2, "B", "x")]) == 0
     assert not caplog.records
     assert report_repeated_ids([edit(1, "A", "x"), edit(1, "B", "x"), edit(2, "C", "x"), edit(1, "D", "x")]) == 1
-    assert "1 case ids occur more than once, the first is '1' (3 times)" in caplog.text
+    assert "1 case id occurs more than once, the first is '1' (3 times)" in caplog.text
 
 
 def test_neighbors_that_are_edited_themselves_are_counted(caplog):

@@ -163,7 +163,7 @@ def test_a_skipped_batch_leaves_weights_and_memory_as_they_were(edit, requests):
 
 
 def test_the_run_stops_where_it_is_told_to(edit):
-    with pytest.raises(UserError, match=r"After 1 edits .* is not finite .*larger ridge"):
+    with pytest.raises(UserError, match=r"After 1 edit .* is not finite .*larger ridge"):
         edit(Broken({3}, math.nan), GuardSettings("stop"))
 
 

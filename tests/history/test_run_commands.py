@@ -399,11 +399,20 @@ def test_predict_answers_as_generate_does_before_and_after(fit, model_folder, mo
     assert "before" in capsys.readouterr().out
 
 
-def test_predict_asks_for_the_runs_own_edits_without_prompts(fit):
+def test_predict_asks_for_the_runs_own_edits_without_prompts(fit, capsys):
     run = fit()
     predict.main(["--run_dir", str(run.folder), "--limit", "3", "--max_tokens", "2"])
     cases = json.loads((run.folder / "predictions.json").read_text())
     assert [case["wanted"] for case in cases] == ["Berlin", "Norway", "Italy"]
+    capsys.readouterr()
+    (run.folder / "taken").write_text("a file, in which no folder can be")
+    with pytest.raises(UserError, match="could not be written"):
+        predict.main(
+            ["--run_dir", str(run.folder), "--limit", "1", "--out", str(run.folder / "taken" / "answers.json")]
+        )
+    said = capsys.readouterr().out
+    assert "1 fact that was asked" in said, "answers that cannot be written are shown all the same"
+    assert "Written to" not in said
 
 
 def test_predict_reads_prompts_from_files(tmp_path):

@@ -267,7 +267,7 @@ def test_a_process_under_a_memory_limit_says_what_would_need_less(base, tmp_path
     assert re.search(r"expected to need about \S+ GB .* 0.00 GB are free on cpu", error)
     levers = [error.index(f"--{name}") for name in ("model.targets.max_tokens", "model.dtype", "model.contexts")]
     assert levers == sorted(levers)
-    assert "1 batches of 1 edits are saved. Resume with: python -m sphere_pl fit --run_dir" in error
+    assert "1 batch of 1 edit is saved. Resume with: python -m sphere_pl fit --run_dir" in error
 
 
 def test_a_report_that_cannot_be_drawn_for_want_of_space_is_no_reason_to_stop(

@@ -68,7 +68,7 @@ def test_a_person_edits_asks_exports_and_undoes_in_the_page(browser, open_sessio
     assert "Undo" in edited
     assert "unedited" in asked
     assert exported.startswith("Written to ")
-    assert "of 1 edits hold" in again
+    assert "of 1 edit hold" in again
     assert "does not contain the subject" in error
     assert "is taken back" in undone
     assert overflow <= 0, "the page scrolls sideways"

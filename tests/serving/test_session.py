@@ -2,7 +2,7 @@
 
 import gc
 import json
-import os
+import re
 import time
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from sphere_pl.commands import predict
 from sphere_pl.commands.validate import evaluation_settings
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.settings import EvaluationSettings
@@ -50,6 +51,7 @@ def test_edits_are_asked_undone_and_there_again_in_a_new_process(open_session):
 
     undone = again.undo("Rome")
     assert (undone.case_id, undone.exact) == ("s2", True)
+    assert again.overview()["edits"][-1]["run"] == str(again.states.folder), "the state that held it is gone"
     assert undone.geometry.norm == pytest.approx(first.geometry.norm, rel=1e-3)
     assert again.edit(OTHER).case_id == "s3"
     states = [each["state"] for each in open_session().overview()["edits"]]
@@ -124,13 +126,15 @@ def test_two_hundred_edits_in_a_row_take_no_more_memory_and_leave_no_file_open(s
     session, taken = open_session(), []
     for number in range(200):
         began = time.process_time()
+        forget_peak()
         session.edit({"prompt": "{} lies in", "subject": f"Town {number}", "target": "Norway"})
         files = len(list(Path("/proc/self/fd").iterdir()))
-        taken.append((resident(), files, time.process_time() - began))
+        taken.append((peak(), files, time.process_time() - began))
     (memory, files, seconds), (memory_then, files_then, seconds_then) = (
         [median(column) for column in zip(*part, strict=True)] for part in (taken[20:40], taken[-20:])
     )
-    assert memory_then - memory < 30e6
+    # An edit leaves its entry of the log, its keys and pytest's records of what was logged: about 15 kB, 2.4 MB here.
+    assert memory_then - memory < 10e6
     assert files_then == files
     assert seconds_then < 2 * seconds
     kept = sum(path.stat().st_size for path in session.states.folder.rglob("*") if path.is_file())
@@ -138,9 +142,18 @@ def test_two_hundred_edits_in_a_row_take_no_more_memory_and_leave_no_file_open(s
     assert len(SavedRun.open(session.states.current).history.header.ancestors) == 1
 
 
-def resident():
-    """Bytes of main memory that this process has."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def forget_peak():
+    """Let `peak` begin again."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak():
+    """Bytes of main memory that this process has had at most since.
+
+    What it has at rest says less: every edit needs 25 MB for a moment, and from some edit on the C library keeps them
+    for the next one.
+    """
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
 
 
 def test_taking_back_the_only_edit_of_a_model_gives_the_unedited_model(open_session):
@@ -229,8 +242,25 @@ def test_what_is_exported_holds_the_edits_and_the_model_stays_edited(open_sessio
     assert same(weights(session), before)
 
 
+def test_without_edits_there_is_one_answer(open_session, monkeypatch):
+    session, asked, answer = open_session(), [], predict.continue_prompts
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return answer(*arguments)
+
+    monkeypatch.setattr(predict, "continue_prompts", counted)
+    (case,) = session.ask(PROMPTS[:1])
+    assert case.before == case.after
+    assert len(asked) == 1, "two passes could differ by rounding"
+
+
 def test_a_fact_is_read_before_it_is_edited(open_session):
-    reading = open_session().read(FACT)
+    session = open_session()
+    reading = session.read(FACT)
     assert (reading.text, reading.between) == ("The capital of France is", " ")
     assert "".join(reading.pieces).strip() == "Berlin"
     assert len(reading.neighbors) == 2
+    japanese = session.read({**FACT, "target": "大阪"})
+    ids = session.lm.tokenizer("大阪", add_special_tokens=False)["input_ids"]
+    assert japanese.target_tokens >= len(ids) > len(japanese.pieces), "a character of several tokens is one piece"

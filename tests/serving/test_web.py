@@ -102,6 +102,22 @@ def test_a_disk_that_fails_is_one_message_and_changes_nothing(open_session, monk
         assert served.state() == state
 
 
+def test_a_disk_that_fills_up_in_an_edit_is_one_message_without_advice_for_a_run(open_session, monkeypatch):
+    session = open_session()
+
+    def fails(*_, **__):
+        raise OSError(errno.ENOSPC, "no luck")
+
+    with Served(session) as served:
+        monkeypatch.setattr("sphere_pl.run.results.write_atomically", fails)
+        answer = served.post("edit", FACT)
+        assert answer.status_code == 507
+        assert answer.json()["error"].startswith("The disk is full")
+        assert answer.json()["error"].endswith("no luck. Nothing was changed.")
+        assert (served.state()["edits"], session.states.current) == ([], None)
+        assert not list(session.states.folder.glob("0*"))
+
+
 def test_one_request_at_a_time_has_the_model_and_one_that_waits_too_long_is_told(open_session, monkeypatch):
     session, inside, most = open_session(), [], []
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sphere_pl.data.records import Record
 from sphere_pl.data.request import EditRequest, blank_subject
+from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,10 @@ def keep_paraphrases(requests: Sequence[EditRequest]) -> list[EditRequest]:
         true = tuple(text for text in request.paraphrases if text not in false)
         kept += len(true)
         done.append(request._replace(paraphrases=true, generation=(*request.generation, *false)))
+    of = f"of {counted(len(requests), 'record')}"
     log.warning(
-        "%d of %d records have a rephrase_prompt that is a paraphrase and is used as one; the others' are taken as "
-        "prompts for free text.",
-        kept,
-        len(requests),
+        "%s a rephrase_prompt that is a paraphrase and is used as one; the others' are taken as prompts for free text.",
+        counted(kept, f"{of} has", f"{of} have"),
     )
     return done
 
