@@ -107,15 +107,15 @@ def _along(there: Tensor, asked: Tensor) -> float:
 def compositions() -> dict[str, tuple[Method, list[int]]]:
     """What is compared: the two methods that remember, with the default model's constants and others, and matrices."""
     five: list[int] = known_settings(EMBEDDED_MODEL)["layers"]
-    seven = [*five, five[-1] + 1, five[-1] + 2]
+    choices = (five[-1:], five, [five[0] - 1, *five], [*five, five[-1] + 1, five[-1] + 2])
     found: dict[str, tuple[Method, list[int]]] = {}
     for ridge in (10.0, 1.0):
         found[f"AlphaEdit, ridge {ridge:g}, layers {five[0]} to {five[-1]}"] = (
             AlphaEdit(ridge=ridge, null_space_threshold=0.02),
             five,
         )
-    for weight in (1000.0, 300.0):
-        for layers in (five[-1:], five, seven):
+    for weight in (2000.0, 1000.0, 300.0):
+        for layers in choices:
             blocks = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
             remembering = MEMIT(second_moment_weight=weight, remember_past=True)
             found[f"MEMIT with memory, weight {weight:g}, {blocks}"] = remembering, layers

@@ -41,6 +41,7 @@ VARIANTS = {
     "sphere": " + SPHERE",
     "wide": ", layers 2 to 8",
     "wide_weak": ", layers 2 to 8, weight 300",
+    "steady": ", layers 1 to 6, weight 2,000",
 }
 MODELS = {
     "smollm2_135m": "SmolLM2-135M-Instruct",
