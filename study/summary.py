@@ -17,11 +17,12 @@ from study.comparison import MODELS, RUN, Result, find, of_model, read_all, sphe
 from study.confirmation import confirmation_table
 from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
+from study.forgetting import forgetting_table, read_forgotten
 from study.forms_table import forms_section, in_short, read_forms
 from study.lasting import draw_lasting, lasting_table, lasting_words, longest
 from study.orders import orders_of, orders_table, orders_words
 from study.page import compared
-from study.recommendation import RECOMMENDED, RIVAL, longer, recommendation, told_apart
+from study.recommendation import RECOMMENDED, RIVAL, longer, recommendation, stronger, told_apart
 from study.runs import Run, load
 from study.tables import apart, sphere_table, verdict_table
 
@@ -61,7 +62,8 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "earlier": len(runs),
         "said": "\n".join(_said(results, model) for model in MODELS if of_model(results, model)),
         "told_apart": told_apart(results),
-        "recommendation": recommendation(results),
+        "recommendation": recommendation(results, read_spec()),
+        "stronger": stronger(results, read_spec()),
         "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
         "retrieval": _retrieval(results),
@@ -69,6 +71,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "orders": "\n".join(orders_table(orders)),
         "lasting_words": lasting_words(lasting),
         "lasting": "\n".join(lasting_table(lasting)),
+        "forgetting": "\n".join(forgetting_table(read_forgotten())),
         "confirmation": confirmation_table(confirmation.read_results()),
         "answer": answer(effects(results, compared(runs)), len(paired)),
         "pairs": "\n".join(sphere_table(results)),
