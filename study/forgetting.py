@@ -1,4 +1,4 @@
-"""Where old facts go: what later edits of a finished run do at the keys that earlier ones were written at.
+"""Where old facts go: what later edits of a finished run do at the keys that earlier ones were written at, and to text.
 
     python -m study.forgetting --run <run folder> --name "AlphaEdit" [--after 500] [--facts 300]
 
@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from sphere_pl.editing.moments import StatisticsSettings, second_moments
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.history.log import EditHistory, read_log
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import load_language_model
+from sphere_pl.progress import untracked
 from sphere_pl.storage.files import write_text
 
 KEPT = Path(__file__).with_name("forgetting.json")
@@ -35,14 +38,19 @@ class Forgotten(NamedTuple):
             edits up to then, its own among them, had changed there.
         present: The same at the key that the fact has at the end.
         cosine: Of the two keys.
+        taken: Mean squared change of the output at an ordinary key, by all edits; in the model's own units, so that
+            only runs on one model compare.
     """
 
     remembered: float
     present: float
     cosine: float
+    taken: float
 
 
-def forgotten(base: Tensor, then: Tensor, now: Tensor, keys_then: Tensor, keys_now: Tensor) -> Forgotten:
+def forgotten(
+    base: Tensor, then: Tensor, now: Tensor, keys_then: Tensor, keys_now: Tensor, moment: Tensor
+) -> Forgotten:
     """Compare two states of a matrix.
 
     Args:
@@ -51,15 +59,17 @@ def forgotten(base: Tensor, then: Tensor, now: Tensor, keys_then: Tensor, keys_n
         now: It at the end.
         keys_then: The facts' keys right after they were edited, `[n, d_in]`.
         keys_now: Their keys at the end.
+        moment: `E[k kᵀ]` of ordinary keys, `[d_in, d_in]`.
 
     Example:
         >>> eye = torch.eye(2)
-        >>> forgotten(0 * eye, eye, 1.5 * eye, eye, eye)
-        Forgotten(remembered=0.5, present=0.5, cosine=1.0)
+        >>> forgotten(0 * eye, eye, 1.5 * eye, eye, eye, eye)
+        Forgotten(remembered=0.5, present=0.5, cosine=1.0, taken=4.5)
     """
     own = (keys_then @ (then - base).T).norm(dim=1)
     moved = [(keys @ (now - then).T).norm(dim=1) / own for keys in (keys_then, keys_now)]
-    return Forgotten(*(float(each.mean()) for each in (*moved, cosine_similarity(keys_then, keys_now))))
+    taken = ((now - base) @ moment * (now - base)).sum()
+    return Forgotten(*(float(each.mean()) for each in (*moved, cosine_similarity(keys_then, keys_now), taken)))
 
 
 def measure(folder: Path, after: int, facts: int) -> dict[str, Forgotten]:
@@ -67,13 +77,17 @@ def measure(folder: Path, after: int, facts: int) -> dict[str, Forgotten]:
     history = read_log(folder)
     lm = load_language_model(history.header.model)
     sites = lm.sites(history.header.layers)
+    settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]["statistics"]
+    moments = second_moments(lm, sites, StatisticsSettings(**settings), untracked)
     base = {site.name: site.read() for site in sites}
-    states = [rebuild(base, history, history.number_at(edits)) for edits in (after, None)]
-    keys = [_keys(lm, sites, state, history, slice(after - facts, after)) for state in states]
-    return {
-        site.name: forgotten(base[site.name], *(state[site.name] for state in states), *(each[place] for each in keys))
-        for place, site in enumerate(sites)
-    }
+    then, now = (rebuild(base, history, history.number_at(edits)) for edits in (after, None))
+    chosen = slice(after - facts, after)
+    old, new = (_keys(lm, sites, state, history, chosen) for state in (then, now))
+    found = {}
+    for place, name in enumerate(site.name for site in sites):
+        matrices = base[name], then[name], now[name]
+        found[name] = forgotten(*matrices, old[place], new[place], moments[name].matrix)
+    return found
 
 
 def _keys(
@@ -91,17 +105,17 @@ def read_forgotten(path: Path = KEPT) -> dict[str, dict[str, Forgotten]]:
 
 
 def forgetting_table(found: dict[str, dict[str, Forgotten]]) -> list[str]:
-    """A line for each run: its matrices from the shallowest to the deepest."""
+    """A line for each run: its matrices from the shallowest to the deepest, and what all take from ordinary text."""
     lines = [
-        "| composition | moved by later edits, at the remembered key | at today's key | cosine of the two |",
-        "|---|---|---|---|",
+        "| composition | moved by later edits, at the remembered key | at today's key | cosine of the two "
+        "| taken from ordinary text, times the first line's |",
+        "|---|---|---|---|---|",
     ]
+    totals = {run: sum(each.taken for each in matrices.values()) for run, matrices in found.items()}
     for run, matrices in found.items():
-        columns = zip(*matrices.values(), strict=True)
-        cells = [
-            ", ".join(f"{value:.{places}f}" for value in each) for each, places in zip(columns, (2, 2, 3), strict=True)
-        ]
-        lines.append(f"| {run} | {' | '.join(cells)} |")
+        columns = list(zip(*matrices.values(), strict=True))
+        cells = [", ".join(f"{value:.{places}f}" for value in columns[at]) for at, places in enumerate((2, 2, 3))]
+        lines.append(f"| {run} | {' | '.join(cells)} | {totals[run] / next(iter(totals.values())):.2f} |")
     return lines if found else []
 
 
