@@ -28,7 +28,10 @@ def test_what_holds_more_is_named_with_its_command_and_what_it_costs():
     said = stronger([make_result(written=HALF), other], read_spec())
     assert "after 4 edits of SmolLM2-135M-Instruct, MEMIT with memory, layers 2 to 8 " in said
     assert "(`--config method/memit_seq --model.layers [2,3,4,5,6,7,8]`) **+0.40 ± 0.11**, p 0.008" in said
-    assert "others as before **-0.50 ± 0.11**, p 0.002, perplexity x1.50 where that of AlphaEdit is x1.10." in said
+    assert (
+        "others as before **-0.50 ± 0.11**, p 0.002, perplexity x1.50 where that of AlphaEdit is x1.10. `--config rec"
+        in said
+    )
 
 
 def test_the_table_has_the_recommended_one_and_what_holds_more():
