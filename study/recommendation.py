@@ -48,8 +48,8 @@ def stronger(results: Sequence[Result], spec: Spec) -> str:
     if not found:
         return "No other editor here holds more of the same facts, told apart at 5 %."
     return (
-        f"Told apart at 5 % for holding more of the same facts: {'; '.join(found)}. `--config recommended`, which must do on "
-        "any model and for few facts too, does not carry what was run on one model in one order."
+        f"Told apart at 5 % for holding more of the same facts: {'; '.join(found)}. `--config recommended`, which must "
+        "do on any model and for few facts too, does not carry what was run on one model in one order."
     )
 
 
