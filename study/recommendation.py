@@ -14,11 +14,11 @@ KINDS = ("written", "written_paraphrase", "neighbor")
 
 
 def recommendation(results: Sequence[Result], spec: Spec) -> str:
-    """The table: up to so many facts, this model, this configuration; and what holds more of the same facts."""
+    """The table: up to so many facts, this model, this configuration; and what holds more at no higher perplexity."""
     lines = [
-        "| you have | model | take | holds | in other words | others as before | holds, minus MEMIT with memory's "
-        "| minus SCR's |",
-        "|---|---|---|---|---|---|---|---|",
+        "| you have | model | take | holds | in other words | others as before | perplexity "
+        "| holds, minus MEMIT with memory's | minus SCR's |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(line for model in MODELS for line in _rows(results, model, spec)),
     ]
     return "\n".join(lines)
@@ -88,13 +88,15 @@ def _rows(results: Sequence[Result], model: str, spec: Spec) -> list[str]:
         mine = find(rows, RECOMMENDED)
         if mine is None or mine.broke:
             continue
-        for each in (mine, *(other for other in rows if _beats(other, mine))):
+        better = [each for each in rows if _beats(each, mine) and each.perplexity <= mine.perplexity]
+        for each in (mine, *better):
             others = [find(rows, method) for method in (RIVAL, RETRIEVAL)]
             cells = [
                 f"up to {edits:,} facts",
                 MODELS[model],
                 f"`{command(each, spec)} --data.batch_size {each.key.batch_size}`",
                 *(percent(each.share(kind)) for kind in KINDS),
+                f"x{each.perplexity:.2f}",
                 *("" if other in (None, each) else apart(each.against(other)) for other in others),
             ]
             lines.append(f"| {' | '.join(cells)} |")

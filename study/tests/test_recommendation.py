@@ -34,9 +34,10 @@ def test_what_holds_more_is_named_with_its_command_and_what_it_costs():
     )
 
 
-def test_the_table_has_the_recommended_one_and_what_holds_more():
+def test_the_table_has_the_recommended_one_and_what_holds_more_at_no_higher_perplexity():
     rows = [make_result(written=HALF), make_result("memit_seq", written=HALF), make_result("rlsedit", written=MOST)]
-    mine, better = recommendation([*rows, make_result("suit", written="-" * 20)], read_spec()).splitlines()[2:]
+    rows += [make_result("suit", written="-" * 20), make_result("eamet", written=MOST, after={"perplexity": 60.0})]
+    mine, better = recommendation(rows, read_spec()).splitlines()[2:]
     assert mine.startswith(
         "| up to 4 facts | SmolLM2-135M-Instruct | `--config recommended --data.batch_size 2` | 0.50"
     )
