@@ -1,5 +1,6 @@
 """What lasts longest: the compositions that were taken as far as any, against the goal that was set for them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def lasting_table(rows: Sequence[Result]) -> list[str]:
     """A line for each run: how many facts hold as the stream goes on, and what is left at its end."""
     steps = [edits for edits, _ in series(rows[0], "val/efficacy")] if rows else []
     head = [*(f"after {edits:,}" for edits in steps), "by probability", "oldest, middle, newest third"]
-    head += ["in other words", "others as before", "perplexity", "holds at the end, minus AlphaEdit's"]
+    head += ["in other words", "others as before", "perplexity", "KL", "holds at the end, minus AlphaEdit's"]
     lines = [f"| composition | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     return [*lines, *(_row(each, find(rows, "alphaedit")) for each in rows)] if rows else []
 
@@ -58,6 +59,7 @@ def _row(each: Result, reference: Result | None) -> str:
         percent(each.share("paraphrase")),
         percent(each.share("neighbor")),
         f"x{each.perplexity:.2f}",
+        f"{(each.found['batches'].get('drift/kl') or [math.nan])[-1]:.2f}",
         "" if reference in (None, each) else apart(each.against(reference, "own")),
     ]
     return f"| {each.name} | {' | '.join(cells)} |"

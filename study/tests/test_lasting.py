@@ -18,7 +18,8 @@ SCORES = {
 
 def made(written="+++++++++-", perplexity=44.0, probability=0.9, **more):
     after = {"perplexity": perplexity, "probability/efficacy": probability}
-    return make_result(written=written, after=after, validations=SCORES, **more)
+    batches = {"edits": [2.0, 4.0], "drift/kl": [0.1, 0.25]}
+    return make_result(written=written, after=after, validations=SCORES, batches=batches, **more)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,9 @@ def test_the_table_goes_by_the_number_of_edits_and_by_age():
     rows = [made(), made("++++++++++", method="memit_seq", variant="wide")]
     head, _, alphaedit, wide = lasting_table(rows)
     assert head.startswith("| composition | after 2 | after 4 | by probability |")
-    assert alphaedit == ("| AlphaEdit | 1.00 | 0.90 | 0.90 | 0.80, 0.90, 1.00 | 0.90 ± 0.09 | 0.90 ± 0.09 | x1.10 |  |")
+    assert alphaedit == (
+        "| AlphaEdit | 1.00 | 0.90 | 0.90 | 0.80, 0.90, 1.00 | 0.90 ± 0.09 | 0.90 ± 0.09 | x1.10 | 0.25 |  |"
+    )
     assert wide.startswith("| MEMIT with memory, layers 2 to 8 |")
     assert wide.endswith("| +0.10 ± 0.09, p 1.000 |")
 
