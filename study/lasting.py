@@ -86,6 +86,19 @@ def lasting_words(rows: Sequence[Result]) -> str:
     )
 
 
+def lasting_short(rows: Sequence[Result]) -> str:
+    """The recommended one beside what holds most at the end, in a line."""
+    if not rows:
+        return "No run was long enough to say."
+    best = max(rows, key=lambda each: each.share("own").value)
+    usual = find(rows, "alphaedit") or best
+    both = [usual] if usual is best else [usual, best]
+    shares = " and ".join(
+        f"{each.share('own').value:.0%} with {each.name} (perplexity x{each.perplexity:.2f})" for each in both
+    )
+    return f"Of {best.key.edits:,} facts, edited batch after batch, the default model still says {shares}."
+
+
 def draw_lasting(rows: Sequence[Result], path: Path) -> Path:
     """Two panels over the number of edits: the share of facts that hold, and the perplexity."""
     figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
@@ -103,6 +116,6 @@ def draw_lasting(rows: Sequence[Result], path: Path) -> Path:
         panel.set_title(f"{title} (dotted: the goal)", loc="left", fontsize=10)
         panel.set_xlabel("edits")
         panel.spines[["top", "right"]].set_visible(False)
-    held.set_ylim(0, 1.02)
+    held.set_ylim(0.5, 1.0)
     held.legend(loc="lower left", frameon=False, fontsize=9)
     return save(figure, path)

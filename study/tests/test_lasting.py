@@ -2,7 +2,7 @@
 
 import pytest
 
-from study.lasting import draw_lasting, lasting_table, lasting_words, longest, reaches
+from study.lasting import draw_lasting, lasting_short, lasting_table, lasting_words, longest, reaches
 from study.tests.made_families import make_result
 
 SCORES = {
@@ -55,6 +55,14 @@ def test_the_table_goes_by_the_number_of_edits_and_by_age():
     )
     assert wide.startswith("| MEMIT with memory, layers 2 to 8 |")
     assert wide.endswith("| +0.10 ± 0.09, p 1.000 |")
+
+
+def test_a_line_says_what_the_usual_method_and_the_best_hold():
+    rows = [made("+++++-----"), made("++++++++--", method="memit_seq"), made("++++++----", method="rlsedit")]
+    said = lasting_short(rows)
+    assert "50% with AlphaEdit (perplexity x1.10) and 80% with MEMIT with memory" in said
+    assert lasting_short(rows[:1]).endswith("still says 50% with AlphaEdit (perplexity x1.10).")
+    assert lasting_short([]).startswith("No run")
 
 
 def test_the_figure_is_drawn(tmp_path):
