@@ -7,7 +7,7 @@ from typing import NamedTuple
 from study.comparison import MODELS, Result, lengths
 from study.paired import Exchanged, Paired, paired
 from study.runs import grouped
-from study.tables import apart
+from study.tables import CLEAR, apart
 
 KINDS = (("written", "holds"), ("written_paraphrase", "in other words"), ("neighbor", "others as before"))
 
@@ -71,7 +71,8 @@ def _row(orders: Orders, kind: str) -> str:
     over = orders.over(kind)
     error = "" if math.isnan(over.error) else f" ± {over.error:.3f}"
     each = ", ".join(f"{value:+.3f}" for value in orders.each(kind))
-    return f"{each} | {over.difference:+.3f}{error} | {apart(orders.pooled(kind))}"
+    # Orders that happen to agree have an error of 0; the exact test knows how few they are.
+    return f"{each} | {over.difference:+.3f}{error}, p {over.p_value:.2f} | {apart(orders.pooled(kind))}"
 
 
 def orders_words(results: Sequence[Result], found: Sequence[Orders]) -> str:
@@ -79,13 +80,11 @@ def orders_words(results: Sequence[Result], found: Sequence[Orders]) -> str:
     if not found:
         return "One order of the facts was run: what differs from order to order is in no interval here."
     most = max(len(orders.first) for orders in found)
-    clear = [words for orders in found for kind, words in KINDS if orders.over(kind).clear]
-    told = (
-        f"beyond two standard errors of the orders: {', '.join(clear)}" if clear else "none beyond two standard errors"
-    )
+    clear = [words for orders in found for kind, words in KINDS if orders.pooled(kind).p_value < CLEAR]
+    told = f"told apart fact by fact: {', '.join(clear)}" if clear else "none is told apart fact by fact"
     longest = lengths(results)[-1]
     return (
         f"Of {len(found)} comparison{'s' * (len(found) > 1)} up to {most} orders of the facts were run; of the "
-        f"differences, {told}. All else, the {longest:,} edits among it, was run in one order: what differs from order "
+        f"differences, {told}; {most} orders alone tell nothing apart below p {2.0 ** (1 - most):g}. All else, the {longest:,} edits among it, was run in one order: what differs from order "
         "to order is in no interval there."
     )

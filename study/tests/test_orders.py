@@ -35,7 +35,7 @@ def test_only_orders_that_both_methods_ended_count():
 def test_the_table_has_each_order_their_mean_and_all_facts():
     found = orders_of(results(["+" * 8 + "-" * 8] * 2, ["+" * 16] * 2), "alphaedit", "memit_seq")
     assert orders_table(found)[2] == (
-        "| SmolLM2-135M-Instruct | 4 | MEMIT with memory minus AlphaEdit | holds | +0.500, +0.500 | +0.500 ± 0.000 "
+        "| SmolLM2-135M-Instruct | 4 | MEMIT with memory minus AlphaEdit | holds | +0.500, +0.500 | +0.500 ± 0.000, p 0.50 "
         "| **+0.50 ± 0.09**, p < 0.001 |"
     )
     assert orders_table([]) == []
@@ -43,9 +43,14 @@ def test_the_table_has_each_order_their_mean_and_all_facts():
 
 def test_the_words_say_how_many_orders_there_are_and_what_they_tell_apart():
     assert orders_words([make_result()], []).startswith("One order")
-    rows = results(["++--", "+-+-", "-+-+"], ["+++-", "+++-", "++-+"])
+    rows = results(["+" * 8 + "-" * 8] * 3, ["+" * 16, "+" * 8 + "-" * 8, "+" * 8 + "-" * 8])
     said = orders_words(rows, orders_of(rows, "alphaedit", "memit_seq"))
     assert said.startswith("Of 1 comparison up to 3 orders")
-    assert "beyond two standard errors of the orders: holds" in said
-    same = results(["++--", "+-+-"], ["++--", "+-+-"])
-    assert "none beyond two" in orders_words(same, orders_of(same, "alphaedit", "memit_seq"))
+    assert "told apart fact by fact: holds, in other words, others as before; 3 orders alone" in said
+    assert "below p 0.25" in said
+
+
+def test_two_orders_that_happen_to_agree_tell_nothing_apart():
+    rows = results(["++--", "+-+-"], ["+++-", "+++-"])
+    said = orders_words(rows, orders_of(rows, "alphaedit", "memit_seq"))
+    assert "none is told apart fact by fact; 2 orders alone tell nothing apart below p 0.5" in said
