@@ -85,6 +85,6 @@ def orders_words(results: Sequence[Result], found: Sequence[Orders]) -> str:
     comparisons = f"{len(found)} comparison{'s' * (len(found) > 1)}"
     return (
         f"Of {comparisons} up to {most} orders of the facts were run; of the differences, {told}; {most} orders alone "
-        f"tell nothing apart below p {2.0 ** (1 - most):g}. All else, the {lengths(results)[-1]:,} edits among it, was run "
-        "in one order: what differs from order to order is in no interval there."
+        f"tell nothing apart below p {2.0 ** (1 - most):g}. All else, the {lengths(results)[-1]:,} edits among it, was "
+        "run in one order: what differs from order to order is in no interval there."
     )
