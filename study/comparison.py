@@ -16,8 +16,11 @@ RUN = (
     "other_models",
     "other_models_sphere",
     "default_model_sphere",
+    "more_orders",
     "new_methods",
     "longest",
+    "longest_compositions",
+    "compositions",
 )
 NAMES = {
     "unedited": "unedited",
@@ -32,6 +35,13 @@ NAMES = {
     "suit": "SUIT's keys",
     "eamet": "EAMET's targets",
     "ultraedit": "UltraEdit",
+}
+VARIANTS = {
+    "plain": "",
+    "sphere": " + SPHERE",
+    "wide": ", layers 2 to 8",
+    "wide_weak": ", layers 2 to 8, weight 300",
+    "steady": ", layers 1 to 6, weight 2,000",
 }
 MODELS = {
     "smollm2_135m": "SmolLM2-135M-Instruct",
@@ -51,7 +61,7 @@ class Result(NamedTuple):
     @property
     def name(self) -> str:
         """Method and variant, as a reader calls them."""
-        return NAMES.get(self.key.method, self.key.method) + (" + SPHERE" if self.key.variant == "sphere" else "")
+        return NAMES.get(self.key.method, self.key.method) + VARIANTS[self.key.variant]
 
     @property
     def broke(self) -> bool:
@@ -74,7 +84,8 @@ class Result(NamedTuple):
 
     def after(self, name: str) -> float:
         """A score of results.json after the edits; NaN if it was not measured."""
-        return float((self.found.get("after") or {}).get(name) or math.nan)
+        value = (self.found.get("after") or {}).get(name)
+        return math.nan if value is None else float(value)
 
     @property
     def perplexity(self) -> float:
@@ -109,9 +120,18 @@ def read_all(spec: Spec, folder: Path = RESULTS, stages: Sequence[str] = RUN) ->
 
 
 def of_model(results: Sequence[Result], model: str) -> dict[int, list[Result]]:
-    """The results of a model by how many facts were edited, the fewest first."""
-    lengths = sorted({each.key.edits for each in results if each.key.model == model})
-    return {n: [each for each in results if (each.key.model, each.key.edits) == (model, n)] for n in lengths}
+    """The results of a model in the first order of its facts, by how many were edited, the fewest first."""
+    mine = [each for each in results if each.key.model == model]
+    first = {edits: min(each.key.draw for each in mine if each.key.edits == edits) for edits in lengths(mine)}
+    return {
+        edits: [each for each in mine if (each.key.edits, each.key.draw) == (edits, draw)]
+        for edits, draw in first.items()
+    }
+
+
+def lengths(results: Sequence[Result]) -> list[int]:
+    """How many facts were edited, in any of the results, the fewest first."""
+    return sorted({each.key.edits for each in results})
 
 
 def find(results: Sequence[Result], method: str, variant: str = "plain") -> Result | None:

@@ -1,4 +1,4 @@
-"""Build docs/study.md and its two figures from the committed results: `python -m study.summary`.
+"""Build docs/study.md and its figures from the committed results: `python -m study.summary`.
 
 The words that no result changes stand in summary.md, with the places of those that are filled in.
 """
@@ -17,9 +17,12 @@ from study.comparison import MODELS, RUN, Result, find, of_model, read_all, sphe
 from study.confirmation import confirmation_table
 from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
+from study.forgetting import forgetting_table, read_forgotten
 from study.forms_table import forms_section, in_short, read_forms
+from study.lasting import draw_lasting, lasting_short, lasting_table, lasting_words, longest
+from study.orders import orders_of, orders_table, orders_words
 from study.page import compared
-from study.recommendation import longer, recommendation, told_apart
+from study.recommendation import RECOMMENDED, RIVAL, longer, recommendation, stronger, told_apart
 from study.runs import Run, load
 from study.tables import apart, sphere_table, verdict_table
 
@@ -30,10 +33,12 @@ CAPACITY = ROOT / "benchmarks" / "capacity.json"
 
 
 def write_page() -> None:
-    """Draw both figures and write the page."""
+    """Draw the figures and write the page."""
     results, runs = read_all(read_spec()), load(EARLIER)
     draw_comparison(results, FIGURES / "comparison.png")
     draw_effects(effects(results, compared(runs)), FIGURES / "sphere.png")
+    if longest(results):
+        draw_lasting(longest(results), FIGURES / "lasting.png")
     write_text(PAGE, page(results, runs))
 
 
@@ -49,17 +54,25 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "smollm2_135m",
         *(plain.key.model for plain, _ in sphere_pairs(results)),
     }  # the earlier study's among them
-    held = read_capacity()
+    held, lasting = read_capacity(), longest(results)
+    orders = orders_of(results, RECOMMENDED, RIVAL)
     parts = {
         "cells": len(results),
         "models": len(models),
         "earlier": len(runs),
         "said": "\n".join(_said(results, model) for model in MODELS if of_model(results, model)),
         "told_apart": told_apart(results),
-        "recommendation": recommendation(results),
+        "recommendation": recommendation(results, read_spec()),
+        "stronger": stronger(results, read_spec()),
         "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
         "retrieval": _retrieval(results),
+        "orders_words": orders_words(results, orders),
+        "orders": "\n".join(orders_table(orders)),
+        "lasting_short": lasting_short(lasting),
+        "lasting_words": lasting_words(lasting),
+        "lasting": "\n".join(lasting_table(lasting)),
+        "forgetting": "\n".join(forgetting_table(read_forgotten())),
         "confirmation": confirmation_table(confirmation.read_results()),
         "answer": answer(effects(results, compared(runs)), len(paired)),
         "pairs": "\n".join(sphere_table(results)),

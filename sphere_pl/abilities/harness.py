@@ -23,12 +23,12 @@ def find_tasks(names: Sequence[str]) -> Any:
         The harness's index of tasks, which `evaluate` takes: it is slow to build.
 
     Raises:
-        UserError: If the extra is missing or a task is unknown.
+        UserError: If the extra is missing, a task is unknown, or its data cannot be had.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError(
-            f"--eval.lm_eval_tasks={list(names)} needs lm-evaluation-harness, which is not installed. Install it with "
-            "`pip install 'sphere-pl[lm-eval]'` (in a checkout: `pip install -e '.[lm-eval]'`)."
+            f"--abilities.lm_eval_tasks={list(names)} needs lm-evaluation-harness, which is not installed. Install it "
+            "with `pip install 'sphere-pl[lm-eval]'` (in a checkout: `pip install -e '.[lm-eval]'`)."
         )
     from lm_eval.tasks import TaskManager
 
@@ -37,10 +37,26 @@ def find_tasks(names: Sequence[str]) -> Any:
     unknown = sorted(set(named) - set(manager.all_tasks))
     if unknown:
         raise UserError(
-            f"--eval.lm_eval_tasks: {', '.join(unknown)} is neither a task of lm-evaluation-harness nor a YAML file. "
-            "`lm_eval ls tasks` lists them."
+            f"--abilities.lm_eval_tasks: {', '.join(unknown)} is neither a task of lm-evaluation-harness nor a YAML "
+            "file. `lm_eval ls tasks` lists them."
         )
+    _load(manager, names)
     return manager
+
+
+def _load(manager: Any, names: Sequence[str]) -> None:
+    """Fetch the tasks' data sets: `evaluate` reads them again from where the hub's client keeps them."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        manager.load(list(names))
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--abilities.lm_eval_tasks={list(names)}: the harness could not load them: {said}. Their data sets come "
+            "from the Hugging Face hub: fetch them where it can be reached and bring its cache along (HF_HOME), or "
+            "name tasks as YAML files over data that is here."
+        ) from error
 
 
 def evaluate(

@@ -1,12 +1,13 @@
 """The cells of the comparison read together."""
 
 import json
+import math
 
 import pytest
 
 from sphere_pl.errors import UserError
 from sphere_pl.text.version import __version__
-from study.comparison import find, of_model, read_all, sphere_pairs
+from study.comparison import VARIANTS, find, of_model, read_all, sphere_pairs
 from study.families import RESULTS, cells_of, read_spec
 from study.marks import settings_digest
 from study.tests.made_families import make_result
@@ -42,6 +43,22 @@ def test_results_of_a_model_are_told_apart_by_length():
     assert {edits: len(each) for edits, each in found.items()} == {4: 2, 8: 1}
     assert find(found[4], "scr") is rows[2]
     assert find(found[8], "scr") is None
+
+
+def test_a_model_is_shown_in_the_first_order_of_each_length():
+    rows = [make_result(draw=3), make_result(draw=2), make_result(edits=8, draw=1)]
+    assert of_model(rows, "smollm2_135m") == {4: [rows[1]], 8: [rows[2]]}
+
+
+def test_a_score_of_nothing_is_a_score_and_one_that_is_missing_is_none():
+    result = make_result(after={"a": 0.0, "b": None})
+    assert result.after("a") == 0
+    assert math.isnan(result.after("b"))
+    assert math.isnan(result.after("c"))
+
+
+def test_every_variant_of_the_specification_has_a_name():
+    assert set(VARIANTS) == set(read_spec().variants)
 
 
 @pytest.fixture

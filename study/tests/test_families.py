@@ -38,7 +38,8 @@ def test_blocks_are_named_where_a_model_has_no_file_so_that_nothing_is_tried_out
 
 
 def test_retrieval_is_in_every_stage_that_compares(spec):
-    beside = {"default_model_sphere", "other_models_sphere", "new_methods", "longest"}  # those of other stages
+    beside = {"default_model_sphere", "other_models_sphere", "new_methods"}  # those of other stages
+    beside |= {"longest", "longest_compositions", "compositions", "more_orders"}  # editors among themselves
     compared = set(spec.stages) - beside
     assert all(any(key.method.startswith("scr") for key in cells_of(spec, stage)) for stage in compared)
 
@@ -50,6 +51,17 @@ def test_every_file_that_a_cell_names_exists(spec):
             name = argument.removeprefix("--config=")
             path = SPEC.parents[2] / name if name.endswith(".yaml") else config_folder() / f"{name}.yaml"
             assert path.is_file(), name
+
+
+def test_what_lasts_longest_is_asked_of_every_composition_alike(spec):
+    def asked(stage):
+        (cell,) = {
+            tuple(each for each in cell.arguments if each.startswith(("--model.evaluation", "--data", "--trainer")))
+            for cell in cells_of(spec, stage).values()
+        }
+        return cell
+
+    assert asked("longest") == asked("longest_compositions")
 
 
 def test_a_first_draw_is_whole_before_the_second_begins(spec):

@@ -21,9 +21,9 @@ def test_the_page_in_the_repository_is_the_one_that_the_results_make():
     assert summary.PAGE.read_text(encoding="utf-8") == made
 
 
-def test_the_page_shows_both_figures_and_they_are_there():
+def test_the_page_shows_the_figures_and_they_are_there():
     text = summary.PAGE.read_text(encoding="utf-8")
-    for name in ("comparison.png", "sphere.png"):
+    for name in ("comparison.png", "sphere.png", "lasting.png"):
         assert f"(../study/models/{name})" in text
         assert (summary.FIGURES / name).read_bytes().startswith(b"\x89PNG")
 

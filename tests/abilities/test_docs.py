@@ -25,7 +25,7 @@ def test_every_command_is_understood(command, monkeypatch, capsys):
 
 
 def test_every_task_and_its_metric_stand_in_the_table():
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
     rows = {found[1]: line for line in TEXT.splitlines() if (found := re.match(r"\| `(\w+)` \|", line))}
     assert set(rows) == set(TASKS)
     for name, task in TASKS.items():

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,8 +51,27 @@ def facts_task(tmp_path, monkeypatch):
 
 def test_a_missing_extra_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"lm_eval_tasks=\['arc_easy'\] needs .*pip install 'sphere-pl\[lm-eval\]'"):
+    message = r"--abilities\.lm_eval_tasks=\['arc_easy'\] needs .*pip install 'sphere-pl\[lm-eval\]'"
+    with pytest.raises(UserError, match=message):
         find_tasks(["arc_easy"])
+
+
+def test_data_that_cannot_be_had_is_a_message_before_any_model_is_loaded(monkeypatch):
+    class Manager:
+        all_tasks = ("ifeval",)
+
+        def __init__(self, include_defaults):
+            assert include_defaults
+
+        def load(self, names):
+            raise ConnectionError(f"Couldn't reach 'google/IFEval' on the Hub\n(asked for {names})")
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "lm_eval" or real(name, *more))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", SimpleNamespace(TaskManager=Manager))
+    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace())
+    with pytest.raises(UserError, match=r"lm_eval_tasks=\['ifeval'\].*'google/IFEval' on the Hub\. .*HF_HOME"):
+        find_tasks(["ifeval"])
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,0 +1,46 @@
+"""Which configuration to take, and what holds more than it."""
+
+import pytest
+
+from study.families import read_spec
+from study.recommendation import recommendation, stronger
+from study.tests.made_families import make_result
+
+HALF, MOST = "+" * 10 + "-" * 10, "+" * 18 + "-" * 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        make_result("memit_seq", written=HALF),  # no more
+        make_result("memit_seq", written="-" * 20),  # less
+        make_result("scr_unconfirmed", written=MOST),  # edits nothing
+        make_result("memit_seq", written=MOST, edits=8),  # other facts
+        make_result("memit_seq", written=""),  # broke off
+    ],
+)
+def test_only_an_editor_that_holds_more_of_the_same_facts_is_named(other):
+    assert stronger([make_result(written=HALF), other], read_spec()).startswith("No other editor")
+
+
+def test_what_holds_more_is_named_with_its_command_and_what_it_costs():
+    other = make_result("memit_seq", "wide", written=MOST, neighbor="-" * 20, after={"perplexity": 60.0})
+    said = stronger([make_result(written=HALF), other], read_spec())
+    assert "after 4 edits of SmolLM2-135M-Instruct, MEMIT with memory, layers 2 to 8 " in said
+    assert "(`--config method/memit_seq --model.layers [2,3,4,5,6,7,8]`) **+0.40 ± 0.11**, p 0.008" in said
+    assert (
+        "others as before **-0.50 ± 0.11**, p 0.002, perplexity x1.50 where that of AlphaEdit is x1.10. `--config rec"
+        in said
+    )
+
+
+def test_the_table_has_the_recommended_one_and_what_holds_more_at_no_higher_perplexity():
+    rows = [make_result(written=HALF), make_result("memit_seq", written=HALF), make_result("rlsedit", written=MOST)]
+    rows += [make_result("suit", written="-" * 20), make_result("eamet", written=MOST, after={"perplexity": 60.0})]
+    mine, better = recommendation(rows, read_spec()).splitlines()[2:]
+    assert mine.startswith(
+        "| up to 4 facts | SmolLM2-135M-Instruct | `--config recommended --data.batch_size 2` | 0.50"
+    )
+    assert mine.endswith("| +0.00 ± 0.00, p 1.000 |  |")
+    assert "| `--config method/rlsedit --data.batch_size 2` | 0.90" in better
+    assert better.endswith("| **+0.40 ± 0.11**, p 0.008 |  |")
