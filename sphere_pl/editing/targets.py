@@ -308,7 +308,7 @@ def _losses(each: Pass, logits: Tensor, start: int, kl_weight: float) -> tuple[T
     """
     stop, cut = start + len(logits), len(each.labels)
     labels, weights = (part[start:stop].to(logits.device) for part in (each.labels, each.weights))
-    reference = each.reference[max(0, start - cut) : max(0, stop - cut)]
+    reference = each.reference[max(0, start - cut) : max(0, stop - cut)].to(logits.device)
     logp = torch.log_softmax(logits, dim=-1)
     gradient = logp.exp()
     asked, watched = gradient[: len(labels)], gradient[len(labels) :]
