@@ -37,7 +37,7 @@ def laid_out(lm: LanguageModel, edited: Collection[nn.Module] = ()) -> Iterator[
     chosen = _fitting(owners, edited, SHARE * free_memory(_CPU)) if _knows_layouts() else []
     try:
         for module in chosen:
-            module.forward = partial(_product, module, _LaidOut(module.weight))  # type: ignore[method-assign]
+            module.forward = _Forward(module, _LaidOut(module.weight))  # type: ignore[method-assign]
         yield
     finally:
         for module in chosen:  # all of them, should memory have run out on the way
@@ -114,12 +114,27 @@ def _reordered(weight: Tensor) -> Tensor:
     return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight, None))
 
 
-def _product(module: nn.Linear, layouts: _LaidOut, states: Tensor) -> Tensor:
-    """What the module returns."""
-    # Autocast, or a module that computes in another type: let PyTorch refuse it.
-    if states.dtype != torch.bfloat16 or not layouts.still(module.weight):
-        return nn.functional.linear(states, module.weight, module.bias)
-    return cast(Tensor, _Product.apply(states, layouts, module.bias))  # type: ignore[no-untyped-call]
+class _Forward:
+    """What a linear map returns, by its weight's layouts.
+
+    Args:
+        module: The map.
+        layouts: Of its weight.
+    """
+
+    def __init__(self, module: nn.Linear, layouts: _LaidOut) -> None:
+        self._module, self._layouts = module, layouts
+
+    def __call__(self, input: Tensor) -> Tensor:  # by the name that PyTorch gives it
+        weight, bias = self._module.weight, self._module.bias
+        # Autocast, or a module that computes in another type: let PyTorch refuse it.
+        if input.dtype != torch.bfloat16 or not self._layouts.still(weight):
+            return nn.functional.linear(input, weight, bias)
+        return cast(Tensor, _Product.apply(input, self._layouts, bias))  # type: ignore[no-untyped-call]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A model that is copied or stored meanwhile takes its weights as they are: layouts can be neither."""
+        return partial, (nn.Linear.forward, self._module)
 
 
 class _Product(torch.autograd.Function):

@@ -1,5 +1,8 @@
 """Weights laid out once give the products that they give as they are."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -51,9 +54,23 @@ def test_a_weight_that_is_changed_all_the_same_counts_as_it_is(tiny_lm, how):
             changing.weight.requires_grad_(True)
         found = run(lm)
         if how == "to be trained":
-            assert changing(torch.ones(1, changing.in_features, dtype=torch.bfloat16)).requires_grad
+            assert changing(input=torch.ones(1, changing.in_features, dtype=torch.bfloat16)).requires_grad
     assert all(torch.equal(a, b) for a, b in zip(found, run(lm), strict=True))
     assert torch.equal(found[0], before[0]) == (how == "to be trained")
+
+
+@LINEAR
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
+def test_a_block_that_is_copied_or_stored_meanwhile_is_an_ordinary_one(tiny_lm, again):
+    lm = tiny_lm(dtype=torch.bfloat16)
+    states = torch.randn(2, 3, lm.config.hidden_size).to(torch.bfloat16)
+    with laid_out(lm):
+        expected, other = lm.block(1).mlp(states), again(lm.block(1).mlp)
+        assert torch.equal(lm.block(1).mlp.up_proj(input=states), other.up_proj(states))
+    assert torch.equal(other(states), expected)
+    other.up_proj.weight.data.mul_(2.0)  # which layouts would not see
+    assert not torch.equal(other(states), expected)
+    assert torch.equal(lm.block(1).mlp(states), expected)
 
 
 @LINEAR
