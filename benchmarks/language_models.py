@@ -9,6 +9,7 @@ from sphere_pl.data.builtin import heldout_text
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import Dtype, load_language_model
+from sphere_pl.model.products import widen_products
 from sphere_pl.process.devices import default_device
 
 DEFAULT = "default"
@@ -48,6 +49,7 @@ def model_of(name: str, dtype: Dtype) -> LanguageModel:
     torch.manual_seed(0)
     with default_device():
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    widen_products(model)
     return LanguageModel(model, default.tokenizer)
 
 

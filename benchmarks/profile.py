@@ -30,7 +30,7 @@ from benchmarks.measure import device_name, matmul_rate, seconds
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editing import target_rows, targets, walks
 from sphere_pl.methods import AlphaEdit
-from sphere_pl.model import attention, laid_out
+from sphere_pl.model import attention, products
 from sphere_pl.model.language_model import LanguageModel
 
 PRODUCTS, ATTENTION, NORMS = "products", "attention", "norms and rotary embeddings"
@@ -131,7 +131,7 @@ def _marked(lm: LanguageModel, moved: Counter[str]) -> Iterator[None]:
         (LanguageModel, "logits", VOCABULARY),
         *((targets, name, PACKING) for name in ("one_pass", "select")),
         (target_rows, "pad", PACKING),
-        (laid_out, "_reordered", PACKING),
+        (products, "_reordered", PACKING),
         (LanguageModel, "block_calls", PACKING),
         *((walk, "step", OPTIMIZER) for walk in (walks.AdamWalk, walks.PolyakWalk)),
         *((AlphaEdit, name, SOLVE) for name in ("update", "remember")),

@@ -11,8 +11,8 @@ from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import optimize_targets
-from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.products import fast_products
 from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, pad, tokenize
 
 LAYER = 8
@@ -101,7 +101,7 @@ def _targets(
     chosen = data.requests if settings.stop_loss else data.requests[:1]
 
     def ours() -> None:
-        with laid_out(lm):  # in a run once for all batches
+        with fast_products(lm):  # in a run once for all batches
             optimize_targets(lm, data.requests, contexts, LAYER, settings)
 
     literal = lambda: [literal_target(lm, request, contexts, settings) for request in chosen]  # noqa: E731

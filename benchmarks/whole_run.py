@@ -34,9 +34,9 @@ from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
 from sphere_pl.model.families import EditSite
-from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import Dtype
+from sphere_pl.model.products import fast_products
 from sphere_pl.model.tokens import MOST_TOKENS
 from sphere_pl.process.devices import default_device
 from sphere_pl.progress import untracked
@@ -142,7 +142,7 @@ def ours(problem: _Problem) -> list[Tensor]:
 
 def frozen(problem: _Problem) -> AbstractContextManager[None]:
     """All that no edit changes laid out, once a run."""
-    return laid_out(problem.lm, [site.module for site in problem.lm.sites(LAYERS)])
+    return fast_products(problem.lm, [site.module for site in problem.lm.sites(LAYERS)])
 
 
 def edit(problem: _Problem, states: Sequence[State]) -> list[Tensor]:

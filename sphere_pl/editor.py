@@ -16,9 +16,9 @@ from sphere_pl.editing.algorithm import edit_batch, layer_walk
 from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.distributed import Shares
+from sphere_pl.editing.fast_products import FastProducts
 from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
-from sphere_pl.editing.layouts import FrozenLayouts
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests
 from sphere_pl.editing.prepared import KnownStates, Prepared, StatePreparation
@@ -179,9 +179,9 @@ class SequentialEditor(ScoredModule):
         """One parameter group for each edited matrix, under its Hugging Face name."""
         return layer_walk(self.sites, self.weights)
 
-    def configure_callbacks(self) -> FrozenLayouts:
+    def configure_callbacks(self) -> FastProducts:
         """What every run needs around it."""
-        return FrozenLayouts()
+        return FastProducts()
 
     def refresh_model(self) -> None:
         """Copy every edited matrix into the language model."""

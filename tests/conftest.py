@@ -33,6 +33,7 @@ Oslo, the capital of Norway, lies by the water. Mount Fuji stands in Japan. An a
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a run be strict with the packages it stands on."""
     parser.addoption("--strict-warnings", action="store_true", help="all warnings are errors, but the ignored ones")
+    parser.addoption("--families", choices=["all", "some"], default="all", help="those whose parts differ, or all")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,6 +45,21 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
     os.environ.setdefault("WANDB__SERVICE_WAIT", "300")  # after its own 30 seconds a run has no log, on a busy machine
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the families that were not asked for, where a test takes all of them."""
+    if config.getoption("--families") == "some":
+        config.hook.pytest_deselected(items=[item for item in items if _of_another_family(item)])
+        items[:] = [item for item in items if not _of_another_family(item)]
+
+
+def _of_another_family(item: pytest.Item) -> bool:
+    named = any("family" in str(mark.args[0]) for mark in item.iter_markers("parametrize"))
+    family = (
+        item.callspec.params.get("family") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+    )
+    return family is not None and not named and family not in SOME
 
 
 @pytest.hookimpl(trylast=True)
@@ -115,6 +131,24 @@ SIZES: dict[str, dict[str, Any]] = {
     "deepseek_v3": {**_LATENT, **_EXPERTS, "first_k_dense_replace": 2},
     "glm4_moe": {**_GROUPED, **_EXPERTS, "first_k_dense_replace": 2},
     "dots1": {**_GROUPED, **_EXPERTS, "first_k_dense_replace": 2},
+}
+# One of each kind of block, attention, norm, position and head.
+SOME = {
+    *(
+        "llama",
+        "gpt2",
+        "gptj",
+        "gpt_neox",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3_text",
+        "mistral",
+        "phi",
+        "cohere2",
+        "falcon_h1",
+    ),
+    *("deepseek_v3", "olmo2"),
 }
 FAMILIES = sorted(set(SIZES) & set(CONFIG_MAPPING))  # older releases of transformers know fewer
 

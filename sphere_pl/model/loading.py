@@ -21,6 +21,7 @@ from sphere_pl.model.opening import (
     open_model,
     quiet,
 )
+from sphere_pl.model.products import widen_products
 from sphere_pl.model.self_check import check_parts
 
 __all__ = [
@@ -92,6 +93,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     model, info = loaded
     if source.gguf:
         _forget_quantisation(model, dtype)
+    widen_products(model)
     _check_complete(source.name, info)
     return _checked(source.name, model, opened.tokenizer, opened.architecture)
 

@@ -43,9 +43,9 @@ from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
-from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel, model_in_memory
+from sphere_pl.model.products import fast_products
 from sphere_pl.process.failures import DiskFullError, MemoryShortageError
 from sphere_pl.serving.changes import Answer, Edited, Geometry, TakenBack, geometry_of
 from sphere_pl.serving.facts import Reading, neighbors_of, read_closely, read_fact
@@ -96,7 +96,7 @@ class EditingSession:
         # What the run of the last edit left for the next one; None if that is to be read from its folder.
         self._kept: dict[str, Any] | None = None
         self._weights: dict[str, Tensor] = {}
-        self._layouts = ExitStack()  # of matrices that no edit changes
+        self._products = ExitStack()  # of matrices that no edit changes
         if states.current is not None:
             self._settle(states.current)
 
@@ -123,7 +123,7 @@ class EditingSession:
 
     def close(self) -> None:
         """Leave the model's blocks as they were."""
-        self._layouts.close()
+        self._products.close()
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -338,7 +338,7 @@ class EditingSession:
         run = SavedRun.open(folder)
         if self._base is None:
             self._base = BaseModel(self.lm, run.history.header.layers)
-            self._layouts.enter_context(laid_out(self.lm, [site.module for site in self._base.sites]))
+            self._products.enter_context(fast_products(self.lm, [site.module for site in self._base.sites]))
         names = [site.name for site in self._base.sites]
         unedited, weights = _copies(self.lm, names), run.weights(self._base)
         self._base.write(weights)

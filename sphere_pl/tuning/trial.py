@@ -27,8 +27,8 @@ from sphere_pl.methods import KnownProblem
 from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
-from sphere_pl.model.laid_out import laid_out
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.products import fast_products
 from sphere_pl.progress import Track, untracked
 
 _SCORED = EvaluationSettings(
@@ -160,7 +160,7 @@ class Bench(NamedTuple):
         sites = self.lm.sites(list(layers))
         before = [site.stored.detach().clone() for site in sites]
         try:
-            with laid_out(self.lm, [site.module for site in sites]):
+            with fast_products(self.lm, [site.module for site in sites]):
                 self._edit(layers, targets, method or self.method)
                 return self._outcome()
         finally:

@@ -13,7 +13,7 @@ from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import AlphaEdit
-from sphere_pl.model import laid_out as module
+from sphere_pl.model import products as module
 
 
 class Watch(L.Callback):
@@ -30,7 +30,7 @@ class Watch(L.Callback):
             raise RuntimeError("stopped")
 
 
-@pytest.mark.skipif(not module._knows_layouts(), reason="this processor has no bfloat16 products")
+@pytest.mark.skipif(not module.knows_layouts(), reason="this processor has no bfloat16 products")
 @pytest.mark.parametrize("fails", [False, True])
 def test_layouts_are_there_while_a_run_edits_and_gone_afterwards(tiny_lm, requests, bare_trainer, tmp_path, fails):
     corpus = tmp_path / "corpus.txt"
