@@ -56,6 +56,11 @@ def test_rooms_import_downwards_only():
                 assert ROOMS.index(other) <= ROOMS.index(mine), f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_no_room_imports_the_face_of_the_package_which_stands_above_all_of_them():
+    for path in files("sphere_pl"):
+        assert "sphere_pl" not in set(imports(path)), f"{path.relative_to(ROOT)} imports sphere_pl"
+
+
 def test_the_line_of_rooms_stands_in_the_documents():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     line = re.search(r"```\n(errors <.*?)```", page, re.DOTALL)[1]

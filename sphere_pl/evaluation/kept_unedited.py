@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-import sphere_pl
 from sphere_pl.data.chat import ChatSettings
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
@@ -28,6 +27,7 @@ from sphere_pl.storage.addresses import address_of, digest_of_sources
 from sphere_pl.storage.files import write_text
 
 log = logging.getLogger(__name__)
+_PROGRAM = Path(__file__).parents[1]  # all of it: any part may change an answer
 Measured = tuple[Unedited, dict[int, list[MadeNeighbor]]]
 
 
@@ -63,7 +63,7 @@ def unedited_file(
         "settings": asdict(settings),
         "texts": [_content(path) for path in (settings.text, settings.references)],
         "chat": list(chat),
-        "code": digest_of_sources(Path(sphere_pl.__path__[0])),
+        "code": digest_of_sources(_PROGRAM),
         "device": lm.device.type,
         "torch": torch.__version__,
     }
