@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sphere_callbacks import LayerwiseEdit
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditBatch, EditRequest
-from sphere_pl.editing.algorithm import edit_batch, layer_walk
+from sphere_pl.editing.algorithm import edit_batch
 from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.distributed import Shares
-from sphere_pl.editing.fast_products import FastProducts
 from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
 from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
@@ -39,8 +38,6 @@ from sphere_pl.history.continuation import Earlier
 from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
-from sphere_pl.model.families import EditSite
-from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import DeviceMap, Dtype
 from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
@@ -57,9 +54,6 @@ _KEPT = ("model_hash", "max_tokens", "contexts", "anchors", "batch_start", "edit
 
 class SequentialEditor(ScoredModule):
     """Edit a language model batch after batch, never resetting it.
-
-    The edited matrices live here as float32 parameters of shape `[d_out, d_in]`: they are what the optimizer,
-    the callbacks and the checkpoint see. The language model's own tensors follow them, in the model's dtype.
 
     Args:
         method: The method that finds each layer's update; AlphaEdit if None.
@@ -110,7 +104,6 @@ class SequentialEditor(ScoredModule):
         super().__init__()
         method, layers, targets, statistics = as_known(name, method, layers, targets, statistics)
         check_arguments(method, contexts, context_length, name)
-        self.automatic_optimization = self.strict_loading = False  # a checkpoint holds the edited matrices only
         self.method, self.layers, self.name, self.auto = method, list(layers or ()), name, auto
         self.source = ModelSource(name, layers, dtype, revision, trust_remote_code, cache_dir, device_map, architecture)
         self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
@@ -118,8 +111,7 @@ class SequentialEditor(ScoredModule):
         self.guard, self.evaluator = Guard(guard), Evaluator(evaluation)
         self.offload = Offload(device_of(statistics_device))
         self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
-        self.lm: LanguageModel | None = None
-        self.sites, self.weights, self.states = list[EditSite](), nn.ParameterList(), MethodStates([], [])
+        self.states = MethodStates([], [])
         self.requests, self.contexts, self.anchors = list[EditRequest](), list[str](), torch.zeros(0)
         self.plan = KeyPlan()
         self.batch_start = self.edits_seen = 0
@@ -175,19 +167,6 @@ class SequentialEditor(ScoredModule):
         targets = problem.optimize_targets(self.target_settings)
         return targets.anchored(self.anchors[problem.places]) if self.target_settings.anchor else targets
 
-    def configure_optimizers(self) -> LayerwiseEdit:
-        """One parameter group for each edited matrix, under its Hugging Face name."""
-        return layer_walk(self.sites, self.weights)
-
-    def configure_callbacks(self) -> FastProducts:
-        """What every run needs around it."""
-        return FastProducts()
-
-    def refresh_model(self) -> None:
-        """Copy every edited matrix into the language model."""
-        for site, weight in zip(self.sites, self.weights, strict=True):
-            site.write(weight)
-
     def _finish(self, batch: EditBatch, reached: dict[str, Tensor | float]) -> None:
         """Move on in the stream and log what the optimisation reached at its last look."""
         self.batch_start, self.edits_seen, self.places = batch.start, batch.edits, batch.places
@@ -209,13 +188,6 @@ class SequentialEditor(ScoredModule):
         """Refuse what cannot do what is asked of it, before anything is loaded."""
         check_run(self.trainer, self.method, self.layers, self.target_settings, self.source.device_map)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "SequentialEditor":
-        """Leave everything where it is if the model is spread over devices: Lightning would move it to one of them.
-
-        The edited matrices lie beside the model's own, and what scores them counts on the CPU.
-        """
-        return self if self.lm is not None and self.lm.spread else super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
     def settle(self, track: Track = untracked, device: torch.device | None = None) -> Found | None:
         """Load the language model and find what is open of its settings, on a device; None if nothing was."""
         if self.lm is None:
@@ -236,19 +208,10 @@ class SequentialEditor(ScoredModule):
         found = self.settle()
         if found is not None:
             log.warning("%s", found.lines())
-        if not self.sites:
-            self.sites = self.language_model.sites(self.layers)
-            self.weights.extend(nn.Parameter(site.read()) for site in self.sites)
+        self.take_matrices(self.layers)
         if self.earlier is not None:  # here, where nothing has been written yet
-            names = [site.name for site in self.sites]
-            self.earlier.check_base(fingerprint(self.language_model), names, self.name, self.method.retrieval)
-
-    @property
-    def language_model(self) -> LanguageModel:
-        """The language model; there from `configure_model` on."""
-        if self.lm is None:
-            raise RuntimeError("The language model is loaded by the trainer, or by calling `configure_model()`.")
-        return self.lm
+            base, names = fingerprint(self.language_model), list(self.matrices)
+            self.earlier.check_base(base, names, self.name, self.method.retrieval)
 
     def on_train_start(self) -> None:
         """Prepare the method and measure the unedited model; a resumed run restores what it had measured."""
@@ -277,7 +240,7 @@ class SequentialEditor(ScoredModule):
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
-        self._unedited_norms, inherited = self._norms(), len(loader.earlier)
+        self._unedited_norms, inherited = self.norms(), len(loader.earlier)
         if self._resumed:
             self.evaluator.plan(self.requests, inherited)
             self._resume()
@@ -326,21 +289,16 @@ class SequentialEditor(ScoredModule):
 
     @doing("looking at the first batch")
     def _look_at_first(self, batch: EditBatch) -> None:
-        targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self._norms())
+        targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self.norms())
         before = self.scores.unedited_opening
         seen = look(self.language_model, batch.requests, batch.places, targets, norms, self.evaluator, before)
         limits = self.guard.settings
         wrecks = seen.wrecks(limits.max_perplexity_ratio, limits.max_norm_ratio)
         self.guard.judge(seen.line(), seen.fails, wrecks)
 
-    def _norms(self) -> list[Tensor]:
-        return [weight.detach().norm().cpu() for weight in self.weights]
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: edited matrices, the method's memory, random states, and all of `_KEPT`."""
-        checkpoint["state_dict"] = {
-            site.name: weight.detach() for site, weight in zip(self.sites, self.weights, strict=True)
-        }
+        checkpoint["state_dict"] = self.matrices
         checkpoint["sphere_pl"] = {
             **{name: getattr(self, name) for name in _KEPT},
             "scores": self.scores.state_dict(),
@@ -361,12 +319,8 @@ class SequentialEditor(ScoredModule):
     @doing("taking over the earlier run")
     def _continue(self, earlier: Earlier) -> None:
         """Turn the unedited model into the one that an earlier run has left, with the memory of its keys."""
-        names = [site.name for site in self.sites]
-        live = earlier.live_weights({name: w.detach() for name, w in zip(names, self.weights, strict=True)})
-        with torch.no_grad():
-            for name, weight in zip(names, self.weights, strict=True):
-                weight.copy_(live[name])
-            earlier.restore_memory(self.method, self.states, list(self.weights))
+        self.put_back(earlier.live_weights(self.matrices))
+        earlier.restore_memory(self.method, self.states, list(self.weights))
         if self.target_settings.max_tokens is None:
             self.max_tokens = min(self.max_tokens, earlier.kept.get("max_tokens", self.max_tokens))
         self.batch_start = self.edits_seen = len(earlier.requests)
@@ -378,9 +332,7 @@ class SequentialEditor(ScoredModule):
     @doing("restoring the checkpoint")
     def _resume(self) -> None:
         resumed, self._resumed = self._resumed, {}
-        with torch.no_grad():
-            for site, weight in zip(self.sites, self.weights, strict=True):
-                weight.copy_(resumed["weights"][site.name])
+        self.put_back(resumed["weights"])
         self.states.restore(resumed["states"])
         self.guard.load_state_dict(resumed["guard"])
         for name in _KEPT:

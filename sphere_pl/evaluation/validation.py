@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 
-import lightning as L
 from torch.utils.data import DataLoader
 
+from sphere_pl.editing.edited_module import EditedModule
 from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.sample import ScoredEdits, ScoringBatch
-from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import track
 from sphere_pl.trainers import is_last_step
 
 
-class ScoredModule(L.LightningModule):
+class ScoredModule(EditedModule):
     """A module whose language model is scored while it is edited.
 
     Attributes:
@@ -27,15 +26,6 @@ class ScoredModule(L.LightningModule):
     scores: RunScores
     batch_start: int
     edits_seen: int
-
-    @property
-    def language_model(self) -> LanguageModel:
-        """The language model."""
-        raise NotImplementedError
-
-    def refresh_model(self) -> None:
-        """Let the language model follow the edited matrices."""
-        raise NotImplementedError
 
     def val_dataloader(self) -> DataLoader[ScoringBatch]:
         """The edits so far."""

@@ -93,6 +93,7 @@ class Earlier:
             return dict(base)
         return rebuild({name: weight.cpu() for name, weight in base.items()}, self.history, len(self.history.entries))
 
+    @torch.no_grad()
     def restore_memory(self, method: Method, states: MethodStates, weights: Sequence[Tensor]) -> None:
         """Let the method remember the earlier edits.
 
