@@ -26,12 +26,10 @@ from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Targets
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.kept_unedited import unedited_file
 from sphere_pl.evaluation.outcomes import known_causes
-from sphere_pl.evaluation.run_scores import RunScores
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.validation import ScoredModule
 from sphere_pl.history.continuation import Earlier
@@ -101,24 +99,21 @@ class SequentialEditor(ScoredModule):
         statistics_device: str | None = None,
         auto: AutoSettings = AutoSettings(),
     ) -> None:
-        super().__init__()
+        super().__init__(evaluation)
         method, layers, targets, statistics = as_known(name, method, layers, targets, statistics)
         check_arguments(method, contexts, context_length, name)
         self.method, self.layers, self.name, self.auto = method, list(layers or ()), name, auto
         self.source = ModelSource(name, layers, dtype, revision, trust_remote_code, cache_dir, device_map, architecture)
-        self.target_settings, self.statistics, self.evaluation = targets, statistics, evaluation
+        self.target_settings, self.statistics = targets, statistics
         self.n_contexts, self.context_length = contexts, context_length
-        self.guard, self.evaluator = Guard(guard), Evaluator(evaluation)
-        self.offload = Offload(device_of(statistics_device))
+        self.guard, self.offload = Guard(guard), Offload(device_of(statistics_device))
         self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
         self.states = MethodStates([], [])
         self.requests, self.contexts, self.anchors = list[EditRequest](), list[str](), torch.zeros(0)
         self.plan = KeyPlan()
-        self.batch_start = self.edits_seen = 0
         self.places: tuple[int, ...] = ()  # of the batch edited last, in the stream
         # Of the batch at hand: its target values, and what the method was asked, for the edit log.
         self.targets, self.solved = cast(Targets | None, None), list[Solved]()
-        self.scores = RunScores(self.evaluator)
         self.diagnosis: dict[str, dict[str, float]] = {}
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
@@ -127,11 +122,6 @@ class SequentialEditor(ScoredModule):
         self._searched: KnownStates | None = None  # states that a search for settings has left
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
         self.prepared: Prepared | None = None  # what other runs in this process have found out, if it is kept
-
-    def measure(self, evaluation: EvaluationSettings) -> None:
-        """Say before the fit what is measured, in place of what the settings say."""
-        self.evaluation, self.evaluator = evaluation, Evaluator(evaluation)
-        self.scores = RunScores(self.evaluator)
 
     def training_step(self, batch: EditBatch, batch_idx: int) -> None:
         """Edit one batch: Algorithm 1 of SPHERE (arXiv 2510.01172).
@@ -258,10 +248,6 @@ class SequentialEditor(ScoredModule):
         asked = (self.requests, inherited, self.evaluation, self.evaluator.chat)
         return unedited_file(self.language_model, self.model_hash, *asked, self.statistics.cache_dir)
 
-    def failing(self) -> list[int]:
-        """Places of the edits so far that the model does not answer as wanted."""
-        return self.scores.failing(self.language_model, self.edits_seen)
-
     @property
     def preparation(self) -> Preparation:
         """What is settled from the model and the settings alone, before the first batch."""
@@ -273,12 +259,6 @@ class SequentialEditor(ScoredModule):
     def _settled(self, name: str, choose: Callable[[], Any]) -> Any:
         """What a resumed run has settled, or what is chosen now; the same in all processes."""
         return self.trainer.strategy.broadcast(self._resumed.get(name) or choose())
-
-    def on_train_batch_start(self, batch: EditBatch, batch_idx: int) -> None:
-        """Make sure that the run ends with a validation, whatever `val_check_interval` is."""
-        last_step = self.trainer.max_steps == self.trainer.global_step + 1
-        if (self.trainer.is_last_batch or last_step) and isinstance(self.trainer.val_check_batch, int):
-            self.trainer.val_check_batch = batch_idx + 1
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
         """Follow a callback that moved the weights after the step, and look at what the first batch did."""
