@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,11 +15,11 @@ from sphere_pl.editing.algorithm import edit_batch
 from sphere_pl.editing.checks import check_arguments, check_run
 from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.distributed import Shares
-from sphere_pl.editing.guard import Guard, GuardSettings, report_statistics
+from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.key_plan import KeyPlan
 from sphere_pl.editing.moments import StatisticsSettings, fingerprint
 from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests
-from sphere_pl.editing.prepared import KnownStates, Prepared, StatePreparation
+from sphere_pl.editing.prepared import KnownStates, Prepared
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.target_settings import TargetSettings
@@ -117,7 +116,6 @@ class SequentialEditor(ScoredModule):
         self.diagnosis: dict[str, dict[str, float]] = {}
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
-        self._loaded = False  # the model, here and by its name
         self._unedited_norms = list[Tensor]()
         self._searched: KnownStates | None = None  # states that a search for settings has left
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
@@ -181,7 +179,7 @@ class SequentialEditor(ScoredModule):
     def settle(self, track: Track = untracked, device: torch.device | None = None) -> Found | None:
         """Load the language model and find what is open of its settings, on a device; None if nothing was."""
         if self.lm is None:
-            self.lm, self._loaded = self.source.load(), True
+            self.lm = self.source.load()
             if device is not None and self.source.layers is None and not self.lm.spread:
                 self.lm.to(device)
         if self.source.layers is not None:
@@ -205,44 +203,42 @@ class SequentialEditor(ScoredModule):
 
     def on_train_start(self) -> None:
         """Prepare the method and measure the unedited model; a resumed run restores what it had measured."""
-        lm, bars = self.language_model, track(self.trainer)
-        self.model_hash = fingerprint(lm)
+        self.model_hash = fingerprint(self.language_model)
         self.requests = planned_requests(self.trainer, self.method)
         if self._resumed:
             check_requests(self._resumed["requests"], self.requests)
         loader = cast(EditLoader, self.trainer.train_dataloader)
-        self.evaluator.chat = loader.chat
-        first, loader.failing = self.preparation.first_phrasings(loader, loader.requests), self.failing
-        self.max_tokens = self._settled("max_tokens", lambda: self.preparation.tokens_at_once(first))
+        self.evaluator.chat, loader.failing = loader.chat, self.failing
+        self._prepare(loader)
+        self._unedited_norms, inherited = self.norms(), len(loader.earlier)
+        if self._resumed:
+            self.evaluator.plan(self.requests, inherited)
+            self._resume()
+            return
+        path, agree = self._unedited_file(inherited), self.trainer.strategy.broadcast
+        self.scores.measure_unedited(self.language_model, self.requests, track(self.trainer), inherited, path, agree)
+        if self.earlier is not None:
+            self._continue(self.earlier)
+
+    def _prepare(self, loader: EditLoader) -> None:
+        """Settle on the unedited model what editing rests on; each step needs those before it."""
+        lm, bars, preparation = self.language_model, track(self.trainer), self.preparation
+        first = preparation.first_phrasings(loader)
+        self.max_tokens = self._settled("max_tokens", lambda: preparation.tokens_at_once(first))
         searched, self._searched = self._searched, None
-        preparation = StatePreparation(
-            lm, self.sites, list(self.weights), self.method, self.statistics, self.offload, bars
-        )
-        self.states, self.diagnosis = preparation.find_once(self.model_hash, self.prepared, searched)
-        report_statistics(self.diagnosis)
-        sample = partial(self.preparation.sample_contexts, self.model_hash, self.prepared)
-        self.contexts = self._settled("contexts", sample)
+        self.states, self.diagnosis = preparation.find_states(list(self.weights), self.statistics, searched, bars)
+        self.contexts = self._settled("contexts", preparation.sample_contexts)
         same_key = self.target_settings.same_key
-        known = None if self.prepared is None else partial(self.prepared.directions, [self.model_hash, self.layers])
-        plan = self.preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key, known)
+        plan = preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
         self.plan = self.trainer.strategy.broadcast(plan)
         self.requests, self.scores.causes_found = list(self.plan.requests), known_causes(self.plan)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)
-        self._unedited_norms, inherited = self.norms(), len(loader.earlier)
-        if self._resumed:
-            self.evaluator.plan(self.requests, inherited)
-            self._resume()
-        else:
-            agree = self.trainer.strategy.broadcast
-            self.scores.measure_unedited(lm, self.requests, bars, inherited, self._unedited_file(inherited), agree)
-            if self.earlier is not None:
-                self._continue(self.earlier)
 
     def _unedited_file(self, inherited: int) -> Path | None:
         """Where the unedited model's answers are kept; None for a model that another program holds or has code for."""
-        known = self._loaded and not self.source.trust_remote_code and self.language_model.reading is None
+        known = self.source.loaded and not self.source.trust_remote_code and self.language_model.reading is None
         if not (known and self.evaluation.keep_unedited):
             return None
         asked = (self.requests, inherited, self.evaluation, self.evaluator.chat)
@@ -251,10 +247,9 @@ class SequentialEditor(ScoredModule):
     @property
     def preparation(self) -> Preparation:
         """What is settled from the model and the settings alone, before the first batch."""
-        most, home = self.target_settings.max_tokens, self.offload.home
-        return Preparation(
-            self.language_model, self.sites, self.method, self.n_contexts, self.context_length, most, home
-        )
+        settings = (self.n_contexts, self.context_length, self.target_settings.max_tokens, self.offload)
+        known = (self.model_hash, self.prepared)
+        return Preparation(self.language_model, self.sites, self.method, *settings, *known)
 
     def _settled(self, name: str, choose: Callable[[], Any]) -> Any:
         """What a resumed run has settled, or what is chosen now; the same in all processes."""
@@ -272,9 +267,7 @@ class SequentialEditor(ScoredModule):
         targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self.norms())
         before = self.scores.unedited_opening
         seen = look(self.language_model, batch.requests, batch.places, targets, norms, self.evaluator, before)
-        limits = self.guard.settings
-        wrecks = seen.wrecks(limits.max_perplexity_ratio, limits.max_norm_ratio)
-        self.guard.judge(seen.line(), seen.fails, wrecks)
+        self.guard.judge(seen.line(), seen.fails, seen.wrecks(self.guard.settings))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: edited matrices, the method's memory, random states, and all of `_KEPT`."""

@@ -12,10 +12,13 @@ from torch import Tensor
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
+from sphere_pl.editing.guard import report_statistics
 from sphere_pl.editing.key_plan import Directions, KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
-from sphere_pl.editing.prepared import Prepared
+from sphere_pl.editing.moments import StatisticsSettings
+from sphere_pl.editing.prepared import KnownStates, Prepared, StatePreparation
 from sphere_pl.editing.representations import SubjectStream
+from sphere_pl.editing.states import MethodStates, Offload
 from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
@@ -56,7 +59,9 @@ class Preparation(NamedTuple):
         contexts: How many context templates to sample.
         context_length: Tokens of each.
         max_tokens: Tokens in one forward pass as the user has set them; None takes as many as memory allows.
-        home: Where moments and states are held; beside the matrices if None.
+        offload: Where moments and states are held.
+        model_hash: Fingerprint of the unedited model.
+        prepared: What other runs in this process have found out, if it is kept.
     """
 
     lm: LanguageModel
@@ -65,11 +70,14 @@ class Preparation(NamedTuple):
     contexts: int
     context_length: int
     max_tokens: int | None
-    home: torch.device | None
+    offload: Offload
+    model_hash: str = ""
+    prepared: Prepared | None = None
 
     def memory_need(self, batch: Sequence[EditRequest], max_tokens: int) -> Need:
         """What a run over such batches will need with so many tokens in one forward pass."""
-        lm, elsewhere = self.lm, self.home is not None and self.home.type != self.lm.device.type
+        lm, home = self.lm, self.offload.home
+        elsewhere = home is not None and home.type != lm.device.type
         about = batch_of(lm, batch, self.contexts + 1, self.context_length, max_tokens)
         return need(shapes_of(lm.model, self.sites), about, self.method, elsewhere)
 
@@ -78,26 +86,45 @@ class Preparation(NamedTuple):
         available = sum(map(capacity, {parameter.device for parameter in self.lm.model.parameters()}))
         return self.max_tokens or fitting_tokens(available, lambda tokens: self.memory_need(batch, tokens))
 
+    def find_states(
+        self, weights: Sequence[Tensor], statistics: StatisticsSettings, known: KnownStates | None, track: Track
+    ) -> tuple[MethodStates, dict[str, dict[str, float]]]:
+        """What the method knows of each matrix before the first batch; says so if editing cannot rest on it.
+
+        Args:
+            weights: The edited matrices, float32 `[d_out, d_in]`.
+            statistics: Where second moments come from.
+            known: What a search for settings has left.
+            track: Shows progress.
+
+        Returns:
+            As `StatePreparation.find`.
+        """
+        preparation = StatePreparation(self.lm, self.sites, weights, self.method, statistics, self.offload, track)
+        states, diagnosis = preparation.find_once(self.model_hash, self.prepared, known)
+        report_statistics(diagnosis)
+        return states, diagnosis
+
     @doing("sampling context templates")
-    def sample_contexts(self, model_hash: str, prepared: Prepared | None) -> list[str]:
+    def sample_contexts(self) -> list[str]:
         """Context templates, the empty one first; that alone for a method that needs no targets."""
         seed = int(torch.initial_seed() % 2**31)
         count = self.contexts if self.method.needs_targets else 0
         sample = partial(sample_contexts, self.lm, count=count, length=self.context_length, seed=seed)
-        return (
-            sample() if prepared is None else prepared.contexts([model_hash, count, self.context_length, seed], sample)
-        )
+        if self.prepared is None:
+            return sample()
+        return self.prepared.contexts([self.model_hash, count, self.context_length, seed], sample)
 
-    def first_phrasings(self, loader: EditLoader, requests: Sequence[EditRequest]) -> list[EditRequest]:
+    def first_phrasings(self, loader: EditLoader) -> list[EditRequest]:
         """A batch's requests in all forms that they are edited in; what cannot be edited in them is refused now.
 
         Raises:
             UserError: If the tokenizer lacks a form, or one is edited at the last block.
         """
         if self.method.needs_targets:
-            check_last_block(self.lm, requests, [site.layer for site in self.sites])
+            check_last_block(self.lm, loader.requests, self._layers)
         forms = loader.chat.forms(self.lm.tokenizer)
-        return [each._replace(form=form) for form in forms for each in requests[: loader.batch_size]]
+        return [each._replace(form=form) for form in forms for each in loader.requests[: loader.batch_size]]
 
     @doing("looking at keys")
     def look_at_keys(
@@ -107,7 +134,6 @@ class Preparation(NamedTuple):
         contexts: Sequence[str],
         max_tokens: int,
         same: float,
-        directions_of: Directions | None = None,
     ) -> KeyPlan:
         """Find out which requests share a key, say so, and refuse those that are too long.
 
@@ -116,7 +142,7 @@ class Preparation(NamedTuple):
         """
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
         if self.method.needs_targets:
-            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, directions_of)
+            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
         report_keys(plan)
@@ -126,6 +152,15 @@ class Preparation(NamedTuple):
                 check_target(self.lm.tokenizer, phrasing)
                 check_length(self.lm.tokenizer, phrasing, longest, most)
         return plan
+
+    @property
+    def _layers(self) -> list[int]:
+        return [site.layer for site in self.sites]
+
+    @property
+    def _known_directions(self) -> Directions | None:
+        prepared = self.prepared
+        return None if prepared is None else partial(prepared.directions, [self.model_hash, self._layers])
 
 
 @doing("measuring target norms")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Targets
 from sphere_pl.evaluation.evaluator import Evaluator
@@ -35,10 +36,11 @@ class FirstBatch(NamedTuple):
     growth: float
     perplexity: tuple[float, float] | None
 
-    def wrecks(self, perplexity: float, growth: float) -> bool:
-        """Whether going on would wreck the model: perplexity or a matrix is more than so many times what it was."""
-        damaged = self.perplexity is not None and not self.perplexity[1] <= perplexity * self.perplexity[0]
-        return damaged or not self.growth <= max(growth, _GROWTH)
+    def wrecks(self, limits: GuardSettings) -> bool:
+        """Whether going on would wreck the model: perplexity or a matrix is more times what it was than allowed."""
+        ratio = limits.max_perplexity_ratio
+        damaged = self.perplexity is not None and not self.perplexity[1] <= ratio * self.perplexity[0]
+        return damaged or not self.growth <= max(limits.max_norm_ratio, _GROWTH)
 
     @property
     def fails(self) -> bool:

@@ -17,6 +17,7 @@ class ModelSource:
     Attributes:
         layers: Blocks that shall be edited; None if they are still to be found.
         opened: All of the model but its weights, once it has been opened.
+        loaded: Whether the weights were loaded from here: a program may hold the model already.
     """
 
     name: str
@@ -28,6 +29,7 @@ class ModelSource:
     device_map: DeviceMap = None
     architecture: dict[str, Any] | None = None
     opened: OpenedModel | None = None
+    loaded: bool = False
 
     def open(self) -> OpenedModel:
         """Find the model and read all but its weights: most of what can be wrong with it shows here.
@@ -53,4 +55,6 @@ class ModelSource:
     @doing("loading the language model")
     def load(self) -> LanguageModel:
         """Load the weights."""
-        return load_weights(self.open(), self.dtype, self.device_map)
+        lm = load_weights(self.open(), self.dtype, self.device_map)
+        self.loaded = True
+        return lm

@@ -172,9 +172,8 @@ class Bench(NamedTuple):
         lm, sites = self.lm, self.lm.sites(list(layers))
         weights: list[Tensor] = [torch.nn.Parameter(site.read()) for site in sites]
         states = self._prepare(sites, weights, method)
-        preparation = Preparation(
-            lm, sites, method, len(self.contexts) - 1, self.context_length, targets.max_tokens, None
-        )
+        contexts = (len(self.contexts) - 1, self.context_length)
+        preparation = Preparation(lm, sites, method, *contexts, targets.max_tokens, Offload(None))
         most = preparation.tokens_at_once(self.facts)
         posing = Posing(method, sites, self.contexts, most, Shares(0, 1))
         self._remember_crowd(method, sites, states, most)

@@ -21,9 +21,7 @@ WELL = FirstBatch(edits=10, held=9, unconverged=1, growth=1.01, perplexity=(20.0
 
 def judge(seen, **settings):
     guard = Guard(GuardSettings(**settings))
-    guard.judge(
-        seen.line(), seen.fails, seen.wrecks(guard.settings.max_perplexity_ratio, guard.settings.max_norm_ratio)
-    )
+    guard.judge(seen.line(), seen.fails, seen.wrecks(guard.settings))
 
 
 def test_a_batch_that_went_well_is_not_spoken_of(caplog):
