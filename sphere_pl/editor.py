@@ -24,7 +24,6 @@ from sphere_pl.editing.problem import ModelBatch, Posing, Solved
 from sphere_pl.editing.states import MethodStates, Offload, device_of
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Targets
-from sphere_pl.errors import UserError
 from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.kept_unedited import unedited_file
@@ -32,14 +31,14 @@ from sphere_pl.evaluation.outcomes import known_causes
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.validation import ScoredModule
 from sphere_pl.history.continuation import Earlier
-from sphere_pl.history.fingerprints import check_model, check_requests, request_hashes
+from sphere_pl.history.fingerprints import check_requests
+from sphere_pl.history.run_state import RunState, taken_from
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.loading import DeviceMap, Dtype
 from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track, track, untracked
-from sphere_pl.storage.random_states import random_states, restore_random_states
 from sphere_pl.tuning.found import AutoSettings, Found, find_settings
 from sphere_pl.tuning.known import as_known
 
@@ -107,9 +106,8 @@ class SequentialEditor(ScoredModule):
         self.n_contexts, self.context_length = contexts, context_length
         self.guard, self.offload = Guard(guard), Offload(device_of(statistics_device))
         self.max_tokens = targets.max_tokens or 0  # in one forward pass; settled when training starts
-        self.states = MethodStates([], [])
+        self.states, self.plan = MethodStates([], []), KeyPlan()
         self.requests, self.contexts, self.anchors = list[EditRequest](), list[str](), torch.zeros(0)
-        self.plan = KeyPlan()
         self.places: tuple[int, ...] = ()  # of the batch edited last, in the stream
         # Of the batch at hand: its target values, and what the method was asked, for the edit log.
         self.targets, self.solved = cast(Targets | None, None), list[Solved]()
@@ -265,52 +263,38 @@ class SequentialEditor(ScoredModule):
     @doing("looking at the first batch")
     def _look_at_first(self, batch: EditBatch) -> None:
         targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self.norms())
-        before = self.scores.unedited_opening
-        seen = look(self.language_model, batch.requests, batch.places, targets, norms, self.evaluator, before)
+        seen = look(self.language_model, batch, targets, norms, self.evaluator, self.scores.unedited_opening)
         self.guard.judge(seen.line(), seen.fails, seen.wrecks(self.guard.settings))
+
+    @property
+    def run_state(self) -> RunState:
+        """What changes while editing, beside the attributes in `_KEPT`."""
+        return RunState(self.matrices, self.method, self.states, self.guard, self.scores)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what changes: edited matrices, the method's memory, random states, and all of `_KEPT`."""
-        checkpoint["state_dict"] = self.matrices
-        checkpoint["sphere_pl"] = {
-            **{name: getattr(self, name) for name in _KEPT},
-            "scores": self.scores.state_dict(),
-            "states": self.states.saved(self.method.saved),
-            "guard": self.guard.state_dict(),
-            "requests": request_hashes(self.requests),
-            "random": random_states(),
-        }
+        checkpoint.update(self.run_state.saved({name: getattr(self, name) for name in _KEPT}, self.requests))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the edited matrices; the rest follows when training starts."""
-        if "sphere_pl" not in checkpoint:
-            raise UserError("The checkpoint was not written by an editing run: it holds no `sphere_pl` entry.")
-        check_model(checkpoint["sphere_pl"]["model_hash"], fingerprint(self.language_model), self.name)
-        self._resumed = {**checkpoint["sphere_pl"], "weights": checkpoint["state_dict"]}
-        checkpoint["state_dict"] = {}
+        self._resumed = taken_from(checkpoint, fingerprint(self.language_model), self.name)
 
     @doing("taking over the earlier run")
     def _continue(self, earlier: Earlier) -> None:
         """Turn the unedited model into the one that an earlier run has left, with the memory of its keys."""
-        self.put_back(earlier.live_weights(self.matrices))
-        earlier.restore_memory(self.method, self.states, list(self.weights))
+        self.run_state.take_over(earlier)
         if self.target_settings.max_tokens is None:
             self.max_tokens = min(self.max_tokens, earlier.kept.get("max_tokens", self.max_tokens))
         self.batch_start = self.edits_seen = len(earlier.requests)
-        if "random" in earlier.kept:
-            restore_random_states(earlier.kept["random"])
         self._give_facts()
         self.refresh_model()
 
     @doing("restoring the checkpoint")
     def _resume(self) -> None:
+        """Go back to where the interrupted run was when the checkpoint was written."""
         resumed, self._resumed = self._resumed, {}
-        self.put_back(resumed["weights"])
-        self.states.restore(resumed["states"])
-        self.guard.load_state_dict(resumed["guard"])
+        self.run_state.restore(resumed)
         for name in _KEPT:
             setattr(self, name, resumed[name])
-        self.scores.load_state_dict(resumed["scores"])
-        restore_random_states(resumed["random"])
         self._give_facts()
         self.refresh_model()

@@ -222,8 +222,7 @@ class InMemory(Handover):
     def on_fit_end(self, trainer: "L.Trainer", pl_module: "L.LightningModule") -> None:
         """Copy those that editing would continue with."""
         super().on_fit_end(trainer, pl_module)
-        pairs = zip(self.editor.sites, self.editor.weights, strict=True)
-        self.weights = {site.name: weight.detach().to("cpu", copy=True) for site, weight in pairs}
+        self.weights = {name: matrix.to("cpu", copy=True) for name, matrix in self.editor.matrices.items()}
 
 
 class KeptFacts(L.Callback):

@@ -1,10 +1,9 @@
 """A language model as Lightning trains it: its edited matrices are the module's parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
 from sphere_callbacks import LayerwiseEdit
@@ -49,12 +48,6 @@ class EditedModule(L.LightningModule):
     def matrices(self) -> dict[str, Tensor]:
         """The edited matrices by their Hugging Face names, shallow to deep; no copies."""
         return {site.name: weight.detach() for site, weight in zip(self.sites, self.weights, strict=True)}
-
-    @torch.no_grad()
-    def put_back(self, values: Mapping[str, Tensor]) -> None:
-        """Give the matrices the values of another time; the language model follows with `refresh_model`."""
-        for name, weight in self.matrices.items():
-            weight.copy_(values[name])
 
     def refresh_model(self) -> None:
         """Copy every edited matrix into the language model."""

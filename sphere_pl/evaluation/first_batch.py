@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditBatch
 from sphere_pl.editing.guard import GuardSettings
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Targets
@@ -63,8 +63,7 @@ class FirstBatch(NamedTuple):
 
 def look(
     lm: LanguageModel,
-    requests: Sequence[EditRequest],
-    places: Sequence[int],
+    batch: EditBatch,
     targets: tuple[Targets | None, TargetSettings],
     norms: tuple[Sequence[Tensor], Sequence[Tensor]],
     evaluator: Evaluator,
@@ -74,22 +73,21 @@ def look(
 
     Args:
         lm: The edited model.
-        requests: The batch.
-        places: Where its requests are in the stream.
+        batch: That batch.
         targets: Its target values, None for a method without, and how they were optimised.
         norms: Of the edited matrices before and after, each `[]`.
         evaluator: Measures the perplexity, and keeps what is found of the edits.
         before: Perplexity of the unedited model on the text's opening; None if it was not measured.
     """
-    known_of = [evaluator.learned.get(place) for place in places]  # a callback may have asked already
+    known_of = [evaluator.learned.get(place) for place in batch.places]  # a callback may have asked already
     learned = [each for each in known_of if each is not None]
-    if len(learned) < len(requests):
-        learned = ask_targets(lm, requests)
-        evaluator.learned |= dict(zip(places, learned, strict=True))
+    if len(learned) < len(batch.requests):
+        learned = ask_targets(lm, batch.requests)
+        evaluator.learned |= dict(zip(batch.places, learned, strict=True))
     held = sum(each.right for each in learned)
     values, settings = targets
     unconverged = None if values is None else int(values.unconverged(settings).sum())
     growth = max(float(new / old.clamp_min(1e-30)) for old, new in zip(*norms, strict=True))
     now = None if before is None else evaluator.opening(lm)
     perplexity = None if before is None or now is None else (before, now)
-    return FirstBatch(len(requests), held, unconverged, growth if math.isfinite(growth) else math.inf, perplexity)
+    return FirstBatch(len(batch.requests), held, unconverged, growth if math.isfinite(growth) else math.inf, perplexity)

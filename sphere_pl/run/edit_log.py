@@ -86,7 +86,7 @@ class EditLog(EditorCallback):
         if self.keep == "none":
             return
         self._header = _describe(trainer, self.editor, solvable=self.keep == "all")
-        self._before = {name: weight.to("cpu", copy=True) for name, weight in _weights(self.editor).items()}
+        self._before = {name: weight.to("cpu", copy=True) for name, weight in self.editor.matrices.items()}
 
     @override
     def on_train_batch_start(
@@ -145,7 +145,7 @@ class EditLog(EditorCallback):
         kept = kept if self._restored is None else min(self._restored, len(history.entries))
         self._history, self._restored = truncate(history, kept), None
         self._bytes = _size(self.run_dir)
-        sums = sums_of(_weights(editor))
+        sums = sums_of(editor.matrices)
         if not same_state(self._history.entries[-1].sums if kept else sums_of(self._before), sums):
             self._store(Entry(kept + 1, 0, editor.edits_seen, sums=sums), self._differences(editor, 0))
         self._remember(editor)
@@ -154,18 +154,18 @@ class EditLog(EditorCallback):
     def _append(self, editor: SequentialEditor, edits: int, requests: list[dict[str, Any]]) -> None:
         assert self._history is not None  # noqa: S101 (checked by the hooks)
         number = len(self._history.entries) + 1
-        entry = Entry(number, number - 1, edits, requests, sums=sums_of(_weights(editor)))
+        entry = Entry(number, number - 1, edits, requests, sums=sums_of(editor.matrices))
         self._store(entry, self._differences(editor, len(requests)), self._systems(editor))
         self._remember(editor)
 
     def _remember(self, editor: SequentialEditor) -> None:
         """Keep the weights that the next change starts from; in place, since fresh pages cost more than the copy."""
-        for name, weight in _weights(editor).items():
+        for name, weight in editor.matrices.items():
             self._before[name].copy_(weight)
 
     def _settle(self, editor: SequentialEditor) -> None:
         """Log a change that no batch made; going back to an earlier state needs no tensors."""
-        weights = _weights(editor)
+        weights = editor.matrices
         if self._history is None or all(torch.equal(w.cpu(), self._before[name]) for name, w in weights.items()):
             return
         sums, entries = sums_of(weights), self._history.entries
@@ -181,7 +181,7 @@ class EditLog(EditorCallback):
     def _differences(self, editor: SequentialEditor, expected_rank: int) -> dict[str, Change | None]:
         """What has changed since the entry before, as factors where they are smaller."""
         changes: dict[str, Change | None] = {}
-        for name, weight in _weights(editor).items():
+        for name, weight in editor.matrices.items():
             before = self._before[name].to(weight.device)
             noise = ROUNDING * float(torch.linalg.matrix_norm(weight))
             same = torch.equal(weight, before)
@@ -228,10 +228,6 @@ class EditLog(EditorCallback):
                 counted(self._history.edits, "edit"),
                 self.max_bytes / 1e9,
             )
-
-
-def _weights(editor: SequentialEditor) -> dict[str, Tensor]:
-    return {site.name: weight.detach() for site, weight in zip(editor.sites, editor.weights, strict=True)}
 
 
 def _keeps_all(method: Method) -> bool:

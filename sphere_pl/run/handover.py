@@ -78,7 +78,7 @@ class Handover(EditorCallback):
         if memory is not None:
             kept["memory"] = memory
         if callbacks_of(trainer, SpectrumRestraint):  # edited.safetensors holds the restrained ones
-            kept["live"] = {s.name: w.detach() for s, w in zip(editor.sites, editor.weights, strict=True)}
+            kept["live"] = editor.matrices
         return kept
 
 

@@ -108,9 +108,9 @@ def _advice(editor: SequentialEditor, cause: Cause, causes: Mapping[int, Cause],
 def rows_of(editor: SequentialEditor) -> dict[str, Tensor]:
     """Some rows of each edited matrix, on the CPU."""
     rows = {}
-    for site, weight in zip(editor.sites, editor.weights, strict=True):
-        step = max(1, len(weight) // _ROWS)
-        rows[site.name] = weight.detach()[::step].to("cpu", copy=True)
+    for name, matrix in editor.matrices.items():
+        step = max(1, len(matrix) // _ROWS)
+        rows[name] = matrix[::step].to("cpu", copy=True)
     return rows
 
 

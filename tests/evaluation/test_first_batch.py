@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sphere_pl.data.builtin import heldout_text
+from sphere_pl.data.request import EditBatch
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.errors import UserError
@@ -74,10 +75,11 @@ def test_after_the_first_batch_the_opening_of_the_text_is_read_alone(tiny_lm, re
     before = evaluator.opening(lm)
     assert before == scoring.perplexity(lm, heldout_text(), 16)
     read.clear()
-    seen = look(lm, requests, range(4), (None, TargetSettings()), (norms, norms), evaluator, before)
+    batch, targets = EditBatch(tuple(requests)), (None, TargetSettings())
+    seen = look(lm, batch, targets, (norms, norms), evaluator, before)
     assert seen.perplexity == (before, before)
     assert read == [16]
-    assert look(lm, requests, range(4), (None, TargetSettings()), (norms, norms), evaluator, None).perplexity is None
+    assert look(lm, batch, targets, (norms, norms), evaluator, None).perplexity is None
 
 
 def test_a_text_that_is_no_longer_than_its_opening_is_not_read_twice(tiny_lm, read):
