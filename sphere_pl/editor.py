@@ -17,7 +17,7 @@ from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
 from sphere_pl.editing.key_plan import KeyPlan
-from sphere_pl.editing.moments import StatisticsSettings, fingerprint
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.preparation import Preparation, measure_anchors, planned_requests
 from sphere_pl.editing.prepared import KnownStates, Prepared
 from sphere_pl.editing.problem import ModelBatch, Posing, Solved
@@ -35,6 +35,7 @@ from sphere_pl.history.fingerprints import check_requests
 from sphere_pl.history.run_state import RunState, taken_from
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.loading import DeviceMap, Dtype
 from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
@@ -196,8 +197,7 @@ class SequentialEditor(ScoredModule):
             log.warning("%s", found.lines())
         self.take_matrices(self.layers)
         if self.earlier is not None:  # here, where nothing has been written yet
-            base, names = fingerprint(self.language_model), list(self.matrices)
-            self.earlier.check_base(base, names, self.name, self.method.retrieval)
+            self.earlier.check_base(fingerprint(self.language_model), self.matrices, self.name, self.method.retrieval)
 
     def on_train_start(self) -> None:
         """Prepare the method and measure the unedited model; a resumed run restores what it had measured."""

@@ -15,10 +15,10 @@ from typing import Any
 
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.moments import fingerprint
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.fact_list import FactList
 from sphere_pl.methods.retrieval import Retrieval
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import load_language_model
 from sphere_pl.storage.files import write_text

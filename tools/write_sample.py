@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 from sphere_pl.data import builtin
-from sphere_pl.editing.moments import StatisticsSettings, fingerprint, sampled_texts
+from sphere_pl.editing.moments import StatisticsSettings, sampled_texts
 from sphere_pl.model.embedded import EMBEDDED_MODEL
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.loading import load_language_model
 from sphere_pl.model.tokens import encode
 from sphere_pl.progress import untracked

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from sphere_pl.abilities.evaluate import Score
-from sphere_pl.editing.moments import fingerprint
 from sphere_pl.errors import UserError
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.storage.files import write_text
 

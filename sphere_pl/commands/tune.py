@@ -9,11 +9,12 @@ import yaml
 from rich.console import Console
 
 from sphere_pl.commands.parsers import SettingsParser
-from sphere_pl.editing.moments import StatisticsSettings, fingerprint
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.files import label_of
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.loading import load_language_model
 from sphere_pl.process.console import say
 from sphere_pl.process.devices import default_device

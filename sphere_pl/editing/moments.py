@@ -27,6 +27,7 @@ from sphere_pl.editing.running_moment import RunningMoment
 from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.families import EditSite
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.generation import sample_texts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode, micro_batches, pad
@@ -380,16 +381,6 @@ def beginning(documents: Iterable[str], characters: int) -> str:
         if sum(map(len, chosen)) >= characters:
             break
     return "\n\n".join(chosen)
-
-
-def fingerprint(lm: LanguageModel) -> str:
-    """A hash of the model's configuration and of 64 values spread over each of its tensors."""
-    digest = hashlib.sha256(lm.model.config.model_type.encode())
-    for name, parameter in lm.model.named_parameters():
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode() + sample)
-    return digest.hexdigest()
 
 
 def corpus_identity(settings: StatisticsSettings) -> str:

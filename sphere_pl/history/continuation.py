@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ class Earlier:
     ancestors: list[Ancestor] = field(default_factory=list)
 
     def check_base(
-        self, fingerprint: str, matrices: Sequence[str], model: str, retrieval: Retrieval | None = None
+        self, fingerprint: str, matrices: Iterable[str], model: str, retrieval: Retrieval | None = None
     ) -> None:
         """Refuse another model, other layers, or another kind of method than the edits are in.
 

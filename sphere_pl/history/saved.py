@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sphere_pl.data.chat import ChatSettings
-from sphere_pl.editing.moments import fingerprint
 from sphere_pl.errors import UserError
 from sphere_pl.history.log import EditHistory, Matrix, read_log
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.model.families import EditSite
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import DeviceMap, Dtype, load_language_model
 from sphere_pl.process.devices import default_device

@@ -10,7 +10,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_callbacks import SpectrumRestraint
-from sphere_pl.editing.moments import fingerprint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.fact_list import to_header
@@ -37,6 +36,7 @@ from sphere_pl.history.log import (
 from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
 from sphere_pl.methods.base import Method
 from sphere_pl.model.files import lasting_name
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.process.failures import doing
 from sphere_pl.run.editor_callback import EditorCallback
 from sphere_pl.run.summaries import method_name

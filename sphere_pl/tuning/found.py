@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from sphere_pl.data.datamodule import built_in_facts
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.kept_states import arguments_of
-from sphere_pl.editing.moments import StatisticsSettings, fingerprint
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.prepared import KnownStates
 from sphere_pl.editing.target_settings import LEARNING_RATE, TargetSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import cache_folder
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track

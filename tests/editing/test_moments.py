@@ -12,7 +12,6 @@ from sphere_pl.editing.moments import (
     SecondMoment,
     StatisticsSettings,
     compute_second_moments,
-    fingerprint,
     read_corpus,
     second_moments,
 )
@@ -20,6 +19,7 @@ from sphere_pl.editing.representations import capture_input
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.storage.checkpoint_file import tensor_digest
 
 TEXT = "The capital of France is Paris.\n\nRome is a city in Italy by the sea.\n\nYou and I speak because of it."
@@ -264,14 +264,6 @@ def test_a_corpus_of_another_encoding_is_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Zürich".encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
         list(read_corpus(str(tmp_path / "latin.txt")))
-
-
-def test_the_fingerprint_sees_a_change_of_any_matrix(tiny_lm):
-    lm = tiny_lm()
-    before = fingerprint(lm)
-    assert before == fingerprint(tiny_lm())
-    lm.sites([3])[0].stored.add_(0.5)
-    assert fingerprint(lm) != before
 
 
 def test_two_runs_that_share_a_cache_compute_once(tiny_lm, settings, monkeypatch):

@@ -15,7 +15,7 @@ from sphere_pl.commands.fit import run
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.likelihood import TargetLikelihood
-from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments, fingerprint
+from sphere_pl.editing.moments import StatisticsSettings, compute_second_moments
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import optimize_targets
@@ -24,6 +24,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer, held_out, perplexity, predicting_states
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.methods import AlphaEdit, UltraEdit
+from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.generation import continue_texts, generate
 from sphere_pl.model.loading import load_language_model
 from sphere_pl.model.tokens import Prompt, in_context
