@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.capacity import real_keys
-from sphere_pl.editing.moments import StatisticsSettings, second_moments
+from sphere_pl.editing.kept_moments import second_moments
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.methods.alphaedit import AlphaEdit
 from sphere_pl.methods.base import Method
 from sphere_pl.methods.functional import spread_residual

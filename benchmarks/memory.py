@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.language_models import SHAPES
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.editing.kept_moments import second_moments
 from sphere_pl.editing.memory_estimate import Batch, Need, Shapes, fitting_tokens, largest_pass, need, shapes_of
-from sphere_pl.editing.moments import StatisticsSettings, second_moments
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import optimize_targets

@@ -27,7 +27,8 @@ from sphere_pl.data.request import EditBatch, EditRequest
 from sphere_pl.editing.algorithm import edit_batch
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.guard import Guard, GuardSettings
-from sphere_pl.editing.moments import StatisticsSettings, second_moments
+from sphere_pl.editing.kept_moments import second_moments
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.editing.target_settings import TargetSettings

@@ -17,7 +17,8 @@ import yaml
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from sphere_pl.editing.moments import StatisticsSettings, second_moments
+from sphere_pl.editing.kept_moments import second_moments
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.history.log import EditHistory, read_log
 from sphere_pl.history.rebuild import rebuild

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sphere_callbacks.functional import principal_directions
-from sphere_pl.editing.moments import StatisticsSettings, second_moments
+from sphere_pl.editing.kept_moments import second_moments
+from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.methods.functional import null_space_basis
 from sphere_pl.model.loading import load_language_model
 from sphere_pl.storage.files import write_text

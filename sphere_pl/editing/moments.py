@@ -1,40 +1,29 @@
 """Second moments `E[k kᵀ]` of the keys at the edited matrices, over ordinary text.
 
-One pass over the text serves all matrices and stops after the deepest one. Results are kept on disk as safetensors,
-addressed by what they were computed from: the model's weights, the matrix, the text, the number of tokens.
+One pass over the text serves all matrices and stops after the deepest one.
 """
 
-import hashlib
-import json
 import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sphere_pl.data.builtin import corpus_passages, corpus_path, sentence_openers, written
-from sphere_pl.data.hub import hub_rows
+from sphere_pl.data.builtin import corpus_passages, sentence_openers, written
+from sphere_pl.data.corpus import read_corpus
 from sphere_pl.editing.representations import capture_input
 from sphere_pl.editing.running_moment import RunningMoment
 from sphere_pl.errors import UserError
-from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.generation import sample_texts
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode, micro_batches, pad
 from sphere_pl.progress import Track
-from sphere_pl.storage.addresses import address_of
-from sphere_pl.storage.checkpoint_file import tensor_digest
-from sphere_pl.storage.files import write_atomically
 
 log = logging.getLogger(__name__)
 _PADDING = 0.05  # share of padding, above which rows are sorted by length
@@ -117,51 +106,6 @@ class SecondMoment(NamedTuple):
     tokens: int | None = None
 
 
-def second_moments(
-    lm: LanguageModel,
-    sites: Sequence[EditSite],
-    settings: StatisticsSettings,
-    track: Track,
-    home: torch.device | None = None,
-) -> dict[str, SecondMoment]:
-    """Second moments of every site, from the cache where it has them.
-
-    Args:
-        lm: The unedited language model.
-        sites: The edited matrices.
-        settings: The text and its amount.
-        track: Shows progress: called with an iterable, a description and its length.
-        home: Where sums are held; each on its matrix's device if None.
-
-    Returns:
-        The moment, in main memory, for each site's name.
-    """
-    model = fingerprint(lm)
-    settings = settings.settled()
-    corpus = corpus_identity(settings)
-    identities = {site.name: _identity(model, corpus, site, settings) for site in sites}
-    paths = {name: _path(identity, settings) for name, identity in identities.items()}
-    if any(not path.exists() for path in paths.values()):
-        folder = next(iter(paths.values())).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock")
-            lock.acquire()
-        except OSError as error:
-            raise UserError(
-                f"The cache folder {folder} cannot be made or written: {error.strerror}. Name another one with "
-                "--model.statistics.cache_dir."
-            ) from error
-        try:
-            missing = [site for site in sites if not paths[site.name].exists()]
-            if missing:
-                for name, moment in compute_second_moments(lm, missing, settings, track, home).items():
-                    _save(moment, identities[name], paths[name])
-        finally:
-            lock.release()
-    return {name: _load(path) for name, path in paths.items()}
-
-
 @torch.no_grad()
 def compute_second_moments(
     lm: LanguageModel,
@@ -176,7 +120,7 @@ def compute_second_moments(
     threshold looks at.
     """
     settings = settings.settled()
-    sequences = corpus_rows(lm, settings, _budget(sites, settings), track)
+    sequences = corpus_rows(lm, settings, budget_of(sites, settings), track)
     if settings.adaptive:
         return _as_many_as_needed(lm, sites, settings, sequences, track, home)
     first, second = _halves([len(sequence) for sequence in sequences], settings.batch_size)
@@ -262,7 +206,8 @@ def _keys_of(lm: LanguageModel, sites: Sequence[EditSite], ids: Tensor, mask: Te
     return keys
 
 
-def _budget(sites: Sequence[EditSite], settings: StatisticsSettings) -> int:
+def budget_of(sites: Sequence[EditSite], settings: StatisticsSettings) -> int:
+    """How many tokens are read at most, for matrices of these sizes."""
     return settings.tokens or 10 * max(max(site.stored.shape) for site in sites)
 
 
@@ -333,117 +278,3 @@ def sampled_texts(lm: LanguageModel, settings: StatisticsSettings, budget: int, 
         chosen = [beginnings[(index * rows + row) % len(beginnings)] for row in range(rows)]
         # One short of the rest of the openers' tokens: re-tokenised text must fit in one sequence.
         yield from sample_texts(lm, chosen, settings.length - 12, seed=settings.seed * 100_003 + index)
-
-
-def read_corpus(corpus: str) -> Iterator[str]:
-    """Documents of a text file (split at blank lines) or of a hub data set.
-
-    Args:
-        corpus: A path, or `id`, `id:config`, `id:config:column`.
-
-    Raises:
-        UserError: If it is neither a file nor to be had from the hub.
-    """
-    path = Path(corpus).expanduser()
-    if path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"The corpus {corpus!r} is not UTF-8 text ({error}). Convert it and try again.") from error
-        yield from (part.strip() for part in text.split("\n\n") if part.strip())
-        return
-    yield from _hub_corpus(corpus)
-
-
-def _hub_corpus(corpus: str) -> Iterator[str]:
-    identifier, config, column = (*corpus.split(":"), "", "")[:3]
-
-    def refusal(reason: str) -> str:
-        return (
-            f"The corpus {corpus!r} is no file, and the hub did not give it: {reason} Give a text file, a data set as "
-            "id:config:column, or leave it out to sample text from the model itself."
-        )
-
-    for row in hub_rows(refusal, identifier, config or None, split="train", streaming=True):
-        if (column or "text") not in row:
-            raise UserError(
-                f"The corpus {corpus!r} has no column {column or 'text'!r}, found {', '.join(row)}. Name the one that "
-                "holds the text: id:config:column."
-            )
-        yield str(row[column or "text"])
-
-
-def beginning(documents: Iterable[str], characters: int) -> str:
-    """The first documents, until there are enough characters."""
-    chosen: list[str] = []
-    for document in documents:
-        chosen.append(document[:characters])
-        if sum(map(len, chosen)) >= characters:
-            break
-    return "\n\n".join(chosen)
-
-
-def corpus_identity(settings: StatisticsSettings) -> str:
-    """What the text is: the hash of a file, the name of a data set, or the seed of the sampling."""
-    if settings.corpus == "builtin":
-        return f"builtin {hashlib.sha256(corpus_path().read_bytes()).hexdigest()}"
-    if settings.corpus and Path(settings.corpus).expanduser().is_file():
-        return hashlib.sha256(Path(settings.corpus).expanduser().read_bytes()).hexdigest()
-    return settings.corpus or f"sampled by the model, seed {settings.seed}"
-
-
-def _identity(model: str, corpus: str, site: EditSite, settings: StatisticsSettings) -> dict[str, str]:
-    """Everything that the result depends on."""
-    adaptive = {"tolerance": str(settings.tolerance), "seconds": str(settings.seconds)} if settings.adaptive else {}
-    return {
-        "model": model,
-        "matrix": site.name,
-        "corpus": corpus,
-        "tokens": str(_budget([site], settings)),
-        "length": str(settings.length),
-        "batch_size": str(settings.batch_size),
-        "format": "1",
-        **adaptive,
-    }
-
-
-def _path(identity: dict[str, str], settings: StatisticsSettings) -> Path:
-    return cache_folder(settings.cache_dir) / "second_moments" / f"{address_of(identity)}.safetensors"
-
-
-def _save(moment: SecondMoment, identity: dict[str, str], path: Path) -> None:
-    tensors = {"second_moment": moment.matrix.cpu().contiguous()}
-    if moment.half_spectrum is not None:
-        tensors["half_spectrum"] = moment.half_spectrum.cpu()
-    # One entry: safetensors writes several in an order that changes from process to process.
-    seen = {} if moment.tokens is None else {"seen": moment.tokens}
-    about = {**identity, **seen, "sha256": {name: tensor_digest(tensor) for name, tensor in tensors.items()}}
-    metadata = {"about": json.dumps(about)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-
-
-def _load(path: Path) -> SecondMoment:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = file.metadata() or {}
-            sums = _checksums(metadata)
-            seen = json.loads(metadata["about"]).get("seen") if "about" in metadata else None
-        moment: Tensor = tensors["second_moment"]
-        if any(tensor_digest(tensors[name]) != expected for name, expected in sums.items()):
-            raise OSError("its numbers do not have the checksum that was written")
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"The kept second moment {path} is damaged ({error}). Delete that file and run the command again: it is "
-            "computed again."
-        ) from error
-    if not torch.isfinite(moment).all():
-        raise UserError(f"The kept second moment {path} holds values that are not finite. Delete it and run again.")
-    return SecondMoment(moment, tensors.get("half_spectrum"), seen)
-
-
-def _checksums(metadata: dict[str, str]) -> dict[str, str]:
-    """The checksum of each tensor; files of earlier versions have one of the moment, or none."""
-    if "about" in metadata:
-        return dict(json.loads(metadata["about"])["sha256"])
-    return {"second_moment": metadata["sha256"]} if "sha256" in metadata else {}

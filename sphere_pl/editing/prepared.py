@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.guard import diagnose
+from sphere_pl.editing.kept_moments import corpus_identity, second_moments
 from sphere_pl.editing.kept_states import arguments_of, kept_state
-from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, corpus_identity, second_moments
+from sphere_pl.editing.moments import SecondMoment, StatisticsSettings
 from sphere_pl.editing.states import MethodStates, Offload
 from sphere_pl.methods.base import Method, State
 from sphere_pl.model.families import EditSite

@@ -9,8 +9,8 @@ from torch import nn
 
 from sphere_pl.data.builtin import heldout_text
 from sphere_pl.data.chat import ChatSettings
+from sphere_pl.data.corpus import beginning, read_corpus
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.moments import beginning, read_corpus
 from sphere_pl.evaluation.answers import Answers, EditingMetrics, answer_requests
 from sphere_pl.evaluation.cases import (
     Failures,

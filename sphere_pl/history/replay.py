@@ -25,7 +25,8 @@ from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.algorithm import edit_batch, remember
 from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.guard import Guard, GuardSettings
-from sphere_pl.editing.moments import SecondMoment, StatisticsSettings, second_moments
+from sphere_pl.editing.kept_moments import second_moments
+from sphere_pl.editing.moments import SecondMoment, StatisticsSettings
 from sphere_pl.editing.problem import BatchProblem, Solved
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError

@@ -21,7 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sphere_pl.data.builtin import heldout_text
-from sphere_pl.editing.moments import beginning, read_corpus
+from sphere_pl.data.corpus import beginning, read_corpus
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import (
     POSITIONS,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sphere_pl.data.builtin import facts_path
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.editing import moments as statistics
+from sphere_pl.editing import kept_moments
+from sphere_pl.editing.moments import SecondMoment
 from sphere_pl.errors import UserError
 from sphere_pl.storage.checkpoint_file import read_checkpoint, write_checkpoint
 
@@ -131,15 +132,15 @@ def test_checkpoints(amount, tmp_path):
 @pytest.mark.parametrize("amount", AMOUNTS)
 def test_kept_second_moments(amount, tmp_path):
     path = tmp_path / "moment.safetensors"
-    kept = statistics.SecondMoment(torch.eye(5), torch.arange(5.0))
-    statistics._save(kept, {"model": "x", "matrix": "y"}, path)
+    kept = SecondMoment(torch.eye(5), torch.arange(5.0))
+    kept_moments._save(kept, {"model": "x", "matrix": "y"}, path)
 
     def same(found):
         return all(torch.equal(each, expected) for each, expected in zip(found[:2], kept[:2], strict=True))
 
     def check(content):
         path.write_bytes(content)
-        right_or_refused(lambda: None if same(statistics._load(path)) else pytest.fail("wrong"))
+        right_or_refused(lambda: None if same(kept_moments._load(path)) else pytest.fail("wrong"))
 
     try_many(amount, damaged(path.read_bytes()), check)
 
