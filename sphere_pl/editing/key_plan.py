@@ -188,7 +188,7 @@ def sink_at_first_position(lm: LanguageModel, requests: Sequence[EditRequest], s
     calls = lm.block_calls(column, torch.ones_like(column), torch.zeros_like(column))
     with capture_input(sites[-1].module) as seen:
         lm.run(calls.hidden, calls, 0, sites[-1].layer + 1)
-    keys = torch.nn.functional.normalize(seen[0][:, 0].float(), dim=1)
+    keys = torch.nn.functional.normalize(seen[0].reshape(len(ids), -1).float(), dim=1)
     cosines = keys @ keys.T
     return float((cosines.sum() - len(ids)) / (len(ids) * (len(ids) - 1))) > SINK
 

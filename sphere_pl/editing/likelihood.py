@@ -182,8 +182,9 @@ class TargetLikelihood:
                 gradients = torch.autograd.grad(losses.sum(), [probe["output"] for probe in probes])
             self.losses[rows] = losses.detach().to(self.losses.device)
             for place, (probe, gradient) in enumerate(zip(probes, gradients, strict=True)):
-                kept = real.to(gradient.device)
-                measured[place].append((probe["input"].detach()[kept].float(), gradient[kept].float()))
+                kept = real.flatten().to(gradient.device)  # some blocks hand rows and columns on as one
+                inputs, pulls = (each.reshape(len(kept), -1) for each in (probe["input"].detach(), gradient))
+                measured[place].append((inputs[kept].float(), pulls[kept].float()))
         self.evaluations += 1
         return [
             (torch.cat([keys for keys, _ in each]), torch.cat([gradients for _, gradients in each]))

@@ -201,7 +201,8 @@ def _keys_of(lm: LanguageModel, sites: Sequence[EditSite], ids: Tensor, mask: Te
         hidden = lm.run(hidden, calls, layer, site.layer)
         with capture_input(site.module) as inputs:
             hidden = lm.run(hidden, calls, site.layer, site.layer + 1)
-        keys[site.name] = inputs[0][mask.bool().to(inputs[0].device)].float()
+        tokens = inputs[0].reshape(mask.numel(), -1)  # some blocks hand rows and columns on as one
+        keys[site.name] = tokens[mask.bool().flatten().to(tokens.device)].float()
         layer = site.layer + 1
     return keys
 

@@ -99,7 +99,8 @@ class _Chunk(NamedTuple):
     calls: BlockCalls
 
     def at_subject(self, states: Tensor) -> Tensor:
-        """The subject's last column of `states`, shape `[r, d]`."""
+        """The subject's last column of `states`, `[r, columns, d]` or with both in one, shape `[r, d]`."""
+        states = states.reshape(*self.hidden.shape[:2], -1)
         return states[torch.arange(len(self.last), device=states.device), self.last.to(states.device)]
 
 

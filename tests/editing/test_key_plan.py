@@ -23,6 +23,7 @@ from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.outcomes import Cause, known_causes
 from sphere_pl.methods import MEMIT, AlphaEdit
+from tests.others import flatten_tokens
 
 CURIE = [
     EditRequest("0", "{} was born in the city of", "Marie Curie", "Oslo"),
@@ -155,8 +156,9 @@ def test_processes_share_whole_shifts(tiny_lm, processes):
     assert all(part.shift[0] == 0 for part in parts)
 
 
-def test_a_first_position_where_every_token_has_one_key_is_a_sink(tiny_lm):
-    lm = tiny_lm()
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_first_position_where_every_token_has_one_key_is_a_sink(tiny_lm, flat):
+    lm = flatten_tokens(tiny_lm()) if flat else tiny_lm()
     sites = lm.sites([1])
     texts = ["The capital of France is", "You and I speak because of it", "Rome is a city in Italy"]
     requests = [EditRequest(str(i), "{} is", text, "Rome") for i, text in enumerate(texts)]

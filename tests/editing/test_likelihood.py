@@ -6,6 +6,7 @@ import torch
 from sphere_pl.editing.likelihood import TargetLikelihood
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import in_context, tokenize
+from tests.others import flatten_tokens
 
 LAYERS = [1, 2]
 
@@ -101,3 +102,10 @@ def test_features_are_inputs_and_output_gradients_at_every_token(tiny_lm, family
         torch.testing.assert_close(gradients.T @ keys, 4 * mean_gradient, rtol=1e-3, atol=1e-4)
         # Rows of gradients lie with the keys of their own token.
         assert not torch.allclose(gradients.T @ keys.flip(0), 4 * mean_gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_features_are_found_where_blocks_hand_rows_and_columns_on_as_one(tiny_lm, requests):
+    lms = tiny_lm(), flatten_tokens(tiny_lm())
+    found = [TargetLikelihood(lm, requests, lm.sites(LAYERS)).features() for lm in lms]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one)

@@ -12,6 +12,7 @@ from sphere_pl.editing.moments import (
 from sphere_pl.editing.representations import capture_input
 from sphere_pl.errors import UserError
 from sphere_pl.model.fingerprint import fingerprint
+from tests.others import flatten_tokens
 
 TEXT = "The capital of France is Paris.\n\nRome is a city in Italy by the sea.\n\nYou and I speak because of it."
 
@@ -43,6 +44,13 @@ def test_second_moments_are_those_of_one_sequence_at_a_time(tiny_lm, family, set
             if count >= 30:
                 break
         torch.testing.assert_close(found[site.name].matrix.double(), total / count, rtol=1e-4, atol=1e-4)
+
+
+def test_second_moments_are_those_of_blocks_that_hand_rows_and_columns_on_as_one(tiny_lm, settings):
+    found = []
+    for lm in (tiny_lm(), flatten_tokens(tiny_lm())):
+        found.append(compute_second_moments(lm, lm.sites([1]), settings, track)["model.layers.1.mlp.down_proj.weight"])
+    torch.testing.assert_close(found[1].matrix, found[0].matrix)
 
 
 MIXED = "\n\n".join(

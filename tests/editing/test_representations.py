@@ -3,6 +3,7 @@ import torch
 
 from sphere_pl.editing.representations import SubjectStream, capture_input, input_of
 from sphere_pl.model.tokens import in_context, tokenize
+from tests.others import flatten_tokens
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 
@@ -91,3 +92,13 @@ def test_a_hook_is_removed_when_the_block_fails(tiny_lm):
     with pytest.raises(RuntimeError), capture_input(site.module):
         site.module(torch.zeros(1, 3))
     assert not site.module._forward_pre_hooks
+
+
+def test_keys_and_outputs_are_found_where_blocks_hand_rows_and_columns_on_as_one(tiny_lm, requests):
+    plain, flat = (SubjectStream(lm, requests, CONTEXTS, 1) for lm in (tiny_lm(), flatten_tokens(tiny_lm())))
+    sites, others = plain.lm.sites([1, 2]), flat.lm.sites([1, 2])
+    for one, other in zip(plain.all_keys(sites), flat.all_keys(others), strict=True):
+        torch.testing.assert_close(other, one)
+    plain.rewind(), flat.rewind()
+    for one, other in zip(plain.outputs(sites[0]), flat.outputs(others[0]), strict=True):
+        torch.testing.assert_close(other, one)
