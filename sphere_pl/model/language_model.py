@@ -251,13 +251,15 @@ class LanguageModel(nn.Module):
     def takes_masks(self, length: int) -> bool:
         """Whether texts of `length` tokens can be run under a mask of one's own, added to the attention scores.
 
-        A sliding window looks at columns, not at positions, a recurrent layer at all columns, and so does a bias of
-        the scores by distance (ALiBi); flash attention knows no masks.
+        A sliding window or a chunk looks at columns, not at positions, a recurrent layer at all columns, and so does a
+        bias of the scores by distance (ALiBi) or a window of the attention's own (GPT-Neo's `window_size`); flash
+        attention knows no masks.
         """
-        if self.recurrent or getattr(self.config, "alibi", False):
+        if self.recurrent or any(getattr(self.config, name, False) for name in ("alibi", "window_size")):
             return False
-        window = getattr(self.config, "sliding_window", None)
-        return (window is None or length <= window) and self.model.config._attn_implementation in {"sdpa", "eager"}
+        windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        seen = all(window is None or length <= window for window in windows)
+        return seen and self.model.config._attn_implementation in {"sdpa", "eager"}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits `[..., vocabulary]`, float32 and new, from the last block's output `[..., d]`."""

@@ -6,6 +6,7 @@ import torch
 from sphere_pl.model.beginnings import Beginnings
 from sphere_pl.model.language_model import LanguageModel, run_prefix
 from sphere_pl.model.tokens import pad
+from tests.others import other_lm
 
 ROWS = [[5, 6, 7, 8], [5, 6, 9], [], [5, 6, 7, 3, 2], [4]]
 
@@ -48,3 +49,17 @@ def test_rows_without_a_beginning_have_an_empty_prefix(tiny_lm):
     prefix, mask = Beginnings(tiny_lm(), [[], []], 64).of([0, 1])
     assert prefix.keys == []
     assert mask.shape == (2, 0)
+
+
+def test_a_window_of_the_attentions_own_does_not_cut_what_stands_behind_another_branch():
+    lm = other_lm("gpt_neo", window_size=4)
+    found, _ = Beginnings(lm, ROWS, 64).of([1])  # its last token would stand in column 7, its first in 0
+    expected = run_prefix(lm, *pad([ROWS[1]], lm.pad_id, lm.device))
+    for ours, theirs in zip([*found.keys, *found.values], [*expected.keys, *expected.values], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_longer_than_a_chunk_of_attention_share_nothing():
+    lm = other_lm("llama4_text", attention_chunk_size=4)
+    assert lm.takes_masks(4)
+    assert not lm.takes_masks(5)
