@@ -132,7 +132,7 @@ def _check_shape(lm: LanguageModel, path: str, block: nn.Module, width: int) -> 
 
 
 def _instead(part: Tensor, found: Tensor) -> Tensor:
-    return part.view_as(found)
+    return part.view_as(found).clone()  # some blocks add to what a matrix puts out in place
 
 
 def _divided(answer: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.self_check import check_parts
 from tests.conftest import FAMILIES
 from tests.model.test_spread_models import scattered
+from tests.others import other_lm
 from tests.pretend import pretending
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -63,3 +64,7 @@ def test_a_norm_that_is_no_rms_norm_is_refused(tiny_lm):
         lm.block(layer).post_feedforward_layernorm = torch.nn.LayerNorm(32)
     with pytest.raises(UserError, match="post_feedforward_layernorm is no RMS norm"):
         check_parts(lm)
+
+
+def test_a_block_that_adds_to_what_a_matrix_puts_out_in_place_is_taken():
+    check_parts(other_lm("llama4_text"))
