@@ -22,7 +22,7 @@ from sphere_pl.model.opening import (
     quiet,
 )
 from sphere_pl.model.products import widen_products
-from sphere_pl.model.self_check import check_parts
+from sphere_pl.model.self_check import check_parts, taken_apart
 
 __all__ = [
     "DeviceMap",
@@ -124,8 +124,9 @@ def _checked(name: str, model: PreTrainedModel, tokenizer: Any, architecture: di
     _check_whole(model, architecture)
     _check_room(model)
     _check_finite(name, model)
-    lm = LanguageModel(model, tokenizer, architecture)
-    check_parts(lm)
+    with taken_apart(model):
+        lm = LanguageModel(model, tokenizer, architecture)
+        check_parts(lm)
     return lm
 
 

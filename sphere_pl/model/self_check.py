@@ -12,14 +12,24 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.families import output_path
 from sphere_pl.model.language_model import BlockCalls, LanguageModel, run_prefix, stream_of
+from sphere_pl.process.failures import out_of_memory
 
 _PROMPT = "The capital of France is Paris, and it lies on the Seine."
 _LONGEST = 16  # tokens
 _ROUNDINGS = 16  # a difference of this many rounding errors of the model's dtype is none (float32 2e-6, bfloat16 0.12)
+_MISFITS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+)  # of code that is called otherwise
 _SMALL, _LARGE = 1e-3, 32.0  # rms of a stream beside which what blocks add is all there is; of a matrix's output
 
 
@@ -41,6 +51,26 @@ def check_parts(lm: LanguageModel) -> None:
             _check_matrix(lm, calls, layer)
         if not lm.recurrent:
             _check_prefix(lm, ids, states)
+
+
+@contextmanager
+def taken_apart(model: PreTrainedModel) -> Iterator[None]:
+    """Say of a model that breaks off while it is taken apart and checked that it does not fit its architecture.
+
+    Raises:
+        UserError: With the words of the model's own code.
+    """
+    try:
+        yield
+    except _MISFITS as error:
+        if isinstance(error, UserError) or out_of_memory(error):
+            raise
+        raise UserError(
+            f"The blocks of the model ({model.config.model_type}) cannot be run one by one as its architecture says "
+            f"({type(error).__name__}: {error}). Correct block, projection, final_norm or attention of "
+            "--model.architecture; a family whose blocks hand on more than the residual stream, or are not called in "
+            "their order, cannot be edited."
+        ) from error
 
 
 def _kinds(lm: LanguageModel) -> list[int]:
@@ -154,14 +184,20 @@ def _check_prefix(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
         prefix = run_prefix(lm, ids[:, :cut], torch.ones_like(ids[:, :cut]))
         calls = prefix.calls(lm, ids[:, cut:], torch.ones_like(ids), positions)
         found = {layer: _run(lm, states[layer][:, cut:].to(calls.devices[layer]), calls, layer) for layer in _kinds(lm)}
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except _MISFITS as error:
+        if out_of_memory(error):
+            raise
         _refuse(lm, f"its blocks do not take keys and values from a cache ({error})", 1.0, "recurrent, as true")
     for layer, state in found.items():
         whole = states[layer + 1][:, cut:]
-        added = whole - states[layer][:, cut:].to(whole)
-        # The keys and values in the cache are rounded by another way: only a real loss of the prefix counts.
-        if not (_apart(state, whole) <= _bound(lm) or _apart(state - whole, torch.zeros_like(whole), added) < 0.1):
+        if not _alike(lm, state, whole, states[layer][:, cut:]):
             _refuse(lm, f"block {layer} forgets what is cached", _apart(state, whole), "recurrent, as true")
+
+
+def _alike(lm: LanguageModel, state: Tensor, whole: Tensor, entering: Tensor) -> bool:
+    """Whether a block leaves the same state in two ways, which round differently: only a real loss counts."""
+    added = whole - entering.to(whole)
+    return _apart(state, whole) <= _bound(lm) or _apart(state - whole, torch.zeros_like(state), added) < 0.1
 
 
 def _run(lm: LanguageModel, hidden: Tensor, calls: BlockCalls, layer: int) -> Tensor:

@@ -5,10 +5,10 @@ import torch
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.self_check import check_parts
-from tests.conftest import FAMILIES
+from sphere_pl.model.self_check import check_parts, taken_apart
+from tests.conftest import FAMILIES, make_tokenizer
 from tests.model.test_spread_models import scattered
-from tests.others import other_lm
+from tests.others import OTHERS, other_lm, other_model
 from tests.pretend import pretending
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -68,3 +68,25 @@ def test_a_norm_that_is_no_rms_norm_is_refused(tiny_lm):
 
 def test_a_block_that_adds_to_what_a_matrix_puts_out_in_place_is_taken():
     check_parts(other_lm("llama4_text"))
+
+
+@pytest.mark.parametrize("error", [TypeError("not enough"), IndexError("out of range"), RuntimeError("of size 4")])
+def test_what_breaks_off_in_a_models_own_code_is_refused_in_its_words(tiny_lm, error):
+    model = tiny_lm().model
+    words = f"cannot be run one by one .*{type(error).__name__}: {error}"
+    with pytest.raises(UserError, match=words), taken_apart(model):
+        raise error
+
+
+def test_blocks_that_hand_on_more_than_the_stream_are_refused():
+    model = other_model("rwkv")
+    with pytest.raises(UserError, match=r"rwkv.* cannot be run one by one"), taken_apart(model):
+        check_parts(LanguageModel(model, make_tokenizer(), OTHERS["rwkv"]))
+
+
+def test_a_users_mistake_and_memory_that_is_used_up_are_not_taken_for_a_family_that_does_not_fit(tiny_lm):
+    model = tiny_lm().model
+    for error in (UserError("a mistake"), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        with pytest.raises(type(error)) as raised, taken_apart(model):
+            raise error
+        assert raised.value is error
