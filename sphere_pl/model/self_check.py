@@ -49,6 +49,7 @@ def check_parts(lm: LanguageModel) -> None:
         for layer in _kinds(lm):
             _check_stream(lm, calls, layer)
             _check_matrix(lm, calls, layer)
+        _check_padding(lm, ids, states)
         if not lm.recurrent:
             _check_prefix(lm, ids, states)
 
@@ -192,6 +193,24 @@ def _check_prefix(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
         whole = states[layer + 1][:, cut:]
         if not _alike(lm, state, whole, states[layer][:, cut:]):
             _refuse(lm, f"block {layer} forgets what is cached", _apart(state, whole), "recurrent, as true")
+
+
+def _check_padding(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
+    """Tokens after padding on the left have the states that they have without it."""
+    cut = max(1, ids.shape[1] // 2)
+    mask = torch.ones(1, cut + ids.shape[1], dtype=torch.long, device=ids.device)
+    mask[:, :cut] = 0
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    calls = lm.block_calls(torch.cat([ids[:, :cut], ids], dim=1), mask, positions)
+    apart = _apart(calls.hidden[:, cut:], states[0])
+    what = "nothing: rows of several lengths would be wrong in such a family, which cannot be edited"
+    if not apart <= _bound(lm):
+        _refuse(lm, "its embeddings take positions of their own and not those that are given", apart, what)
+    for layer in _kinds(lm):
+        entering, whole = states[layer].to(calls.devices[layer]), states[layer + 1]
+        state = _run(lm, torch.cat([entering[:, :cut], entering], dim=1), calls, layer)[:, cut:]
+        if not _alike(lm, state, whole, entering):
+            _refuse(lm, f"block {layer} reads what is masked", _apart(state, whole), what)
 
 
 def _alike(lm: LanguageModel, state: Tensor, whole: Tensor, entering: Tensor) -> bool:

@@ -70,6 +70,20 @@ def test_a_block_that_adds_to_what_a_matrix_puts_out_in_place_is_taken():
     check_parts(other_lm("llama4_text"))
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
+def test_a_family_that_takes_positions_off_the_columns_is_refused():
+    with pytest.raises(UserError, match="positions of their own"):
+        check_parts(other_lm("mbart"))
+
+
+def test_a_family_that_reads_what_is_masked_is_refused(tiny_lm):
+    lm = tiny_lm()
+    attend = lm.block(0).self_attn.forward
+    lm.block(0).self_attn.forward = lambda **kwargs: attend(**{**kwargs, "attention_mask": None})
+    with pytest.raises(UserError, match="block 0 reads what is masked"):
+        check_parts(lm)
+
+
 @pytest.mark.parametrize("error", [TypeError("not enough"), IndexError("out of range"), RuntimeError("of size 4")])
 def test_what_breaks_off_in_a_models_own_code_is_refused_in_its_words(tiny_lm, error):
     model = tiny_lm().model
