@@ -195,16 +195,18 @@ def packs(lm: LanguageModel) -> bool:
 
 
 def _takes_function(lm: LanguageModel) -> bool:
-    """Whether a model attends by PyTorch's function now and by any other that it is given."""
-    return lm.config._attn_implementation == "sdpa" and bool(lm.model._supports_attention_backend)
+    """Whether a model attends by PyTorch's function now and, as the check at load found, by another as well."""
+    given = lm.config._attn_implementation == "sdpa" and bool(lm.model._supports_attention_backend)
+    return given and not lm.own_attention
 
 
 @contextmanager
 def gradient_attention(lm: LanguageModel) -> Iterator[None]:
     """Let the model attend in a way that is fast backwards.
 
-    On an accelerator nothing is changed. Models that do not use PyTorch's attention keep their own. Masks must have
-    been made before (`LanguageModel.block_calls`): the model knows none for this attention and would leave them out.
+    On an accelerator nothing is changed. Models that do not use PyTorch's attention keep their own, and so do those
+    that the check at load found to attend otherwise then. Masks must have been made before
+    (`LanguageModel.block_calls`): the model knows none for this attention and would leave them out.
     """
     chosen = lm.config._attn_implementation
     if lm.device.type != "cpu":

@@ -92,6 +92,7 @@ class LanguageModel(nn.Module):
                 "token. Load a fast tokenizer (tokenizer.json)."
             )
         self.reading: Reading | None = None
+        self.own_attention = False  # for gradients as well; found out when the parts are checked
         self.stays = False  # where it is, whatever the module that holds it is told: it belongs to the caller
         self.architecture = architecture_of(model.config.model_type, architecture)
         _check_plain(model)

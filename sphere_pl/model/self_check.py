@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sphere_pl.errors import UserError
+from sphere_pl.model.attention import gradient_attention, packs
 from sphere_pl.model.families import output_path
 from sphere_pl.model.language_model import BlockCalls, LanguageModel, run_prefix, stream_of
+from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.process.failures import out_of_memory
 
 _PROMPT = "The capital of France is Paris, and it lies on the Seine."
@@ -52,6 +54,7 @@ def check_parts(lm: LanguageModel) -> None:
         _check_padding(lm, ids, states)
         if not lm.recurrent:
             _check_prefix(lm, ids, states)
+        _settle_attention(lm, ids, calls, states)
 
 
 @contextmanager
@@ -211,6 +214,33 @@ def _check_padding(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None
         state = _run(lm, torch.cat([entering[:, :cut], entering], dim=1), calls, layer)[:, cut:]
         if not _alike(lm, state, whole, entering):
             _refuse(lm, f"block {layer} reads what is masked", _apart(state, whole), what)
+
+
+def _settle_attention(lm: LanguageModel, ids: Tensor, calls: BlockCalls, states: list[Tensor]) -> None:
+    """Let a model attend by itself for gradients as well if its blocks leave other states by `gradient_attention`."""
+    cut = ids.shape[1] // 2
+    ways = [(calls, states)]
+    try:
+        if packs(lm):
+            ways.append((_packed_twice(lm, ids, cut), [state[:, cut:].repeat(1, 2, 1) for state in states]))
+        with gradient_attention(lm):
+            lm.own_attention = not all(
+                _alike(lm, _run(lm, passed[layer].to(how.devices[layer]), how, layer), passed[layer + 1], passed[layer])
+                for how, passed in ways
+                for layer in _kinds(lm)
+            )
+    except _MISFITS as error:  # of blocks that look into the mask, which may be no tensor then
+        if out_of_memory(error):
+            raise
+        lm.own_attention = True
+
+
+def _packed_twice(lm: LanguageModel, ids: Tensor, cut: int) -> BlockCalls:
+    """How the blocks are called for the columns from `cut` on, after the others, packed beside themselves."""
+    prefix = run_prefix(lm, ids[:, :cut], torch.ones_like(ids[:, :cut]))
+    positions = torch.arange(cut, ids.shape[1], device=ids.device)[None]
+    rows = Suffixes(ids[:, cut:], positions, prefix, prefix.calls(lm, ids[:, cut:], torch.ones_like(ids), positions))
+    return pack_calls(lm, [rows, rows])
 
 
 def _alike(lm: LanguageModel, state: Tensor, whole: Tensor, entering: Tensor) -> bool:

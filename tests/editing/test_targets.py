@@ -9,7 +9,9 @@ import torch
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import Pass, _losses, optimize_targets
 from sphere_pl.errors import UserError
+from sphere_pl.model.self_check import check_parts
 from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
+from tests.others import other_lm
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 SETTINGS = TargetSettings(steps=8, learning_rate=0.3, clamp=2.0, weight_decay=0.5, kl_weight=0.5, stop_loss=1.0)
@@ -175,3 +177,14 @@ def test_the_gradient_at_the_logits_is_that_of_the_losses(start):
     losses, gradient = _losses(some, logits[start:].clone(), start, 0.3)
     torch.testing.assert_close(losses, torch.stack(expected).detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(expected).sum(), leaf)[0])
+
+
+@pytest.mark.parametrize("name", ["diffllama", "doge"])
+def test_targets_are_the_literal_ones_where_a_family_attends_otherwise_for_gradients(name, requests):
+    lm = other_lm(name)
+    check_parts(lm)
+    found = optimize_targets(lm, requests, CONTEXTS, 1, SETTINGS)
+    for i, request in enumerate(requests):
+        value, steps, _, _ = literal_targets(lm, request, CONTEXTS, 1, SETTINGS)
+        assert found.steps[i] == steps
+        torch.testing.assert_close(found.values[i], value, rtol=1e-3, atol=1e-3)

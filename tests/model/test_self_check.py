@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sphere_pl.errors import UserError
+from sphere_pl.model.attention import packs
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.self_check import check_parts, taken_apart
 from tests.conftest import FAMILIES, make_tokenizer
@@ -104,3 +105,18 @@ def test_a_users_mistake_and_memory_that_is_used_up_are_not_taken_for_a_family_t
         with pytest.raises(type(error)) as raised, taken_apart(model):
             raise error
         assert raised.value is error
+
+
+def test_families_of_the_table_attend_as_fast_as_they_can(tiny_lm, family):
+    lm = tiny_lm(family)
+    check_parts(lm)
+    assert not lm.own_attention
+
+
+@pytest.mark.parametrize("name", ["diffllama", "doge"])
+def test_a_family_that_attends_otherwise_for_gradients_keeps_its_own_attention(name):
+    lm = other_lm(name)
+    assert packs(lm)
+    check_parts(lm)
+    assert lm.own_attention
+    assert not packs(lm)
