@@ -77,10 +77,10 @@ def target_rows(
     tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
     watched = _watched(lm, joint.first_of_each_shift(requests)) if settings.kl_weight else []
     together = [*tokens, *watched]
-    before = Beginnings(lm, [entry.ids[: _cut(lm, entry)] for entry in together], most)
-    origin = [*(divmod(i, n) for i in range(len(tokens))), *((i, 0) for i in range(len(watched)))]
     # The last token is predicted, never read.
     lengths = [len(entry.ids) - 1 - _cut(lm, entry) for entry in together]
+    before = Beginnings(lm, [entry.ids[: _cut(lm, entry)] for entry in together], most, max(lengths))
+    origin = [*(divmod(i, n) for i in range(len(tokens))), *((i, 0) for i in range(len(watched)))]
     build = partial(_build, lm, together, before=before, origin=origin, n_contexts=n, layer=layer)
     found = [build(rows) for rows in micro_batches(lengths[: len(tokens)], most)]
     beside = [build([len(tokens) + i for i in rows]) for rows in micro_batches(lengths[len(tokens) :], most // 16)]

@@ -22,18 +22,20 @@ _WIDTH = 256  # tokens in a row: those of a batch of ten are mostly one
 class Beginnings:
     """The columns before the subject of every row of a batch.
 
-    A model that takes no masks of others runs each row's own when it is asked for.
+    A model that takes no masks of others runs each row's own when it is asked for. These are padded in front: what
+    follows stands directly behind them, as far from each token as a window of the attention takes it to be.
 
     Args:
         lm: The language model.
         rows: Tokens of each row's beginning; a row may have none.
         max_tokens: Tokens in one forward pass.
+        after: Most tokens that follow a beginning.
     """
 
-    def __init__(self, lm: LanguageModel, rows: Sequence[Sequence[int]], max_tokens: int) -> None:
+    def __init__(self, lm: LanguageModel, rows: Sequence[Sequence[int]], max_tokens: int, after: int = 0) -> None:
         self.lm, self.rows = lm, rows
         longest = max(map(len, rows), default=0)
-        self._shared = bool(longest) and lm.takes_masks(longest)
+        self._shared = bool(longest) and lm.takes_masks(longest + after)
         self._keys: list[Tensor] = []  # of each block, [tokens, heads, size]
         self._values: list[Tensor] = []
         self._places: dict[int, list[int]] = {}
@@ -64,13 +66,17 @@ class Beginnings:
             self._values.append(torch.cat([cast(Tensor, each.values).transpose(1, 2).flatten(0, 1) for each in layers]))
 
     def of(self, rows: Sequence[int]) -> tuple[FrozenPrefix, Tensor]:
-        """The beginnings of some rows, padded on the right to the longest, and 1 for their real columns.
+        """The beginnings of some rows, padded to the longest, and 1 for their real columns.
 
         Args:
             rows: Their numbers.
         """
+        if not self._shared:
+            backwards = pad([self.rows[row][::-1] for row in rows], self.lm.pad_id, self.lm.device)
+            ids, mask = (each.flip(1) for each in backwards)
+            return run_prefix(self.lm, ids, mask), mask
         ids, mask = pad([self.rows[row] for row in rows], self.lm.pad_id, self.lm.device)
-        if not self._shared or ids.shape[1] == 0:
+        if ids.shape[1] == 0:
             return run_prefix(self.lm, ids, mask), mask
         places, _ = pad(
             [self._places.get(row, []) for row in rows], 0, self.lm.device

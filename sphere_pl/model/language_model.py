@@ -364,6 +364,10 @@ class FrozenPrefix:
         """Return the columns of `layer` before and including the new ones."""
         return torch.cat([self.keys[layer], keys], dim=-2), torch.cat([self.values[layer], values], dim=-2)
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """How many columns are cached, which some attention layers ask for."""
+        return int(self.keys[layer].shape[-2])
+
     def select(self, rows: Tensor) -> "FrozenPrefix":
         """Keep only some rows."""
         return FrozenPrefix(
@@ -402,7 +406,7 @@ def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
     Args:
         lm: The language model.
         ids: Tokens, shape `[rows, columns]`; without columns the prefix is empty.
-        mask: 1 for real tokens, shape `[rows, columns]`. A row may have none.
+        mask: 1 for real tokens, shape `[rows, columns]`, padded on either side. A row may have none.
     """
     if ids.shape[1] == 0:
         return FrozenPrefix([], [])
@@ -410,8 +414,9 @@ def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
     # A row without a real token would attend to nothing and turn into NaN: let it see its padding here. The suffix's
     # own mask hides that column again.
     visible = mask.clone()
-    visible[:, 0] = 1
-    calls = lm.block_calls(ids, visible, torch.arange(ids.shape[1], device=ids.device).expand_as(ids), cache)
+    visible[mask.sum(1) == 0, 0] = 1
+    positions = torch.arange(ids.shape[1], device=ids.device) - (mask.cumsum(1) == 0).sum(1, keepdim=True)
+    calls = lm.block_calls(ids, visible, positions.clamp_min(0), cache)
     lm.run(calls.hidden, calls, 0, lm.n_layers)
     layers = cast(list[DynamicLayer], cache.layers)
     return FrozenPrefix(

@@ -188,3 +188,12 @@ def test_targets_are_the_literal_ones_where_a_family_attends_otherwise_for_gradi
         value, steps, _, _ = literal_targets(lm, request, CONTEXTS, 1, SETTINGS)
         assert found.steps[i] == steps
         torch.testing.assert_close(found.values[i], value, rtol=1e-3, atol=1e-3)
+
+
+def test_targets_are_the_literal_ones_where_prompts_are_longer_than_a_sliding_window(tiny_lm, requests):
+    lm = tiny_lm("mistral")
+    lm.config.sliding_window = 10
+    found = optimize_targets(lm, requests, CONTEXTS, 1, SETTINGS)
+    for i, request in enumerate(requests):
+        value, *_ = literal_targets(lm, request, CONTEXTS, 1, SETTINGS)
+        torch.testing.assert_close(found.values[i], value, rtol=1e-3, atol=1e-3)

@@ -63,3 +63,23 @@ def test_rows_longer_than_a_chunk_of_attention_share_nothing():
     lm = other_lm("llama4_text", attention_chunk_size=4)
     assert lm.takes_masks(4)
     assert not lm.takes_masks(5)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text", "llama4_text"])
+def test_what_follows_beginnings_of_several_lengths_is_as_far_from_them_as_in_each_row(tiny_lm, name):
+    if name == "llama4_text":
+        lm = other_lm(name, attention_chunk_size=4)
+    else:
+        lm = tiny_lm(name)
+        lm.config.sliding_window = 4  # masks are made from it at every call
+    suffix = [2, 9, 4]
+    prefix, mask = Beginnings(lm, ROWS, 64, len(suffix)).of(range(len(ROWS)))
+    ids = torch.tensor([suffix] * len(ROWS))
+    positions = torch.tensor([[len(row) + place for place in range(len(suffix))] for row in ROWS])
+    calls = prefix.calls(lm, ids, torch.cat([mask, torch.ones_like(ids)], dim=1), positions)
+    found = lm.run(calls.hidden, calls, 0, lm.n_layers)
+    for row, state in zip(ROWS, found, strict=True):
+        whole = torch.tensor([row + suffix])
+        calls = lm.block_calls(whole, torch.ones_like(whole), torch.arange(whole.shape[1])[None])
+        expected = lm.run(calls.hidden, calls, 0, lm.n_layers)[0, len(row) :]
+        torch.testing.assert_close(state, expected, rtol=1e-4, atol=1e-4)
