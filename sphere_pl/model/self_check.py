@@ -32,6 +32,7 @@ _MISFITS = (
     ValueError,
     RuntimeError,
 )  # of code that is called otherwise
+_LOST = 0.1  # of what a block adds: ways that round differently are closer, and a real loss is not
 _SMALL, _LARGE = 1e-3, 32.0  # rms of a stream beside which what blocks add is all there is; of a matrix's output
 
 
@@ -51,7 +52,8 @@ def check_parts(lm: LanguageModel) -> None:
         for layer in _kinds(lm):
             _check_stream(lm, calls, layer)
             _check_matrix(lm, calls, layer)
-        _check_padding(lm, ids, states)
+        _check_order(lm, calls, ids)
+        _check_padding(lm, calls, ids)
         if not lm.recurrent:
             _check_prefix(lm, ids, states)
         _settle_attention(lm, ids, calls, states)
@@ -78,11 +80,12 @@ def taken_apart(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _kinds(lm: LanguageModel) -> list[int]:
-    """One layer of each kind of block: of a class, with a matrix and with modules that read earlier tokens."""
+    """One layer of each kind of block: of a class, with a matrix, and with ways and modules to read earlier tokens."""
     architecture, first = lm.architecture, dict[tuple[object, ...], int]()
+    reading = getattr(lm.config, "layer_types", None) or [None] * lm.n_layers
     for layer in range(lm.n_layers):
         block = lm.block(layer)
-        kind = (type(block), architecture.projection_in(block), *architecture.mixers_in(block))
+        kind = (type(block), reading[layer], architecture.projection_in(block), *architecture.mixers_in(block))
         first.setdefault(kind, layer)
     return list(first.values())
 
@@ -198,22 +201,34 @@ def _check_prefix(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
             _refuse(lm, f"block {layer} forgets what is cached", _apart(state, whole), "recurrent, as true")
 
 
-def _check_padding(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
+def _check_order(lm: LanguageModel, calls: BlockCalls, ids: Tensor) -> None:
+    """Tokens do not see what comes after them."""
+    cut = max(1, ids.shape[1] // 2)
+    before = lm.block_calls(ids[:, :cut], torch.ones_like(ids[:, :cut]), torch.arange(cut, device=ids.device)[None])
+    for layer in _kinds(lm):
+        entering = _entering(calls, layer)
+        apart = _apart(_run(lm, entering[:, :cut], before, layer), _run(lm, entering, calls, layer)[:, :cut])
+        if not apart < _LOST:
+            what = "nothing: what is edited is a model that writes, and reads from left to right alone"
+            _refuse(lm, f"block {layer} lets tokens see those that come after them", apart, what)
+
+
+def _check_padding(lm: LanguageModel, calls: BlockCalls, ids: Tensor) -> None:
     """Tokens after padding on the left have the states that they have without it."""
     cut = max(1, ids.shape[1] // 2)
     mask = torch.ones(1, cut + ids.shape[1], dtype=torch.long, device=ids.device)
     mask[:, :cut] = 0
-    positions = (mask.cumsum(1) - 1).clamp_min(0)
-    calls = lm.block_calls(torch.cat([ids[:, :cut], ids], dim=1), mask, positions)
-    apart = _apart(calls.hidden[:, cut:], states[0])
+    padded = lm.block_calls(torch.cat([ids[:, :cut], ids], dim=1), mask, (mask.cumsum(1) - 1).clamp_min(0))
+    apart = _apart(padded.hidden[:, cut:], calls.hidden)
     what = "nothing: rows of several lengths would be wrong in such a family, which cannot be edited"
     if not apart <= _bound(lm):
         _refuse(lm, "its embeddings take positions of their own and not those that are given", apart, what)
     for layer in _kinds(lm):
-        entering, whole = states[layer].to(calls.devices[layer]), states[layer + 1]
-        state = _run(lm, torch.cat([entering[:, :cut], entering], dim=1), calls, layer)[:, cut:]
-        if not _alike(lm, state, whole, entering):
-            _refuse(lm, f"block {layer} reads what is masked", _apart(state, whole), what)
+        entering = _entering(calls, layer)
+        state = _run(lm, torch.cat([entering[:, :cut], entering], dim=1), padded, layer)[:, cut:]
+        apart = _apart(state, _run(lm, entering, calls, layer))
+        if not apart < _LOST:
+            _refuse(lm, f"block {layer} reads what is masked", apart, what)
 
 
 def _settle_attention(lm: LanguageModel, ids: Tensor, calls: BlockCalls, states: list[Tensor]) -> None:
@@ -246,7 +261,7 @@ def _packed_twice(lm: LanguageModel, ids: Tensor, cut: int) -> BlockCalls:
 def _alike(lm: LanguageModel, state: Tensor, whole: Tensor, entering: Tensor) -> bool:
     """Whether a block leaves the same state in two ways, which round differently: only a real loss counts."""
     added = whole - entering.to(whole)
-    return _apart(state, whole) <= _bound(lm) or _apart(state - whole, torch.zeros_like(state), added) < 0.1
+    return _apart(state, whole) <= _bound(lm) or _apart(state - whole, torch.zeros_like(state), added) < _LOST
 
 
 def _run(lm: LanguageModel, hidden: Tensor, calls: BlockCalls, layer: int) -> Tensor:

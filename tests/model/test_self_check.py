@@ -120,3 +120,20 @@ def test_a_family_that_attends_otherwise_for_gradients_keeps_its_own_attention(n
     check_parts(lm)
     assert lm.own_attention
     assert not packs(lm)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_model_whose_tokens_see_those_after_them_is_refused(tiny_lm, dtype):
+    lm = tiny_lm("gemma3_text", dtype=dtype)
+    config = type(lm.config)(**{**lm.config.to_dict(), "use_bidirectional_attention": True})
+    model = type(lm.model)(config).to(dtype)
+    model.load_state_dict(lm.model.state_dict())
+    with pytest.raises(UserError, match="block 0 lets tokens see those that come after them"):
+        check_parts(LanguageModel(model, lm.tokenizer))
+
+
+def test_layers_that_read_earlier_tokens_in_another_way_are_a_kind_of_their_own():
+    lm = other_lm("llama4_text")  # of four layers the last attends to all tokens, the others to chunks of them
+    lm.block(3).register_forward_hook(lambda _, __, output: 2 * output)
+    with pytest.raises(UserError, match="block 3 changes the residual stream"):
+        check_parts(lm)
