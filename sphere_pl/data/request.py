@@ -189,11 +189,7 @@ def check_request(request: EditRequest) -> EditRequest:
     target = request.target_new.strip()
     if not target:
         raise UserError(f"{where}: target_new is empty. Expected the text that the model shall say after the edit.")
-    if all(unicodedata.category(each) in _UNSEEN for each in target):
-        raise UserError(
-            f"{where}: target_new is {shorten(target)}, of which nothing can be seen. Expected the text that the model "
-            "shall say after the edit."
-        )
+    _check_seen(where, "target_new", target, "the text that the model shall say after the edit")
     if request.joiner is not None and request.joiner.strip():
         raise UserError(
             f"{where}: the joiner is {shorten(request.joiner)}. It is what stands between prompt and target: white "
@@ -208,6 +204,11 @@ def check_request(request: EditRequest) -> EditRequest:
     if not prompt:
         raise UserError(f"{where}: the prompt is empty. Expected for example 'The capital of {{}} is'.")
     return request._replace(prompt=prompt)
+
+
+def _check_seen(where: str, name: str, text: str, expected: str) -> None:
+    if all(unicodedata.category(each) in _UNSEEN for each in text):
+        raise UserError(f"{where}: {name} is {shorten(text)}, of which nothing can be seen. Expected {expected}.")
 
 
 def _joiner(request: EditRequest, target: str) -> str | None:
@@ -228,6 +229,7 @@ def _without_subject(where: str, request: EditRequest) -> EditRequest:
 def _blanked(where: str, request: EditRequest) -> EditRequest:
     """The request with `{}` where its subject stands, and the subject as the prompt writes it."""
     subject, prompt = request.subject.strip(), request.prompt
+    _check_seen(where, "the subject", subject, "the name of what the fact is about")
     if "{}" not in prompt:
         prompt = blank_subject(prompt, subject)
     if "{}" not in prompt and (place := find_alike(prompt, subject)) is not None:

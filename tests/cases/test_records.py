@@ -143,9 +143,11 @@ def test_a_target_of_special_tokens_alone_is_refused():
 
 
 @pytest.mark.parametrize("target", ["\u200b", "\u00ad \u2060"])
-def test_a_target_of_which_nothing_can_be_seen_is_refused(read, target):
+def test_a_target_or_subject_of_which_nothing_can_be_seen_is_refused(read, target):
     with pytest.raises(UserError, match=r"line 1: target_new is .*, of which nothing can be seen"):
         read({**RECORD, "target": target})
+    with pytest.raises(UserError, match=r"line 1: the subject is .*, of which nothing can be seen"):
+        read({**RECORD, "subject": target, "prompt": "{} is in"})
 
 
 def test_a_target_that_is_true_already_is_left_out_of_scores_by_probability(tiny_lm):  # EE #390, #668
