@@ -55,7 +55,7 @@ def other_model(model_type: str, **sizes: Any) -> PreTrainedModel:
     config = AutoConfig.for_model(model_type, **{**usual, **special, **_SIZES.get(model_type, {}), **sizes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config).eval()
         for name, parameter in model.named_parameters():  # as initialised, every block is nearly the identity
             if parameter.ndim > 1:
                 parameter.data.normal_(std=0.3 if "embed" in name else parameter.shape[-1] ** -0.5)

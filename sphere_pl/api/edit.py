@@ -12,7 +12,7 @@ from sphere_pl.api.checks import check_held, check_named, held_name
 from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.report import EditReport, report_of
 from sphere_pl.api.session import check_unchanged, merged, unedited
-from sphere_pl.api.settings import Asked, command_line, method_object
+from sphere_pl.api.settings import Asked, command_line, method_object, own_architecture
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
 from sphere_pl.commands.fit import run
 from sphere_pl.data.datamodule import Fact, fact_list
@@ -132,9 +132,8 @@ def _edit_held(
     name: str | None = None,
 ) -> EditReport:
     """Edit a model that is in memory, in place."""
-    name, settings = name or held_name(model), asked.settings
-    architecture = settings.get("model.architecture") if isinstance(settings, Mapping) else None
-    held = given._replace(held=model_in_memory(name, model, tokenizer, architecture))
+    name = name or held_name(model)
+    held = given._replace(held=model_in_memory(name, model, tokenizer, own_architecture(asked.settings)))
     decided = {"model.name": name, "model.dtype": str(model.dtype).removeprefix("torch.")}
     if before is not None:
         decided["from"] = str(before)

@@ -28,6 +28,7 @@ _DECIDED = {
     "trainer.num_nodes": "`edit` uses one process and one device",
     "trainer.strategy": "`edit` uses one process and one device",
 }
+_DICTIONARIES = {"model.architecture", "model.device_map", "data.columns"}  # settings that are one, and no groups
 
 
 class Asked(NamedTuple):
@@ -116,13 +117,26 @@ def _checked(settings: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, A
             raise UserError(f"`settings` may not hold {name!r}: {_DECIDED[decided]}.")
         if name in own:
             raise UserError(f"{name!r} is given twice: in `settings` and by another argument. Leave one of them out.")
-        if isinstance(settings[name], Mapping) and "class_path" not in settings[name]:
+        whole = name in _DICTIONARIES or not isinstance(settings[name], Mapping)
+        if not whole and "class_path" not in settings[name]:
             inner = f"{name}.{next(iter(settings[name]), 'steps')}"
             raise UserError(
                 f"`settings[{name!r}]` is a dictionary, which would replace a whole group. Give each value by its own "
                 f"name, such as {inner!r}."
             )
     return dict(settings)
+
+
+def own_architecture(settings: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The description of a model's family among settings, in one piece or entry by entry; None if there is none.
+
+    Example:
+        >>> own_architecture({"model.architecture.block": "h.{}", "model.targets.steps": 3})
+        {'block': 'h.{}'}
+    """
+    given, whole = settings if isinstance(settings, Mapping) else {}, "model.architecture"
+    entries = {str(name).removeprefix(f"{whole}."): given[name] for name in given if str(name).startswith(f"{whole}.")}
+    return given[whole] if given.get(whole) is not None else entries or None
 
 
 def _argument(name: str, value: Any) -> str:

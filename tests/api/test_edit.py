@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sphere_pl
 from sphere_pl import AlphaEdit, EditDataModule, EditRequest, SequentialEditor, UserError, edit
+from tests.conftest import make_tokenizer
+from tests.others import OTHERS, other_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:The corpus")
 NULL_SPACE = {"model.method.init_args.null_space_threshold": 10.0}
@@ -418,3 +420,13 @@ def test_a_call_that_cannot_be_continued_leaves_the_model_edited(held, facts, se
         held[0].get_parameter(EDITED[0]).mul_(2)
     with pytest.raises(UserError, match="has changed them since"):
         edit(report, facts[1:])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.architecture."])
+def test_a_model_of_a_family_that_is_in_no_table_is_edited_where_it_is_described(prefix, facts, settings):
+    own = {"model.architecture": OTHERS["opt"]} if not prefix else {prefix + a: b for a, b in OTHERS["opt"].items()}
+    model = other_model("opt")
+    before = weights(model)
+    edit(model, make_tokenizer(), facts[:1], settings={**settings, **own})
+    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert changed == {f"model.decoder.layers.{layer}.fc2.weight" for layer in (1, 2)}
