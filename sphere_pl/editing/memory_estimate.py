@@ -8,7 +8,7 @@ CPU has about 0.7 GB of libraries beside it.
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -220,7 +220,7 @@ def shapes_of(model: PreTrainedModel, sites: Sequence[EditSite]) -> Shapes:
     """Read the shapes off a model, which may have been made on the meta device."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = _largest(config, "head_dim") or config.hidden_size // heads
     d_in, d_out = sites[0].stored.shape if sites[0].fan_in_fan_out else sites[0].stored.shape[::-1]
     return Shapes(
         sum(parameter.numel() for parameter in model.parameters()),
@@ -229,7 +229,16 @@ def shapes_of(model: PreTrainedModel, sites: Sequence[EditSite]) -> Shapes:
         config.hidden_size,
         d_in,
         d_out,
-        2 * size * (getattr(config, "num_key_value_heads", None) or heads),
+        2 * size * (_largest(config, "num_key_value_heads") or heads),
         config.vocab_size,
         tuple(site.layer for site in sites),
     )
+
+
+def _largest(config: Any, name: str) -> int | None:
+    """A number of a configuration, the largest where its layers differ in it (Gemma 4); None if it has none."""
+    try:
+        found: int | None = getattr(config, name, None)
+    except RuntimeError:  # how transformers says that it differs
+        found = max(getattr(layer, name, None) or 0 for layer in config.per_layer_config)
+    return found

@@ -1,6 +1,7 @@
 """The estimate of memory against what tensors really take."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -54,6 +55,21 @@ def test_the_shapes_are_those_of_the_model(tiny_lm, family):
     assert (shapes.output, shapes.width) == tuple(sites[0].read().shape)
     assert (shapes.layers, shapes.hidden, shapes.edited) == (4, 32, (1, 2))
     assert shapes.parameters == sum(parameter.numel() for parameter in lm.model.parameters())
+
+
+def test_a_number_that_differs_between_layers_is_taken_where_it_is_largest(tiny_lm, monkeypatch):
+    class Differing(type(tiny_lm().config)):
+        per_layer_config = (SimpleNamespace(head_dim=8), SimpleNamespace(head_dim=16))
+
+        def __getattribute__(self, name):
+            if name == "head_dim":
+                raise RuntimeError("'head_dim' is a per-layer attribute")
+            return super().__getattribute__(name)
+
+    lm = tiny_lm()
+    expected = 2 * shapes_of(lm.model, lm.sites([1])).cached  # whose heads have 8 numbers
+    monkeypatch.setattr(lm.model.config, "__class__", Differing)
+    assert shapes_of(lm.model, lm.sites([1])).cached == expected
 
 
 def test_more_edits_contexts_and_tokens_need_more_up_to_what_one_pass_may_hold():
