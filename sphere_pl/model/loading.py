@@ -121,6 +121,7 @@ def model_in_memory(
 def _checked(name: str, model: PreTrainedModel, tokenizer: Any, architecture: dict[str, Any] | None) -> LanguageModel:
     """The language model of weights and a tokenizer that belong together, are whole, finite and at hand."""
     _check_vocabulary(name, model, tokenizer)
+    _check_length(name, model)
     _check_whole(model, architecture)
     _check_room(model)
     _check_finite(name, model)
@@ -168,6 +169,16 @@ def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: Any) -> None
             f"The tokenizer of the model {name!r} is larger than its embedding: {len(words)} tokens, from {word!r} "
             f"(number {outside[word]}) on, have no row among {rows}. Put the tokenizer there that belongs to these "
             "weights, or resize the model with model.resize_token_embeddings(len(tokenizer)) and save it."
+        )
+
+
+def _check_length(name: str, model: PreTrainedModel) -> None:
+    """Refuse a configuration that does not say how many tokens the model reads."""
+    config = model.config.get_text_config()
+    if not getattr(config, "max_position_embeddings", None):
+        raise UserError(
+            f"The configuration of the model {name!r} ({config.model_type}) has no `max_position_embeddings`, which "
+            "says how many tokens it reads at most. Write the number into config.json, or set it on model.config."
         )
 
 

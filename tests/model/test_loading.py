@@ -170,6 +170,11 @@ def test_a_value_that_is_not_finite(model_folder, value, dtype):
     assert f"values that are not finite: 48 of {TARGET}" in refusal(model_folder, dtype=dtype)
 
 
+def test_a_length_that_the_configuration_does_not_say(model_folder):
+    change_json(model_folder / "config.json", max_position_embeddings=0)
+    assert "has no `max_position_embeddings`" in refusal(model_folder)
+
+
 def test_a_number_that_float16_cannot_hold(model_folder):
     change_tensors(model_folder, lambda tensors: tensors[TARGET][0].fill_(1e6))
     load_language_model(str(model_folder), dtype="bfloat16")
