@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from sphere_pl.report.style import BLUE, FAINT, GREEN, INK, ORANGE, VERMILLION
-from study.comparison import MODELS, Result, of_model
+from study.comparison import MODELS, Result, fullest
 from study.figures import save
 from study.outcomes import HIT, UNASKED
 from study.runs import Estimate
@@ -25,8 +25,8 @@ KINDS = (
 
 def draw_comparison(results: Sequence[Result], path: Path) -> Path:
     """A panel for each model with a line for each method: shares of what was asked, with 95 % intervals."""
-    models = [name for name in MODELS if of_model(results, name)]
-    rows = {name: next(iter(of_model(results, name).values())) for name in models}
+    rows = {name: found for name in MODELS if (found := fullest(results, name))}
+    models = [*rows]
     heights = [len(rows[name]) + 1.2 for name in models]
     figure = Figure(figsize=(9, 1.3 + 0.33 * sum(heights)), dpi=100, layout="constrained")
     panels = figure.subplots(len(models), 1, sharex=True, squeeze=False, height_ratios=heights).flat

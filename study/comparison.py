@@ -18,8 +18,14 @@ RUN = (
     "default_model_sphere",
     "more_orders",
     "new_methods",
+    "more_methods",
+    "new_methods_sphere",
+    "other_models_300",
+    "other_models_methods",
+    "thousand",
     "longest",
     "longest_compositions",
+    "longest_retry",
     "compositions",
 )
 NAMES = {
@@ -35,6 +41,11 @@ NAMES = {
     "suit": "SUIT's keys",
     "eamet": "EAMET's targets",
     "ultraedit": "UltraEdit",
+    "emmet": "EMMET",
+    "rect": "MEMIT + RECT",
+    "prune": "MEMIT + PRUNE",
+    "ft": "fine-tuning",
+    "locft_bf": "LocFT-BF",
 }
 VARIANTS = {
     "plain": "",
@@ -42,6 +53,8 @@ VARIANTS = {
     "wide": ", layers 2 to 8",
     "wide_weak": ", layers 2 to 8, weight 300",
     "steady": ", layers 1 to 6, weight 2,000",
+    "steady_retry": ", layers 1 to 6, weight 2,000, failed facts again",
+    "retry": ", failed facts again",
 }
 MODELS = {
     "smollm2_135m": "SmolLM2-135M-Instruct",
@@ -49,7 +62,8 @@ MODELS = {
     "qwen2_5_coder_0_5b": "Qwen2.5-Coder-0.5B-Instruct",
 }
 KINDS = {"written", "written_paraphrase", "own", "paraphrase", "neighbor"}
-REMEMBERING = ("alphaedit", "memit_seq")  # methods that remember the keys of earlier edits
+# Methods that remember the keys of earlier edits.
+REMEMBERING = ("alphaedit", "memit_seq", "rlsedit", "evoedit", "crispedit", "suit")
 
 
 class Result(NamedTuple):
@@ -127,6 +141,11 @@ def of_model(results: Sequence[Result], model: str) -> dict[int, list[Result]]:
         edits: [each for each in mine if (each.key.edits, each.key.draw) == (edits, draw)]
         for edits, draw in first.items()
     }
+
+
+def fullest(results: Sequence[Result], model: str) -> list[Result]:
+    """The results of a model after as many edits as most methods were run on, the most of these; none if none were."""
+    return max(of_model(results, model).values(), key=lambda rows: (len(rows), rows[0].key.edits), default=[])
 
 
 def lengths(results: Sequence[Result]) -> list[int]:

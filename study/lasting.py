@@ -44,7 +44,7 @@ def reaches(each: Result) -> bool:
 
 def lasting_table(rows: Sequence[Result]) -> list[str]:
     """A line for each run: how many facts hold as the stream goes on, and what is left at its end."""
-    steps = [edits for edits, _ in series(rows[0], "val/efficacy")] if rows else []
+    steps = [*dict(series(rows[0], "val/efficacy"))] if rows else []
     head = [*(f"after {edits:,}" for edits in steps), "by probability", "oldest, middle, newest third"]
     head += ["in other words", "others as before", "perplexity", "KL", "holds at the end, minus AlphaEdit's"]
     lines = [f"| composition | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
@@ -52,7 +52,7 @@ def lasting_table(rows: Sequence[Result]) -> list[str]:
 
 
 def _row(each: Result, reference: Result | None) -> str:
-    cells = [f"{value:.2f}" for _, value in series(each, "val/efficacy")]
+    cells = [f"{value:.2f}" for value in dict(series(each, "val/efficacy")).values()]  # the last look after so many
     cells += [
         f"{each.after('probability/efficacy'):.2f}",
         ", ".join(f"{series(each, f'retention/{age}/efficacy')[-1][1]:.2f}" for age in AGES),
@@ -104,9 +104,9 @@ def draw_lasting(rows: Sequence[Result], path: Path) -> Path:
     figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
     held, perplexity = figure.subplots(1, 2)
     for each, color in zip(rows, (BLUE, VERMILLION, GREEN, ORANGE, INK), strict=False):
-        held.plot(*zip(*series(each, "val/efficacy"), strict=True), "o-", color=color, label=each.name)
+        held.plot(*zip(*dict(series(each, "val/efficacy")).items(), strict=True), "o-", color=color, label=each.name)
         before = each.found["before"]["perplexity"]
-        points = [(edits, value / before) for edits, value in series(each, "val/perplexity")]
+        points = [(edits, value / before) for edits, value in dict(series(each, "val/perplexity")).items()]
         perplexity.plot(*zip(*points, strict=True), "o-", color=color)
     for panel, goal, title in (
         (held, BY_ARGMAX, "share of all facts so far that the model says"),

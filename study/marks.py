@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from benchmarks.cells import STOPPED, Cell, dump
@@ -70,6 +71,7 @@ def keep_result(results: Path, scratch: Path, cell: Cell, version: int, folder: 
     found = json.loads(scratch.read_text(encoding="utf-8"))
     name = Path(found.get("model", "")).name  # not where this machine keeps it
     marks = {**_marks(cell, version), "fingerprint": read_log(folder).header.fingerprint, "model": name}
+    marks["processor"] = torch.backends.cpu.get_cpu_capability()  # rounding differs between kinds of processors
     write_text(results, dump({**found, **marks, "outcomes": _outcomes(folder)}))
     scratch.unlink()
 

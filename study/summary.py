@@ -13,7 +13,7 @@ from sphere_pl.storage.files import write_text
 from study import confirmation
 from study.chart import draw_comparison, draw_effects
 from study.command import RESULTS as EARLIER
-from study.comparison import MODELS, RUN, Result, find, of_model, read_all, sphere_pairs
+from study.comparison import MODELS, RUN, Result, find, fullest, of_model, read_all, sphere_pairs
 from study.confirmation import confirmation_table
 from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
@@ -87,7 +87,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
 
 def _said(results: Sequence[Result], model: str) -> str:
     """What a model's panel says, in a line."""
-    edits, rows = next(iter(of_model(results, model).items()))
+    rows = fullest(results, model)
     found = [find(rows, method) for method in ("alphaedit", "memit_seq", "scr_unconfirmed")]
     words = [
         f"{each.name} holds {each.held()[0]}, {each.held('written_paraphrase')[0]} in other words, and leaves "
@@ -95,14 +95,14 @@ def _said(results: Sequence[Result], model: str) -> str:
         for each in found
         if each is not None and not each.broke
     ]
-    return f"- **{MODELS[model]}**, {edits} facts: {'; '.join(words)}."
+    return f"- **{MODELS[model]}**, {rows[0].key.edits} facts: {'; '.join(words)}."
 
 
 def _retrieval(results: Sequence[Result]) -> str:
     """Retrieval minus editing on every model, in a line."""
     words = []
     for model in MODELS:
-        rows = next(iter(of_model(results, model).values()), [])
+        rows = fullest(results, model)
         read, edited = find(rows, "scr_unconfirmed"), find(rows, "alphaedit")
         if read is not None and edited is not None:
             kinds = ("written", "written_paraphrase", "neighbor")

@@ -3,6 +3,8 @@
 import json
 from types import SimpleNamespace
 
+import torch
+
 from benchmarks.cells import Cell
 from study import marks
 from study.marks import check_result, keep_result
@@ -18,5 +20,6 @@ def test_a_result_is_kept_with_its_marks_and_without_the_places_of_this_machine(
     keep_result(results, scratch, cell, 3, tmp_path)
     assert "secret" not in results.read_text()
     assert not scratch.exists()
+    assert json.loads(results.read_text())["processor"] == torch.backends.cpu.get_cpu_capability()
     found = check_result(results, cell, 3)
     assert (found["model"], found["fingerprint"], found["outcomes"]) == ("gemma", "a", {"written": "+-"})
