@@ -12,7 +12,7 @@ from sphere_pl.api.settings import Asked
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.history.continuation import Earlier
-from sphere_pl.history.log import sums_of
+from sphere_pl.history.entries import sums_of
 
 
 class Session(NamedTuple):

@@ -9,7 +9,7 @@ import yaml
 
 from sphere_pl.evaluation.scored import Scored, Scores, from_plain, shown
 from sphere_pl.history.adapter import Adapter, advice
-from sphere_pl.history.log import Header
+from sphere_pl.history.entries import Header
 from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
 from sphere_pl.text.numbers import counted
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from sphere_pl.commands.arguments import run_folder
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
-from sphere_pl.history.log import Ancestor, Entry
+from sphere_pl.history.entries import Ancestor, Entry
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.console import say
 from sphere_pl.text.numbers import counted

@@ -13,8 +13,9 @@ from sphere_pl.commands.log import add_named_run, named_run
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.history.adapter import adapted, is_adapter
+from sphere_pl.history.entries import sums_of
 from sphere_pl.history.fact_folder import is_fact_folder, read_facts
-from sphere_pl.history.log import LOG_FILE, log_digest, sums_of
+from sphere_pl.history.log import LOG_FILE, log_digest
 from sphere_pl.history.low_rank import ROUNDING
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.history.saved import EDITED, BaseModel, SavedRun, own_options

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sphere_pl.errors import UserError
 from sphere_pl.history.delta import check_matrix, layout_of, read_layout
-from sphere_pl.history.log import Header
+from sphere_pl.history.entries import Header
 from sphere_pl.history.low_rank import ROUNDING, Factors, compress, expand
 from sphere_pl.storage.files import write_text
 

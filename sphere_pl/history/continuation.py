@@ -16,7 +16,8 @@ from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import SESSION
-from sphere_pl.history.log import LOG_FILE, Ancestor, EditHistory, Entry, log_digest, read_log, sums_of
+from sphere_pl.history.entries import Ancestor, Entry, sums_of
+from sphere_pl.history.log import LOG_FILE, EditHistory, log_digest, read_log
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.saved import EDITED, RESULTS, SavedRun
 from sphere_pl.methods.base import Method, State

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sphere_pl.errors import UserError
-from sphere_pl.history.log import Header, pack, unpack
+from sphere_pl.history.entries import Header
+from sphere_pl.history.log import pack, unpack
 from sphere_pl.history.low_rank import ROUNDING, compress, expand, shape_of
 from sphere_pl.storage.files import write_atomically
 

@@ -9,7 +9,7 @@ from sphere_pl.data.chat import ChatSettings
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.fact_list import from_header
-from sphere_pl.history.log import Header, request_of
+from sphere_pl.history.entries import Header, request_of
 from sphere_pl.methods.retrieval import Retrieval
 
 FACTS = "facts.json"

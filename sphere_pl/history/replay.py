@@ -31,7 +31,8 @@ from sphere_pl.editing.problem import BatchProblem, Solved
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
 from sphere_pl.history.continuation import remember_logged, same_recipe
-from sphere_pl.history.log import EditHistory, Entry
+from sphere_pl.history.entries import Entry
+from sphere_pl.history.log import EditHistory
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.methods.base import Method, State

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sphere_pl.data.chat import ChatSettings
 from sphere_pl.errors import UserError
-from sphere_pl.history.log import EditHistory, Matrix, read_log
+from sphere_pl.history.entries import Matrix
+from sphere_pl.history.log import EditHistory, read_log
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.fingerprint import fingerprint

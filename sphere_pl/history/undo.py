@@ -15,18 +15,8 @@ import torch
 from torch import Tensor
 
 from sphere_pl.history.continuation import KEPT, chain_of
-from sphere_pl.history.log import (
-    EditHistory,
-    Entry,
-    Header,
-    append_entry,
-    now,
-    pack,
-    sums_of,
-    unpack,
-    write_log,
-    write_tensors,
-)
+from sphere_pl.history.entries import Entry, Header, sums_of
+from sphere_pl.history.log import EditHistory, append_entry, now, pack, unpack, write_log, write_tensors
 from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
 from sphere_pl.history.replay import Replay, kept_rows
 from sphere_pl.history.saved import BaseModel, SavedRun

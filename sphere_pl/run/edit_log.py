@@ -13,22 +13,17 @@ from sphere_callbacks import SpectrumRestraint
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.fact_list import to_header
+from sphere_pl.history.entries import Entry, Header, Matrix, same_state, stored_request, sums_of
 from sphere_pl.history.log import (
     TENSOR_FOLDER,
     EditHistory,
-    Entry,
-    Header,
     Kept,
-    Matrix,
     adopt,
     append_entry,
     now,
     pack,
     read_log,
     remove_log,
-    same_state,
-    stored_request,
-    sums_of,
     truncate,
     write_log,
     write_tensors,

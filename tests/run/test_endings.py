@@ -46,7 +46,7 @@ STAGES = {
     "validation": ("sphere_pl.evaluation.evaluator:Evaluator.add", 2, "validating"),
     "scores": ("sphere_pl.evaluation.evaluator:Evaluator.scores", 2, "validating"),
     "edit tensors": ("sphere_pl.run.edit_log:write_tensors", 2, "edit log"),
-    "edit line": ("sphere_pl.history.log:_line", 3, "edits.jsonl"),
+    "edit line": ("sphere_pl.history.log:line_of", 3, "edits.jsonl"),
     "target table": ("sphere_pl.run.target_table:append_text", 1, ""),
     "metrics row": ("csv:DictWriter.writerow", 4, "metrics.csv"),
     "checkpoint": ("sphere_pl.storage.checkpoint_file:save_file", 2, "batch-000002.safetensors"),
