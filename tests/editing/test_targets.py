@@ -6,8 +6,10 @@ from typing import Any, cast
 import pytest
 import torch
 
+from sphere_pl.editing.asked import Joint
+from sphere_pl.editing.target_rows import subject_states, target_rows
 from sphere_pl.editing.target_settings import TargetSettings
-from sphere_pl.editing.targets import Pass, _losses, optimize_targets
+from sphere_pl.editing.targets import Objective, Pass, _losses, optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.model.self_check import check_parts
 from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
@@ -197,3 +199,47 @@ def test_targets_are_the_literal_ones_where_prompts_are_longer_than_a_sliding_wi
     for i, request in enumerate(requests):
         value, *_ = literal_targets(lm, request, CONTEXTS, 1, SETTINGS)
         torch.testing.assert_close(found.values[i], value, rtol=1e-3, atol=1e-3)
+
+
+def literal_loss(lm, request, shift, norm):
+    """The loss of one request with a shift of its state after block 1: a whole forward for each prompt, no padding."""
+    loss = SETTINGS.decay(shift[None], norm[None]).sum()
+    prompts = [in_context(request, context, request.target_new) for context in CONTEXTS]
+    for t in tokenize(lm.tokenizer, [*prompts, kl_prompt(request)]):
+        ids, found = torch.tensor([t.ids[:-1] if t.target else t.ids]), []
+        for added in (shift, torch.zeros_like(shift)):
+
+            def add(_, __, output, last=t.subject_last, added=added):
+                hidden = output[0] if isinstance(output, tuple) else output
+                hidden = hidden.index_add(1, torch.tensor([last]), added[None, None])
+                return (hidden,) if isinstance(output, tuple) else hidden
+
+            handle = lm.block(1).register_forward_hook(add)
+            found.append(torch.log_softmax(lm.model(input_ids=ids).logits.float(), -1)[0])
+            handle.remove()
+        logp, unshifted = found
+        if t.target:
+            places = range(t.target_start - 1, len(t.ids) - 1)
+            said = sum(logp[place, label] for place, label in zip(places, t.target, strict=True))
+            loss = loss - said / len(t.target) / len(CONTEXTS)
+        else:
+            current, reference = logp[t.subject_last], unshifted[t.subject_last].detach()
+            loss = loss + SETTINGS.kl_weight * (current.exp() * (current - reference)).sum()
+    return loss
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "cohere2"])
+def test_loss_and_gradient_are_those_of_whole_forwards_where_a_window_is_shorter_than_every_prompt(
+    tiny_lm, requests, model_type
+):
+    lm = tiny_lm(model_type)
+    lm.config.sliding_window = 4
+    joint = Joint.separate(len(requests))
+    groups, kl_groups = target_rows(lm, requests, CONTEXTS, 1, SETTINGS, joint)
+    base = subject_states(groups, len(requests))
+    shift = (0.1 * torch.randn(base.shape, generator=torch.manual_seed(0))).requires_grad_()
+    losses, _, find_gradient = Objective(lm, 1, groups, kl_groups, base, SETTINGS, joint)(shift)
+    expected = torch.stack([literal_loss(lm, *each) for each in zip(requests, shift, base.norm(dim=1), strict=True)])
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-4)
+    wanted = torch.autograd.grad(expected.sum(), shift)[0]
+    torch.testing.assert_close(find_gradient(), wanted, rtol=1e-3, atol=1e-5)
