@@ -18,6 +18,8 @@ RUN = (
     "default_model_sphere",
     "more_orders",
     "new_methods",
+    "recommended",
+    "recommended_300",
     "more_methods",
     "new_methods_sphere",
     "other_models_300",
@@ -55,6 +57,7 @@ VARIANTS = {
     "steady": ", layers 1 to 6, weight 2,000",
     "steady_retry": ", layers 1 to 6, weight 2,000, failed facts again",
     "retry": ", failed facts again",
+    "gentle_retry": ", layers 1 to 6, weight 4,000, failed facts again",
 }
 MODELS = {
     "smollm2_135m": "SmolLM2-135M-Instruct",

@@ -30,7 +30,7 @@ from sphere_pl.commands.parsers import AllHelp, Explained
 from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
 from sphere_pl.commands.short_help import argument, short_help
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.editing.checks import check_launch, check_strategy, check_subjects
+from sphere_pl.editing.checks import check_launch, check_retry, check_strategy, check_subjects
 from sphere_pl.editing.distributed import follow_parent, is_first_process
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
@@ -146,9 +146,9 @@ class EditingCLI(LightningCLI):
         parser.add_argument("--edit_log_gigabytes", type=float, default=20.0, help="Size limit of edits/.")
         parser.add_argument(
             "--retry",
-            type=int,
+            type=int | float,
             default=0,
-            help="Edit so many of the edits that failed again, at most, in a last batch.",
+            help="Edit so many of the edits that failed again, at most, in last batches; below 1 a share of all.",
         )
         parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
         parser.add_lightning_class_args(SparseProjection, "projection")
@@ -282,8 +282,7 @@ class EditingCLI(LightningCLI):
     def read_inputs(self) -> None:
         """Read data and model: a mistake in the data, the model's name or its files ends a run that has no folder."""
         self.datamodule.retry = self._get(self.config_init, "retry")
-        if self.datamodule.retry < 0:
-            raise UserError(f"--retry={self.datamodule.retry} must be at least 0: how many failed edits to edit again.")
+        check_retry(self.datamodule.retry)
         with doing("reading the data"):
             self.datamodule.setup("fit")
             self.datamodule.check_batches()

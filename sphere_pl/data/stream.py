@@ -43,8 +43,8 @@ class EditLoader:
         requests: The stream.
         batch_size: Edits in a batch.
         chat: In which form they are edited and scored; plain if None.
-        retry: How many failed edits to edit again at most, after all others. The batches that this takes come in any
-            case; without enough failed edits they are empty.
+        retry: How many failed edits to edit again at most, after all others; below 1 a share of the requests. The
+            batches that this takes come in any case; without enough failed edits they are empty.
         earlier: Edits that an earlier run has made, in whose stream this one's come next.
 
     Attributes:
@@ -56,11 +56,12 @@ class EditLoader:
         requests: Sequence[EditRequest],
         batch_size: int,
         chat: ChatSettings | None = None,
-        retry: int = 0,
+        retry: float = 0,
         earlier: Sequence[EditRequest] = (),
     ) -> None:
         self.requests, self.earlier = list(requests), list(earlier)
-        self.batch_size, self.chat, self.retry = batch_size, chat or ChatSettings(), retry
+        self.batch_size, self.chat = batch_size, chat or ChatSettings()
+        self.retry = math.ceil(retry * len(self.requests)) if retry < 1 else int(retry)
         self.failing: Callable[[], Sequence[int]] = tuple
         self._again: list[int] | None = None
         self._done = 0
@@ -170,7 +171,7 @@ class EditStream:
         self.conflicts, self.invalid = conflicts, invalid
         self.requests: list[EditRequest] = []
         self.earlier: list[EditRequest] = []
-        self.retry = 0  # failed edits to edit again
+        self.retry: float = 0  # failed edits to edit again, or a share below 1 of all
         self.available, self.format = 0, name
 
     @property

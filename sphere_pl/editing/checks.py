@@ -1,5 +1,6 @@
 """What a run refuses before anything is loaded or edited, each with what to do instead."""
 
+import math
 from collections.abc import Sequence
 
 import lightning as L
@@ -98,6 +99,15 @@ def check_batch_size(method: Method, size: int) -> None:
     if most is not None and size > most:
         raise MisconfigurationException(
             f"{method.name} makes at most {most} edit at a time, but a batch has {size}. Set --data.batch_size={most}."
+        )
+
+
+def check_retry(retry: float) -> None:
+    """Refuse what is neither a number of edits nor a share of them."""
+    if not (0 <= retry < 1 or (1 <= retry < math.inf and retry == int(retry))):
+        raise UserError(
+            f"--retry={retry} must be at least 0: how many failed edits to edit again, as a whole number, or which "
+            "share of all edits, below 1."
         )
 
 

@@ -79,8 +79,17 @@ def test_too_few_failures_leave_empty_batches(requests):
     assert [len(batch.requests) for batch in loader] == [2, 1, 0]
 
 
-def test_a_negative_number_is_refused(command_line, tmp_path):
-    status, _, err = command_line("fit", "--retry=-1", f"--run_dir={tmp_path / 'run'}")
+@pytest.mark.parametrize(("share", "count"), [(0.3, 2), (0.25, 1), (0.0, 0), (1, 1)])
+def test_below_one_it_is_a_share_of_the_edits(requests, share, count):
+    loader = EditLoader(requests, 1, retry=share)
+    loader.failing = lambda: [3, 1, 2, 0]
+    assert [batch.places for batch in loader][len(requests) :] == [(3,), (1,)][:count]
+    assert len(loader) == len(requests) + count
+
+
+@pytest.mark.parametrize("wrong", ["-1", "1.5"])
+def test_what_is_no_number_of_edits_and_no_share_is_refused(command_line, tmp_path, wrong):
+    status, _, err = command_line("fit", f"--retry={wrong}", f"--run_dir={tmp_path / 'run'}")
     assert status != 0
-    assert "--retry=-1 must be at least 0" in err
+    assert f"--retry={wrong} must be at least 0" in err
     assert UserError.__name__ not in err
