@@ -61,7 +61,8 @@ class EditLoader:
     ) -> None:
         self.requests, self.earlier = list(requests), list(earlier)
         self.batch_size, self.chat = batch_size, chat or ChatSettings()
-        self.retry = math.ceil(retry * len(self.requests)) if retry < 1 else int(retry)
+        # A share is rounded down, but for what floating point takes off: of a single fact nothing is edited again.
+        self.retry = math.floor(retry * len(self.requests) + 1e-9) if retry < 1 else int(retry)
         self.failing: Callable[[], Sequence[int]] = tuple
         self._again: list[int] | None = None
         self._done = 0

@@ -79,12 +79,16 @@ def test_too_few_failures_leave_empty_batches(requests):
     assert [len(batch.requests) for batch in loader] == [2, 1, 0]
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.3, 2), (0.25, 1), (0.0, 0), (1, 1)])
-def test_below_one_it_is_a_share_of_the_edits(requests, share, count):
+@pytest.mark.parametrize(("share", "count"), [(0.5, 2), (0.3, 1), (0.25, 1), (0.2, 0), (0.0, 0), (1, 1)])
+def test_below_one_it_is_a_share_of_the_edits_rounded_down(requests, share, count):
     loader = EditLoader(requests, 1, retry=share)
     loader.failing = lambda: [3, 1, 2, 0]
     assert [batch.places for batch in loader][len(requests) :] == [(3,), (1,)][:count]
     assert len(loader) == len(requests) + count
+
+
+def test_a_share_is_the_number_that_a_reader_takes_it_for(requests):
+    assert EditLoader([requests[0]] * 100, 10, retry=0.29).retry == 29  # 0.29 * 100 is 28.999999999999996
 
 
 @pytest.mark.parametrize("wrong", ["-1", "1.5"])
