@@ -18,8 +18,6 @@ RUN = (
     "default_model_sphere",
     "more_orders",
     "new_methods",
-    "recommended",
-    "recommended_300",
     "more_methods",
     "new_methods_sphere",
     "other_models_300",
@@ -28,6 +26,8 @@ RUN = (
     "longest",
     "longest_compositions",
     "longest_retry",
+    "recommended",
+    "recommended_300",
     "compositions",
 )
 NAMES = {

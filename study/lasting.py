@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from sphere_pl.report.style import BLUE, FAINT, GREEN, INK, ORANGE, VERMILLION
+from sphere_pl.report.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
 from study.comparison import Result, find, lengths, of_model
 from study.figures import save
 from study.tables import apart, percent
@@ -52,7 +53,11 @@ def lasting_table(rows: Sequence[Result]) -> list[str]:
 
 
 def _row(each: Result, reference: Result | None) -> str:
-    cells = [f"{value:.2f}" for value in dict(series(each, "val/efficacy")).values()]  # the last look after so many
+    looks: dict[int, list[float]] = {}
+    for edits, value in series(each, "val/efficacy"):
+        looks.setdefault(edits, []).append(value)
+    # After the last one there may be two: before failed facts were edited again, and after it.
+    cells = [" → ".join(f"{value:.2f}" for value in dict.fromkeys((seen[0], seen[-1]))) for seen in looks.values()]
     cells += [
         f"{each.after('probability/efficacy'):.2f}",
         ", ".join(f"{series(each, f'retention/{age}/efficacy')[-1][1]:.2f}" for age in AGES),
@@ -92,7 +97,8 @@ def lasting_short(rows: Sequence[Result]) -> str:
         return "No run was long enough to say."
     best = max(rows, key=lambda each: each.share("own").value)
     usual = find(rows, "alphaedit") or best
-    both = [usual] if usual is best else [usual, best]
+    again = find(rows, "alphaedit", "retry")
+    both = list({each.key: each for each in (usual, again, best) if each is not None}.values())
     shares = " and ".join(
         f"{each.share('own').value:.0%} with {each.name} (perplexity x{each.perplexity:.2f})" for each in both
     )
@@ -101,12 +107,12 @@ def lasting_short(rows: Sequence[Result]) -> str:
 
 def draw_lasting(rows: Sequence[Result], path: Path) -> Path:
     """Two panels over the number of edits: the share of facts that hold, and the perplexity."""
-    figure = Figure(figsize=(9, 3.6), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, 3.6 + 0.13 * len(rows)), dpi=100, layout="constrained")
     held, perplexity = figure.subplots(1, 2)
-    for each, color in zip(rows, (BLUE, VERMILLION, GREEN, ORANGE, INK), strict=False):
-        held.plot(*zip(*dict(series(each, "val/efficacy")).items(), strict=True), "o-", color=color, label=each.name)
+    for each, color in zip(rows, cycle((BLUE, VERMILLION, GREEN, ORANGE, INK, PURPLE, SKY)), strict=False):
+        held.plot(*zip(*series(each, "val/efficacy"), strict=True), "o-", color=color, label=each.name)
         before = each.found["before"]["perplexity"]
-        points = [(edits, value / before) for edits, value in dict(series(each, "val/perplexity")).items()]
+        points = [(edits, value / before) for edits, value in series(each, "val/perplexity")]
         perplexity.plot(*zip(*points, strict=True), "o-", color=color)
     for panel, goal, title in (
         (held, BY_ARGMAX, "share of all facts so far that the model says"),
@@ -117,5 +123,5 @@ def draw_lasting(rows: Sequence[Result], path: Path) -> Path:
         panel.set_xlabel("edits")
         panel.spines[["top", "right"]].set_visible(False)
     held.set_ylim(0.5, 1.0)
-    held.legend(loc="lower left", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=9, ncols=2)
     return save(figure, path)

@@ -22,7 +22,7 @@ from study.forms_table import forms_section, in_short, read_forms
 from study.lasting import draw_lasting, lasting_short, lasting_table, lasting_words, longest
 from study.orders import orders_of, orders_table, orders_words
 from study.page import compared
-from study.recommendation import RECOMMENDED, RIVAL, longer, recommendation, stronger, told_apart
+from study.recommendation import AGAIN, RECOMMENDED, RIVAL, longer, recommendation, stronger, told_apart
 from study.runs import Run, load
 from study.tables import apart, sphere_table, verdict_table
 
@@ -88,7 +88,8 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
 def _said(results: Sequence[Result], model: str) -> str:
     """What a model's panel says, in a line."""
     rows = fullest(results, model)
-    found = [find(rows, method) for method in ("alphaedit", "memit_seq", "scr_unconfirmed")]
+    kinds = (("alphaedit", AGAIN), ("alphaedit", "plain"), ("memit_seq", "plain"), ("scr_unconfirmed", "plain"))
+    found = [find(rows, *each) for each in kinds]
     words = [
         f"{each.name} holds {each.held()[0]}, {each.held('written_paraphrase')[0]} in other words, and leaves "
         f"{each.held('neighbor')[0]} questions on other things as they were"

@@ -57,6 +57,14 @@ def test_the_table_goes_by_the_number_of_edits_and_by_age():
     assert wide.endswith("| +0.10 ± 0.09, p 1.000 |")
 
 
+def test_what_failed_facts_that_were_edited_again_bring_stands_beside_what_held_before():
+    twice = made()
+    looks = {name: [*values, values[-1]] for name, values in SCORES.items()} | {"val/efficacy": [1.0, 0.6, 0.9]}
+    twice.found["validations"] = looks
+    _, _, row = lasting_table([twice])
+    assert row.startswith("| AlphaEdit | 1.00 | 0.60 → 0.90 | 0.90 |")
+
+
 def test_a_line_says_what_the_usual_method_and_the_best_hold():
     rows = [made("+++++-----"), made("++++++++--", method="memit_seq"), made("++++++----", method="rlsedit")]
     said = lasting_short(rows)

@@ -3,7 +3,7 @@
 import pytest
 
 from study.families import read_spec
-from study.recommendation import recommendation, stronger
+from study.recommendation import recommendation, stronger, told_apart
 from study.tests.made_families import make_result
 
 HALF, MOST = "+" * 10 + "-" * 10, "+" * 18 + "-" * 2
@@ -39,8 +39,25 @@ def test_the_table_has_the_recommended_one_and_what_holds_more_at_no_higher_perp
     rows += [make_result("suit", written="-" * 20), make_result("eamet", written=MOST, after={"perplexity": 60.0})]
     mine, better = recommendation(rows, read_spec()).splitlines()[2:]
     assert mine.startswith(
-        "| up to 4 facts | SmolLM2-135M-Instruct | `--config recommended --data.batch_size 2` | 0.50"
+        "| up to 4 facts | SmolLM2-135M-Instruct | `--config recommended --retry 0 --data.batch_size 2` | 0.50"
     )
-    assert mine.endswith("| +0.00 ± 0.00, p 1.000 |  |")
+    assert mine.endswith("|  | +0.00 ± 0.00, p 1.000 |  |")
     assert "| `--config method/rlsedit --data.batch_size 2` | 0.90" in better
-    assert better.endswith("| **+0.40 ± 0.11**, p 0.008 |  |")
+    assert better.endswith("| **+0.40 ± 0.11**, p 0.008 | **+0.40 ± 0.11**, p 0.008 |  |")
+
+
+def test_what_is_recommended_edits_failed_facts_again_where_that_was_run():
+    rows = [
+        make_result(written=HALF),
+        make_result("memit_seq", written=HALF),
+        make_result(variant="retry", written=MOST),
+    ]
+    (mine,) = recommendation(rows, read_spec()).splitlines()[2:]
+    assert "| `--config recommended --data.batch_size 2` | 0.90" in mine
+    assert mine.endswith("| **+0.40 ± 0.11**, p 0.008 | **+0.40 ± 0.11**, p 0.008 |  |")
+    said = told_apart(rows)
+    assert (
+        "it holds more than MEMIT with memory in 1 of 1 settings and fewer in 0, and more than without that in 1"
+        in said
+    )
+    assert said.endswith("Without that it holds more than MEMIT with memory in 0 of 1 settings and fewer in 0.")
