@@ -141,9 +141,14 @@ def of_model(results: Sequence[Result], model: str) -> dict[int, list[Result]]:
     mine = [each for each in results if each.key.model == model]
     first = {edits: min(each.key.draw for each in mine if each.key.edits == edits) for edits in lengths(mine)}
     return {
-        edits: [each for each in mine if (each.key.edits, each.key.draw) == (edits, draw)]
+        edits: sorted((each for each in mine if (each.key.edits, each.key.draw) == (edits, draw)), key=_place)
         for edits, draw in first.items()
     }
+
+
+def _place(each: Result) -> tuple[int, int]:
+    """Methods stand in the order of `NAMES`, each with its variants."""
+    return [*NAMES].index(each.key.method), [*VARIANTS].index(each.key.variant)
 
 
 def fullest(results: Sequence[Result], model: str) -> list[Result]:

@@ -29,6 +29,7 @@ from study.tables import apart, sphere_table, verdict_table
 ROOT = Path(__file__).parents[1]
 PAGE, WORDS = ROOT / "docs" / "study.md", Path(__file__).with_name("summary.md")
 FIGURES = Path(__file__).parent / "models"  # not among the earlier page's: its command removes what it did not draw
+WIDENED = ("AVX2", "DEFAULT")  # PyTorch's names for processors without them
 CAPACITY = ROOT / "benchmarks" / "capacity.json"
 
 
@@ -67,6 +68,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "longer": longer(runs),
         "verdicts": "\n".join(line for model in MODELS for line in verdict_table(results, model)),
         "retrieval": _retrieval(results),
+        "processors": processors(results),
         "orders_words": orders_words(results, orders),
         "orders": "\n".join(orders_table(orders)),
         "lasting_short": lasting_short(lasting),
@@ -110,6 +112,19 @@ def _retrieval(results: Sequence[Result]) -> str:
             cells = [apart(read.against(edited, kind)).split(",")[0] for kind in kinds]
             words.append(f"{MODELS[model]} {cells[0]}, in other words {cells[1]}, others as before {cells[2]}")
     return "; ".join(words)
+
+
+def processors(results: Sequence[Result]) -> str:
+    """Which runs were made where bfloat16 is multiplied in float32; empty if none says so."""
+    there = [each for each in results if each.found.get("processor") in WIDENED]
+    names = dict.fromkeys(f"{each.name} on {MODELS[each.key.model]}" for each in there)
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)} ran on a processor without units for bfloat16, which takes products in float32 and rounds "
+        "them ([Speed](speed.md#what-a-processor-without-units-for-bfloat16-does)): from the other rows they differ by "
+        "that rounding as well, whose part was not measured by itself. "
+    )
 
 
 def read_capacity(path: Path = CAPACITY) -> dict[str, Capacity]:

@@ -9,6 +9,7 @@ from study.comparison import read_all
 from study.energy_part import answer, effects
 from study.families import read_spec
 from study.runs import Estimate, load
+from study.summary import processors
 from study.tables import sphere_table, verdict_table
 from study.tests.made import make_pairs
 from study.tests.made_families import make_result
@@ -60,6 +61,12 @@ def test_the_answer_on_energy_counts_intervals_of_methods_that_remember(gain, wo
     assert said.startswith(f"**{word}.** Of 2 comparisons")
     assert "fewer in 1" in said
     assert "Of 1 comparisons of methods that forget them, it leaves more standing in 1." in said
+
+
+def test_runs_on_another_kind_of_processor_are_named():
+    rows = [make_result(), make_result("memit", processor="AVX2"), make_result("suit", processor="AVX512")]
+    assert processors(rows).startswith("MEMIT on SmolLM2-135M-Instruct ran on a processor without units")
+    assert processors(rows[:1]) == ""
 
 
 def test_pairs_of_both_studies_are_counted():
