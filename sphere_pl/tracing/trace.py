@@ -201,7 +201,7 @@ def _run(lm: LanguageModel, tokens: Tokens, noise: Tensor) -> _Runs:
     hidden, clean, entering = calls.hidden, [], []
     for layer in range(lm.n_layers):
         entering.append(hidden[1:])
-        with _recording(_modules(lm, layer)) as outputs:
+        with _recording(_modules(lm, layer), ids.shape[1]) as outputs:
             hidden = lm.run(hidden, calls, layer, layer + 1)
         clean.append(torch.stack([output[0] for output in outputs]))
     kept = FrozenPrefix([entry.keys[1:] for entry in cache.layers], [entry.values[1:] for entry in cache.layers])
@@ -270,7 +270,7 @@ def _restored(lm: LanguageModel, tokens: Tokens, runs: _Runs, rows: _Rows, colum
         with ExitStack() as stack:
             for kind, module in enumerate(_modules(lm, layer)):
                 chosen = (active & (rows.kind == kind)).nonzero().squeeze(1)
-                stack.enter_context(_replacing(module, chosen, runs.clean[layer][kind, column]))
+                stack.enter_context(_replacing(module, chosen, runs.clean[layer][kind, column], hidden.shape[1]))
             hidden = lm.run(hidden, calls, layer, layer + 1)
     return _probability(lm, hidden, tokens)
 
@@ -292,8 +292,15 @@ def _probability(lm: LanguageModel, hidden: Tensor, tokens: Tokens) -> Tensor:
 
 def _modules(lm: LanguageModel, layer: int) -> list[nn.Module]:
     """The modules of a block whose outputs are restored, in the order of `KINDS`."""
-    block = lm.block(layer)
-    return [block, *(block.get_submodule(path) for path in (lm.architecture.mlp, lm.architecture.attention))]
+    block, architecture = lm.block(layer), lm.architecture
+    mlp = architecture.mlp or architecture.projection  # no module holds the MLP of OPT's blocks
+    return [block, block.get_submodule(mlp), block.get_submodule(architecture.attention)]
+
+
+def _by_rows(output: Any, columns: int) -> Tensor:
+    """What a module puts out, `[rows, columns, d]`, as a view; some blocks hand rows and columns on as one."""
+    states = stream_of(output)
+    return states if states.ndim > 2 else states.unflatten(0, (-1, columns))
 
 
 @contextmanager
@@ -313,13 +320,13 @@ def _corrupting(embedding: nn.Module, noise: Tensor, first: int) -> Iterator[Non
 
 
 @contextmanager
-def _recording(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+def _recording(modules: Sequence[nn.Module], columns: int) -> Iterator[list[Tensor]]:
     """Note the modules' outputs, in the order of the modules."""
     outputs = [torch.empty(0)] * len(modules)
 
     def record(place: int) -> Any:
         # Copied: Falcon's blocks add attention to the MLP's output in place.
-        return lambda _, __, output: outputs.__setitem__(place, stream_of(output).clone())
+        return lambda _, __, output: outputs.__setitem__(place, _by_rows(output, columns).clone())
 
     handles = [module.register_forward_hook(record(place)) for place, module in enumerate(modules)]
     try:
@@ -330,12 +337,12 @@ def _recording(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _replacing(module: nn.Module, rows: Tensor, value: Tensor) -> Iterator[None]:
+def _replacing(module: nn.Module, rows: Tensor, value: Tensor, columns: int) -> Iterator[None]:
     """Put `value` `[d]` into the first column of some rows of a module's output."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        output = stream_of(output)
-        output[rows.to(output.device), 0] = value  # in place: the output is the module's own, fresh tensor
+        states = _by_rows(output, columns)
+        states[rows.to(states.device), 0] = value  # in place: the output is the module's own, fresh tensor
 
     handle = module.register_forward_hook(hook)
     try:

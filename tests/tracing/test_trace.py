@@ -19,6 +19,7 @@ from sphere_pl.tracing.trace import (
     trace_fact,
     true_answer,
 )
+from tests.others import other_lm
 
 SETTINGS = TraceSettings(samples=2, window=3, noise=3.0)
 FACT = EditRequest("2", "The mother tongue of {} is", "Anna Karlsson", "x", "Swedish")
@@ -28,6 +29,8 @@ MODULES = {
     "gpt_neox": ("mlp", "attention"),
     "gptj": ("mlp", "attn"),
     "falcon": ("mlp", "self_attention"),
+    "opt": ("fc2", "self_attn"),
+    "llama4_text": ("feed_forward", "self_attn"),
 }
 
 
@@ -45,12 +48,17 @@ def hooked(module, change):
     handle.remove()
 
 
+def of_the_row(output):
+    """The tokens of the only row, where a module hands rows and columns on as one as well."""
+    return output if output.ndim == 2 else output[0]
+
+
 def put(column, value):
     """Replace one column of a module's output."""
 
     def change(output):
         output = output.clone()
-        output[0, column] = value
+        of_the_row(output)[column] = value
         return output
 
     return change
@@ -89,7 +97,7 @@ def literal_effects(lm, family, fact, noise, window):
     clean = {}
 
     def keep(module):
-        return module, lambda output: clean.__setitem__(module, output[0].clone()) or output
+        return module, lambda output: clean.__setitem__(module, of_the_row(output).clone()) or output
 
     p_clean = probability(lm, tokens, *(keep(module) for each in modules.values() for module in each))
     embedding = lm.model.get_input_embeddings()
@@ -132,6 +140,14 @@ def test_tracing_is_the_literal_procedure_in_every_family(tiny_lm, family, bos):
     scale = float(effects.abs().max())
     assert scale > 1e-2 * clean  # something is restored at all
     torch.testing.assert_close(found.effects, effects, rtol=0, atol=2e-3 * scale)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama4_text"])
+def test_tracing_is_the_literal_procedure_where_an_mlp_hands_rows_and_columns_on_as_one(name):
+    lm = other_lm(name)
+    _, _, effects = literal_effects(lm, name, FACT, same_noise(lm, FACT), window=3)
+    scale = float(effects.abs().max())
+    torch.testing.assert_close(traced(lm, FACT, SETTINGS).effects, effects, rtol=0, atol=2e-3 * scale)
 
 
 @pytest.mark.parametrize(
