@@ -69,7 +69,7 @@ def _rows(lm: LanguageModel, items: Sequence[Item]) -> list[tuple[tuple[int, ...
     prompts = [Prompt(item.shots + item.prompt, choice, joiner=" ") for item in items for choice in item.choices]
     origins = [(place, number) for place, item in enumerate(items) for number in range(len(item.choices))]
     tokens = tokenize(lm.tokenizer, prompts) if prompts else []
-    longest = lm.config.max_position_embeddings
+    longest = lm.context
     shared: dict[str, dict[tuple[int, ...], Row]] = {}
     for entry, (place, number) in zip(tokens, origins, strict=True):
         cut = len(entry.ids) - 1 > longest

@@ -250,7 +250,7 @@ def continue_prompts(
     Raises:
         UserError: If a prompt is empty, or leaves no room for an answer in the model's context.
     """
-    room = lm.config.max_position_embeddings - max_tokens
+    room = lm.context - max_tokens
     for prompt in prompts:
         length = len(encode(lm.tokenizer, [prompt])[0].ids)
         if not 1 <= length <= room:

@@ -211,7 +211,7 @@ def _probing(module: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _targets(lm: LanguageModel, requests: Sequence[EditRequest], end_of_text: bool) -> list[Tokens]:
     """Question and target of each request, the end-of-text token after it if asked for."""
     prompts = [in_context(request, "", request.target_new) for request in requests]
-    tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
+    tokens = tokenize(lm.tokenizer, prompts, lm.context)
     if not end_of_text:
         return tokens
     end = lm.tokenizer.eos_token_id

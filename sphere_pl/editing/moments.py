@@ -226,7 +226,7 @@ def corpus_rows(lm: LanguageModel, settings: StatisticsSettings, budget: int, tr
         texts = read_corpus(settings.corpus)
     sequences: list[list[int]] = []
     total = 0
-    length = min(settings.length, lm.config.max_position_embeddings)
+    length = min(settings.length, lm.context)
     for text in texts:
         # A corpus may be one document of any size: no more of it is tokenised than can be needed.
         ids = encode(lm.tokenizer, [text[: 20 * budget]])[0].ids
@@ -243,7 +243,7 @@ def corpus_rows(lm: LanguageModel, settings: StatisticsSettings, budget: int, tr
 
 def _packed(lm: LanguageModel, passages: Sequence[str], length: int, budget: int) -> list[list[int]]:
     """Rows of one length, without padding, that begin as the model's prompts do; passage follows passage."""
-    length = min(length, lm.config.max_position_embeddings)
+    length = min(length, lm.context)
     opening = _opening(lm)
     ids: list[int] = []
     step = max(1, length - len(opening))

@@ -146,7 +146,7 @@ class Preparation(NamedTuple):
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
         report_keys(plan)
-        longest, most = max(contexts, key=len), self.lm.config.max_position_embeddings
+        longest, most = max(contexts, key=len), self.lm.context
         for place in range(len(requests)):
             for phrasing in plan.phrasings(place):
                 check_target(self.lm.tokenizer, phrasing)

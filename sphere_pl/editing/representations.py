@@ -134,7 +134,7 @@ class SubjectStream:
         self.n_contexts, self.plain_share = len(contexts), plain_share
         # Context after context, so that the plain prompts come first.
         prompts = [in_context(request, context) for context in contexts for request in requests]
-        tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
+        tokens = tokenize(lm.tokenizer, prompts, lm.context)
         lengths, n = [entry.subject_last + 1 for entry in tokens], len(requests)
         plain = micro_batches(lengths[:n], max_tokens)
         others = [[row + n for row in rows] for rows in micro_batches(lengths[n:], max_tokens)]

@@ -74,7 +74,7 @@ def target_rows(
     """
     most, n = settings.tokens_at_once, len(contexts)
     prompts = [in_context(request, context, request.target_new) for request in requests for context in contexts]
-    tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
+    tokens = tokenize(lm.tokenizer, prompts, lm.context)
     watched = _watched(lm, joint.first_of_each_shift(requests)) if settings.kl_weight else []
     together = [*tokens, *watched]
     # The last token is predicted, never read.
@@ -89,7 +89,7 @@ def target_rows(
 
 def _watched(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[Tokens]:
     """What the divergence is taken at: a prompt of each subject, cut behind it."""
-    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.config.max_position_embeddings)
+    tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.context)
     return [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
 
 

@@ -72,14 +72,14 @@ class FactList:
             log.warning(
                 "%s read without the fact in front: both do not fit into the model's context of %d tokens.",
                 counted(sum(a != b for a, b in zip(fitting, whole, strict=True)), "question is", "questions are"),
-                self.lm.config.max_position_embeddings,
+                self.lm.context,
             )
         self._read |= dict(zip(new, fitting, strict=True))
         return [self._read[each] for each in questions]
 
     def _fit(self, texts: Sequence[str]) -> list[bool]:
         """Whether each text leaves the model room for an answer."""
-        most = self.lm.config.max_position_embeddings - _ROOM
+        most = self.lm.context - _ROOM
         return [len(each.ids) <= most for each in encode(self.lm.tokenizer, texts)]
 
     def _form(self, text: str) -> Form:
@@ -124,7 +124,7 @@ class FactList:
         if self.settings.confirm and not all(self._fit([text])):
             raise UserError(
                 f"SCR asks the model {shorten(text)}, which with its answer is too long for the model's context of "
-                f"{self.lm.config.max_position_embeddings} tokens. Set --model.method.init_args.confirm=false, or a "
+                f"{self.lm.context} tokens. Set --model.method.init_args.confirm=false, or a "
                 "shorter confirmation."
             )
 
@@ -170,7 +170,7 @@ class _States:
 
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> Tensor:
-        most, parts = int(self.lm.config.max_position_embeddings), []
+        most, parts = self.lm.context, []
         for start in range(0, len(texts), _TOGETHER):
             rows = [each.ids[:most] for each in encode(self.lm.tokenizer, texts[start : start + _TOGETHER])]
             ids, mask = pad(rows, self.lm.pad_id, self.lm.device)

@@ -65,7 +65,7 @@ def answer_as_given(lm: LanguageModel, prompts: Sequence[Prompt], max_tokens: in
     """
     if not prompts:
         return []
-    tokens = tokenize(lm.tokenizer, prompts, lm.config.max_position_embeddings)
+    tokens = tokenize(lm.tokenizer, prompts, lm.context)
     # A target's last token is predicted, never read.
     read = [entry.ids[:-1] if entry.target else entry.ids for entry in tokens]
     share = lm.takes_masks(max(map(len, read)))
@@ -172,7 +172,7 @@ def held_out(lm: LanguageModel, text: str, tokens: int, length: int) -> HeldOut:
         UserError: If the text has fewer than two tokens.
     """
     ids = encode(lm.tokenizer, [text])[0].ids[:tokens]
-    length = min(length, int(lm.config.max_position_embeddings))
+    length = min(length, lm.context)
     if len(ids) < 2:
         raise UserError(
             "The text to measure perplexity on is empty. Give another --model.evaluation.text, or --drift.text for the "

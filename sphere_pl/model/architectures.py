@@ -4,7 +4,7 @@ It is keyed by `config.model_type`; a user's own entry is a dictionary with the 
 in this package looks at a model's name or path, and nothing in this module needs torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,6 +112,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 )
 
 
+_LONG_ROPE = {"longrope", "su"}  # `su` in configurations of its first release
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = MappingProxyType(
     {
         "fan_in_fan_out": ((bool,), "true or false"),
@@ -173,6 +174,29 @@ def _check_own(own: Mapping[str, Any]) -> None:
             f"`architecture.block={own['block']!r}` needs {{}} where the layer's number stands, for example "
             "'model.layers.{}'."
         )
+
+
+def context_length(entry: Callable[[str], Any]) -> int | None:
+    """How many tokens a model reads, where its configuration says so.
+
+    LongRoPE turns all tokens of a pass otherwise once one text in it is longer than the first ones that the model was
+    trained on, and those that are cached already stay as they are: no more than that many are read.
+
+    Args:
+        entry: From the name of an entry of the configuration to its value, None if there is none.
+
+    Example:
+        >>> scaling = {"type": "longrope", "original_max_position_embeddings": 4096}
+        >>> context_length({"max_position_embeddings": 131072, "rope_scaling": scaling}.get)
+        4096
+    """
+    longest = int(entry("max_position_embeddings") or 0) or None
+    rope = entry("rope_parameters") or entry("rope_scaling") or {}
+    for each in (rope, *rope.values()):  # of all layers, or of each type of them
+        if longest and isinstance(each, Mapping) and each.get("rope_type", each.get("type")) in _LONG_ROPE:
+            first = each.get("original_max_position_embeddings") or entry("original_max_position_embeddings")
+            longest = min(longest, int(first or longest))
+    return longest
 
 
 def has_module(parent: "nn.Module", path: str) -> bool:

@@ -136,7 +136,7 @@ def generate(
     Returns:
         The answers, without special tokens.
     """
-    longest = lm.config.max_position_embeddings - new_tokens
+    longest = lm.context - new_tokens
     rows = [truncate_left(ids, longest, lm.tokenizer.bos_token_id) for ids in _encode(lm, lm.read(prompts))]
     batches = micro_batches([len(row) + new_tokens for row in rows], max_tokens, overhead=48 * new_tokens)
     ended = partial(_ended, lm, end_tokens(lm), stop)

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.architectures import architecture_of, has_module
+from sphere_pl.model.architectures import architecture_of, context_length, has_module
 from sphere_pl.model.families import EditSite, edit_sites, editable_layers, read_factor
 
 _SHOWN = 8  # modules that an error names
@@ -171,6 +171,11 @@ class LanguageModel(nn.Module):
     def n_layers(self) -> int:
         """How many decoder blocks the model has."""
         return int(self.config.num_hidden_layers)
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model reads; see `context_length`."""
+        return int(context_length(lambda name: getattr(self.config, name, None)) or 0)
 
     @property
     def pad_id(self) -> int:

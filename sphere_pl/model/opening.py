@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.architectures import ARCHITECTURES, architecture_of
+from sphere_pl.model.architectures import ARCHITECTURES, architecture_of, context_length
 from sphere_pl.model.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_model, suggestion
 from sphere_pl.model.gguf import gguf_dtype
@@ -175,7 +175,7 @@ def _text_part(config: dict[str, Any]) -> dict[str, Any]:
 
 def _longest(config: dict[str, Any]) -> int | None:
     """How many tokens the model reads, if its configuration says so."""
-    return int(config.get("max_position_embeddings") or 0) or None
+    return context_length(config.get)
 
 
 def _find(name: str, revision: str | None, trust_remote_code: bool, cache_dir: str | None) -> Source:

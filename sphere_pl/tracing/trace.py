@@ -157,7 +157,7 @@ def trace_fact(
         deviation: Standard deviation of embeddings; see `embedding_deviation`.
         generator: Where the noise comes from; a CPU generator gives the same noise on every device.
     """
-    (tokens,) = tokenize(lm.tokenizer, [prompt], lm.config.max_position_embeddings)
+    (tokens,) = tokenize(lm.tokenizer, [prompt], lm.context)
     first, stop = tokens.subject_first, tokens.target_start
     subject = tokens.subject_last + 1 - first
     width = lm.config.hidden_size

@@ -19,7 +19,7 @@ class ScriptedModel:
 
     def __init__(self, tokenizer, says):
         self.tokenizer, self.pad_id = tokenizer, tokenizer.eos_token_id
-        self.config = SimpleNamespace(max_position_embeddings=4096)
+        self.config, self.context = SimpleNamespace(max_position_embeddings=4096), 4096
         self.model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=tokenizer.eos_token_id))
         self.contexts, self.next = [], {}
         for entry in tokenize(tokenizer, says):

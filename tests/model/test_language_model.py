@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.errors import UserError
 from sphere_pl.model.architectures import ARCHITECTURES, architecture_of
 from sphere_pl.model.families import edit_sites
@@ -141,3 +142,12 @@ def test_a_projection_or_a_norm_that_is_not_there_is_refused_when_it_is_to_be_ed
     ):
         with pytest.raises(UserError, match=words):
             LanguageModel(lm.model, lm.tokenizer, own).sites([1])
+
+
+def test_no_text_is_read_whose_length_would_turn_those_beside_it(tiny_lm, requests):
+    lm = tiny_lm("phi3")
+    assert lm.context == lm.config.max_position_embeddings
+    lm.config.rope_parameters = {"rope_type": "longrope", "original_max_position_embeddings": 8}
+    assert lm.context == 8
+    with pytest.raises(UserError, match="reads at most 8"):
+        SubjectStream(lm, requests, ["", "Therefore a pianist. "], 1)
