@@ -65,7 +65,7 @@ def decode(
     Args:
         lm: The language model.
         rows: Tokens of any number.
-        new_tokens: How many tokens to add to each.
+        new_tokens: How many tokens to add to each, fewer where the model reads no more.
         pick: From logits `[rows, vocabulary]` to tokens `[rows]`.
         ended: From a row's new tokens to whether it is complete; such a row leaves the batch.
 
@@ -76,14 +76,18 @@ def decode(
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     cache, active = lm.new_cache(), list(range(len(rows)))
     written: list[list[int]] = [[] for _ in rows]
+
+    def done(row: int) -> bool:
+        return ended(written[row]) or len(rows[row]) + len(written[row]) >= lm.context
+
     for _ in range(new_tokens):
         calls = lm.block_calls(ids, mask, positions, cache)
         hidden = lm.run(calls.hidden, calls, 0, lm.n_layers)
         tokens = pick(lm.logits(hidden[:, -1].contiguous()))
         for row, token in zip(active, tokens.tolist(), strict=True):
-            if not (lm.recurrent and written[row] and ended(written[row])):
+            if not (lm.recurrent and written[row] and done(row)):
                 written[row].append(token)
-        going = [place for place, row in enumerate(active) if not ended(written[row])]
+        going = [place for place, row in enumerate(active) if not done(row)]
         if not going:
             break
         if len(going) < len(active) and not lm.recurrent:  # no rows can be taken out of a recurrent layer's state

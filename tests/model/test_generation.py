@@ -5,6 +5,7 @@ import torch
 
 from sphere_pl.model.generation import (
     continue_texts,
+    decode,
     generate,
     likeliest,
     sample_contexts,
@@ -122,3 +123,12 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning(tiny_lm, bos):
 
 def test_no_prompts_have_no_texts(tiny_lm):
     assert generate(tiny_lm(), [], 5) == []
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "lfm2"])
+def test_no_row_grows_longer_than_the_context_nor_ends_one_beside_it(tiny_lm, model_type):
+    lm = tiny_lm(model_type)
+    rows = [[5, 6, 7], list(range(10, 10 + lm.context - 4))]
+    short, long = decode(lm, rows, 8, likeliest)
+    assert (len(short), len(long)) == (8, 4)
+    assert (short, long) == (decode(lm, rows[:1], 8, likeliest)[0], decode(lm, rows[1:], 4, likeliest)[0])
