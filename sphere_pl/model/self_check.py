@@ -32,6 +32,7 @@ _MISFITS = (
     ValueError,
     RuntimeError,
 )  # of code that is called otherwise
+_NUMBERS = {"layer_idx", "layer_id", "layer_number"}  # of its layer, as an attention module keeps it
 _LOST = 0.1  # of what a block adds: ways that round differently are closer, and a real loss is not
 _SMALL, _LARGE = 1e-3, 32.0  # rms of a stream beside which what blocks add is all there is; of a matrix's output
 
@@ -85,9 +86,19 @@ def _kinds(lm: LanguageModel) -> list[int]:
     reading = getattr(lm.config, "layer_types", None) or [None] * lm.n_layers
     for layer in range(lm.n_layers):
         block = lm.block(layer)
-        kind = (type(block), reading[layer], architecture.projection_in(block), *architecture.mixers_in(block))
+        mixers = architecture.mixers_in(block)
+        ways = [_settings(block.get_submodule(path)) for path in mixers]
+        kind = (type(block), reading[layer], architecture.projection_in(block), *mixers, *ways)
         first.setdefault(kind, layer)
     return list(first.values())
+
+
+def _settings(mixer: nn.Module) -> frozenset[tuple[str, object]]:
+    """What a module is told beside its layer's number: nothing else says which of GPT-Neo's attend to a window."""
+    told = vars(mixer).items()
+    return frozenset(
+        (name, value) for name, value in told if isinstance(value, (int, float, str)) and name not in _NUMBERS
+    )
 
 
 def _bound(lm: LanguageModel) -> float:

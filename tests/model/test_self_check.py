@@ -85,6 +85,14 @@ def test_a_family_that_reads_what_is_masked_is_refused(tiny_lm):
         check_parts(lm)
 
 
+def test_a_layer_that_attends_otherwise_than_the_one_before_is_checked_whatever_the_configuration_calls_it():
+    lm = other_lm("gpt_neo")  # every second layer attends to a window
+    attend = lm.block(1).attn.forward
+    lm.block(1).attn.forward = lambda *args, **kwargs: attend(*args, **{**kwargs, "attention_mask": None})
+    with pytest.raises(UserError, match="block 1 reads what is masked"):
+        check_parts(lm)
+
+
 @pytest.mark.parametrize("error", [TypeError("not enough"), IndexError("out of range"), RuntimeError("of size 4")])
 def test_what_breaks_off_in_a_models_own_code_is_refused_in_its_words(tiny_lm, error):
     model = tiny_lm().model
