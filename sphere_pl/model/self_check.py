@@ -225,19 +225,23 @@ def _check_order(lm: LanguageModel, calls: BlockCalls, ids: Tensor) -> None:
 
 
 def _check_padding(lm: LanguageModel, calls: BlockCalls, ids: Tensor) -> None:
-    """Tokens after padding on the left have the states that they have without it."""
+    """Tokens after padding on the left have the states that they have without it.
+
+    Two rows are padded: some recurrent blocks take a row that stands alone for one without padding.
+    """
     cut = max(1, ids.shape[1] // 2)
-    mask = torch.ones(1, cut + ids.shape[1], dtype=torch.long, device=ids.device)
+    mask = torch.ones(2, cut + ids.shape[1], dtype=torch.long, device=ids.device)
     mask[:, :cut] = 0
-    padded = lm.block_calls(torch.cat([ids[:, :cut], ids], dim=1), mask, (mask.cumsum(1) - 1).clamp_min(0))
-    apart = _apart(padded.hidden[:, cut:], calls.hidden)
+    rows = torch.cat([ids[:, :cut], ids], dim=1).repeat(2, 1)
+    padded = lm.block_calls(rows, mask, (mask.cumsum(1) - 1).clamp_min(0))
+    apart = _apart(padded.hidden[:1, cut:], calls.hidden)
     what = "nothing: rows of several lengths would be wrong in such a family, which cannot be edited"
     if not apart <= _bound(lm):
         _refuse(lm, "its embeddings take positions of their own and not those that are given", apart, what)
     for layer in _kinds(lm):
         entering = _entering(calls, layer)
-        state = _run(lm, torch.cat([entering[:, :cut], entering], dim=1), padded, layer)[:, cut:]
-        apart = _apart(state, _run(lm, entering, calls, layer))
+        behind = torch.cat([entering[:, :cut], entering], dim=1).repeat(2, 1, 1)
+        apart = _apart(_run(lm, behind, padded, layer)[:1, cut:], _run(lm, entering, calls, layer))
         if not apart < _LOST:
             _refuse(lm, f"block {layer} reads what is masked", apart, what)
 
