@@ -23,7 +23,7 @@ from study.lasting import draw_lasting, lasting_short, lasting_table, lasting_wo
 from study.orders import orders_of, orders_table, orders_words
 from study.page import compared
 from study.recommendation import AGAIN, RECOMMENDED, RIVAL, longer, recommendation, stronger, told_apart
-from study.runs import Run, load
+from study.runs import Run, grouped, load
 from study.tables import apart, sphere_table, verdict_table
 
 ROOT = Path(__file__).parents[1]
@@ -117,11 +117,12 @@ def _retrieval(results: Sequence[Result]) -> str:
 def processors(results: Sequence[Result]) -> str:
     """Which runs were made where bfloat16 is multiplied in float32; empty if none says so."""
     there = [each for each in results if each.found.get("processor") in WIDENED]
-    names = dict.fromkeys(f"{each.name} on {MODELS[each.key.model]}" for each in there)
-    if not names:
+    if not there:
         return ""
+    models = grouped(there, lambda each: MODELS[each.key.model]).items()
+    names = "; ".join(f"{model}'s {', '.join(dict.fromkeys(each.name for each in some))}" for model, some in models)
     return (
-        f"{', '.join(names)} ran on a processor without units for bfloat16, which takes products in float32 and rounds "
+        f"{names} ran on a processor without units for bfloat16, which takes products in float32 and rounds "
         "them ([Speed](speed.md#what-a-processor-without-units-for-bfloat16-does)): from the other rows they differ by "
         "that rounding as well, whose part was not measured by itself. "
     )
