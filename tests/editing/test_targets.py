@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.target_rows import subject_states, target_rows
@@ -181,7 +183,11 @@ def test_the_gradient_at_the_logits_is_that_of_the_losses(start):
     torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(expected).sum(), leaf)[0])
 
 
-@pytest.mark.parametrize("name", ["diffllama", "doge"])
+# The blocks of Doge see later tokens in older releases, where it is refused at load.
+OLDER = pytest.mark.skipif(Version(transformers.__version__) < Version("5.24"), reason="refused at load")
+
+
+@pytest.mark.parametrize("name", ["diffllama", pytest.param("doge", marks=OLDER)])
 def test_targets_are_the_literal_ones_where_a_family_attends_otherwise_for_gradients(name, requests):
     lm = other_lm(name)
     check_parts(lm)
