@@ -102,15 +102,17 @@ def _said(results: Sequence[Result], model: str) -> str:
 
 
 def _retrieval(results: Sequence[Result]) -> str:
-    """Retrieval minus editing on every model, in a line."""
+    """Retrieval minus editing on every model, after as many edits as both were run on at most, in a line."""
     words = []
     for model in MODELS:
-        rows = fullest(results, model)
-        read, edited = find(rows, "scr_unconfirmed"), find(rows, "alphaedit")
-        if read is not None and edited is not None:
+        pairs = [(find(rows, "scr_unconfirmed"), find(rows, "alphaedit")) for rows in of_model(results, model).values()]
+        both = [(read, edited) for read, edited in pairs if read is not None and edited is not None]
+        if both:
+            read, edited = both[-1]
             kinds = ("written", "written_paraphrase", "neighbor")
             cells = [apart(read.against(edited, kind)).split(",")[0] for kind in kinds]
-            words.append(f"{MODELS[model]} {cells[0]}, in other words {cells[1]}, others as before {cells[2]}")
+            where = f"{MODELS[model]}, {read.key.edits} facts"
+            words.append(f"{where}: {cells[0]}, in other words {cells[1]}, others as before {cells[2]}")
     return "; ".join(words)
 
 
