@@ -78,7 +78,7 @@ def evaluate(
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    rows = max(1, max_tokens // int(lm.config.max_position_embeddings))
+    rows = max(1, max_tokens // lm.context)
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, backend="causal", batch_size=rows)
     # It sets all seeds again: the caller keeps its random state to itself. Without bootstrap no error is estimated.
     found = simple_evaluate(
