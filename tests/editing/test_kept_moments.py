@@ -14,20 +14,9 @@ from sphere_pl.editing.moments import SecondMoment, StatisticsSettings
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
+from sphere_pl.progress import untracked as track
 from sphere_pl.storage.checkpoint_file import tensor_digest
-
-TEXT = "The capital of France is Paris.\n\nRome is a city in Italy by the sea.\n\nYou and I speak because of it."
-
-
-def track(items, description, total):
-    return items
-
-
-@pytest.fixture
-def settings(tmp_path):
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text(TEXT)
-    return StatisticsSettings(corpus=str(corpus), tokens=30, length=8, batch_size=2, cache_dir=str(tmp_path / "cache"))
+from tests.editing.conftest import TEXT
 
 
 @pytest.fixture

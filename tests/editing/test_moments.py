@@ -12,20 +12,9 @@ from sphere_pl.editing.moments import (
 from sphere_pl.editing.representations import capture_input
 from sphere_pl.errors import UserError
 from sphere_pl.model.fingerprint import fingerprint
+from sphere_pl.progress import untracked as track
+from tests.editing.conftest import TEXT
 from tests.others import flatten_tokens
-
-TEXT = "The capital of France is Paris.\n\nRome is a city in Italy by the sea.\n\nYou and I speak because of it."
-
-
-def track(items, description, total):
-    return items
-
-
-@pytest.fixture
-def settings(tmp_path):
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text(TEXT)
-    return StatisticsSettings(corpus=str(corpus), tokens=30, length=8, batch_size=2, cache_dir=str(tmp_path / "cache"))
 
 
 def test_second_moments_are_those_of_one_sequence_at_a_time(tiny_lm, family, settings):

@@ -5,8 +5,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.target_rows import subject_states, target_rows
@@ -15,7 +13,7 @@ from sphere_pl.editing.targets import Objective, Pass, _losses, optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.model.self_check import check_parts
 from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
-from tests.others import other_lm
+from tests.others import ATTENDING_OTHERWISE, other_lm
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 SETTINGS = TargetSettings(steps=8, learning_rate=0.3, clamp=2.0, weight_decay=0.5, kl_weight=0.5, stop_loss=1.0)
@@ -183,11 +181,7 @@ def test_the_gradient_at_the_logits_is_that_of_the_losses(start):
     torch.testing.assert_close(gradient, torch.autograd.grad(torch.stack(expected).sum(), leaf)[0])
 
 
-# The blocks of Doge see later tokens in older releases, where it is refused at load.
-OLDER = pytest.mark.skipif(Version(transformers.__version__) < Version("5.24"), reason="refused at load")
-
-
-@pytest.mark.parametrize("name", ["diffllama", pytest.param("doge", marks=OLDER)])
+@pytest.mark.parametrize("name", ["diffllama", pytest.param("doge", marks=ATTENDING_OTHERWISE)])
 def test_targets_are_the_literal_ones_where_a_family_attends_otherwise_for_gradients(name, requests):
     lm = other_lm(name)
     check_parts(lm)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import packs
@@ -11,7 +9,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.self_check import check_parts, taken_apart
 from tests.conftest import FAMILIES, make_tokenizer
 from tests.model.test_spread_models import scattered
-from tests.others import OTHERS, other_lm, other_model
+from tests.others import ATTENDING_OTHERWISE, OTHERS, other_lm, other_model
 from tests.pretend import pretending
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -123,7 +121,7 @@ def test_families_of_the_table_attend_as_fast_as_they_can(tiny_lm, family):
     assert not lm.own_attention
 
 
-@pytest.mark.skipif(Version(transformers.__version__) < Version("5.24"), reason="the attention of both was another")
+@ATTENDING_OTHERWISE
 @pytest.mark.parametrize("name", ["diffllama", "doge"])
 def test_a_family_that_attends_otherwise_for_gradients_keeps_its_own_attention(name):
     lm = other_lm(name)
