@@ -14,6 +14,7 @@ from sphere_pl.commands.configs import resolve_group_files
 from sphere_pl.errors import UserError
 from sphere_pl.history.log import read_log
 from sphere_pl.model.known import config_folder
+from sphere_pl.model.products import has_units
 from sphere_pl.storage.files import write_text
 from sphere_pl.text.version import __version__
 
@@ -71,7 +72,8 @@ def keep_result(results: Path, scratch: Path, cell: Cell, version: int, folder: 
     found = json.loads(scratch.read_text(encoding="utf-8"))
     name = Path(found.get("model", "")).name  # not where this machine keeps it
     marks = {**_marks(cell, version), "fingerprint": read_log(folder).header.fingerprint, "model": name}
-    marks["processor"] = torch.backends.cpu.get_cpu_capability()  # rounding differs between kinds of processors
+    # Rounding differs between kinds of processors, most of all where bfloat16 is multiplied in float32.
+    marks |= {"processor": torch.backends.cpu.get_cpu_capability(), "bfloat16_units": has_units(torch.bfloat16)}
     write_text(results, dump({**found, **marks, "outcomes": _outcomes(folder)}))
     scratch.unlink()
 

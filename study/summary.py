@@ -29,7 +29,6 @@ from study.tables import apart, sphere_table, verdict_table
 ROOT = Path(__file__).parents[1]
 PAGE, WORDS = ROOT / "docs" / "study.md", Path(__file__).with_name("summary.md")
 FIGURES = Path(__file__).parent / "models"  # not among the earlier page's: its command removes what it did not draw
-WIDENED = ("AVX2", "DEFAULT")  # PyTorch's names for processors without them
 CAPACITY = ROOT / "benchmarks" / "capacity.json"
 
 
@@ -118,7 +117,7 @@ def _retrieval(results: Sequence[Result]) -> str:
 
 def processors(results: Sequence[Result]) -> str:
     """Which runs were made where bfloat16 is multiplied in float32; empty if none says so."""
-    there = [each for each in results if each.found.get("processor") in WIDENED]
+    there = [each for each in results if not each.found.get("bfloat16_units", True)]
     if not there:
         return ""
     models = grouped(there, lambda each: MODELS[each.key.model]).items()

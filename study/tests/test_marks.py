@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from benchmarks.cells import Cell
+from sphere_pl.model.products import has_units
 from study import marks
 from study.marks import check_result, keep_result
 
@@ -21,5 +22,6 @@ def test_a_result_is_kept_with_its_marks_and_without_the_places_of_this_machine(
     assert "secret" not in results.read_text()
     assert not scratch.exists()
     assert json.loads(results.read_text())["processor"] == torch.backends.cpu.get_cpu_capability()
+    assert json.loads(results.read_text())["bfloat16_units"] is has_units(torch.bfloat16)
     found = check_result(results, cell, 3)
     assert (found["model"], found["fingerprint"], found["outcomes"]) == ("gemma", "a", {"written": "+-"})

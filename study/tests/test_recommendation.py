@@ -1,7 +1,9 @@
 """Which configuration to take, and what holds more than it."""
 
 import pytest
+import yaml
 
+from sphere_pl.model.known import config_folder
 from study.families import read_spec
 from study.recommendation import recommendation, stronger, told_apart
 from study.tests.made_families import make_result
@@ -44,6 +46,12 @@ def test_the_table_has_the_recommended_one_and_what_holds_more_at_no_higher_perp
     assert mine.endswith("|  | +0.00 ± 0.00, p 1.000 |  |")
     assert "| `--config method/rlsedit --data.batch_size 2` | 0.90" in better
     assert better.endswith("| **+0.40 ± 0.11**, p 0.008 | **+0.40 ± 0.11**, p 0.008 |  |")
+
+
+def test_the_row_that_is_recommended_was_run_as_the_file_says():
+    said = yaml.safe_load((config_folder() / "recommended.yaml").read_text(encoding="utf-8"))
+    assert f"--retry={said['retry']}" in read_spec().variants["retry"]
+    assert f"--projection.strength={said['projection']['strength']:g}" in read_spec().variants["retry"]
 
 
 def test_what_is_recommended_edits_failed_facts_again_where_that_was_run():

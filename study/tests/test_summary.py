@@ -64,7 +64,7 @@ def test_the_answer_on_energy_counts_intervals_of_methods_that_remember(gain, wo
 
 
 def test_runs_on_another_kind_of_processor_are_named():
-    rows = [make_result(), make_result("memit", processor="AVX2"), make_result("suit", processor="AVX512")]
+    rows = [make_result(), make_result("memit", bfloat16_units=False), make_result("suit", bfloat16_units=True)]
     assert processors(rows).startswith("SmolLM2-135M-Instruct's MEMIT ran on a processor without units")
     assert processors(rows[:1]) == ""
 
