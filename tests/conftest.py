@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -67,6 +69,14 @@ def pytest_collection_finish() -> None:
     """Leave the half million objects of the packages out of every search for rubbish: some tests ask for many."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Let no test's random numbers depend on which tests ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 _GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}

@@ -4,13 +4,16 @@
 product, forwards and backwards: the fewer rows it meets, the larger the share of time. Here that is done once for as
 long as the weights stay as they are. The products are the same to the bit: only when the layout is made has changed.
 
-*A processor without* (most laptops) multiplies bfloat16 and float16 with PyTorch's own loops, at a seventh of the rate
-of float32. There a product is taken in float32 and its result rounded, which differs by the order of the sums. Weights
-that stay as they are have a copy in float32, if there is room; others become float32 for the moment of a product,
-which costs a tenth more from a hundred rows on. Both ways are the same to the bit, so that room decides nothing else.
+*A processor without* multiplies bfloat16 and float16 slower than float32: with PyTorch's own loops at a seventh of the
+rate (most laptops), with what oneDNN makes of AVX512 at a fifth (servers before bfloat16), at half of it on Intel's
+servers whose matrix units a virtual machine hides. There a product is taken in float32 and its result rounded, which
+differs by the order of the sums. Weights that stay as they are have a copy in float32, if there is room; others become
+float32 for the moment of a product, which costs a tenth more from a hundred rows on. Both ways are the same to the bit,
+so that room decides nothing else.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, chain
@@ -27,6 +30,7 @@ from sphere_pl.process.memory import free_memory
 SHARE = 0.1  # of the free memory: as much as copies of weights may take
 _PIECE = 2**24  # numbers that become float32 at once: 64 MiB
 _CPU = torch.device("cpu")
+_ALL = {"", "ALL", "DEFAULT"}  # what leaves no instructions out
 _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
@@ -68,15 +72,41 @@ def widen_products(model: nn.Module) -> None:
 
 
 def has_units(dtype: torch.dtype) -> bool:
-    """Whether PyTorch multiplies bfloat16, or float16, on this CPU by a library that is made for it."""
+    """Whether this CPU multiplies bfloat16, or float16, faster than it multiplies float32.
+
+    By what the processor says of itself and never by a measurement: what a run computes must not depend on what else
+    the machine was doing.
+    """
+    return _is_by_library(dtype) and (dtype != torch.bfloat16 or not _is_halved(torch.cpu.get_capabilities()))
+
+
+def _is_by_library(dtype: torch.dtype) -> bool:
+    """Whether PyTorch hands products of this type to oneDNN, which takes them on processors without units as well."""
     asked = getattr(torch.ops.mkldnn, _HALVES[dtype], None) if torch.backends.mkldnn.is_available() else None
     return asked is not None and bool(asked())
 
 
+def _is_halved(processor: Mapping[str, Any]) -> bool:
+    """Whether oneDNN multiplies bfloat16 at half of float32's rate, or less, on an x86 processor with AVX512.
+
+    Without AVX512-BF16 it takes numbers apart. With it, AMD's and Intel's first (Cooper Lake) are twice as fast as in
+    float32. Intel's later ones, which also have AVX512-FP16, do it at half of the rate and are fast by their matrix
+    units (AMX), which many virtual machines hide and `ONEDNN_MAX_CPU_ISA` can leave out.
+
+    Args:
+        processor: What `torch.cpu.get_capabilities` says of it.
+    """
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if not processor.get("avx512_f") or (processor.get("amx_bf16") and (allowed in _ALL or "AMX" in allowed)):
+        return False
+    intel = str(processor.get("cpu_name", "")).startswith("Intel")
+    return not processor.get("avx512_bf16") or bool(intel and processor.get("avx512_fp16"))
+
+
 def knows_layouts() -> bool:
-    """Whether this build of PyTorch has the operators, and the processor bfloat16; tried on x86 only."""
+    """Whether this build of PyTorch has the operators, and oneDNN takes bfloat16; tried on x86 only."""
     return (
-        has_units(torch.bfloat16)
+        _is_by_library(torch.bfloat16)
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -19,8 +19,7 @@ WAYS = [pytest.param(True, marks=LAYOUTS, id="layouts"), pytest.param(False, id=
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
     """What a processor with units does, and one without."""
-    if not request.param:
-        monkeypatch.setattr(module, "has_units", lambda dtype: False)
+    monkeypatch.setattr(module, "has_units", lambda dtype: request.param)
 
 
 @pytest.fixture
@@ -47,9 +46,37 @@ def room_for(monkeypatch, size):
     monkeypatch.setattr(module, "free_memory", lambda device: size / module.SHARE)
 
 
+ZEN_4 = {"cpu_name": "AMD EPYC", "avx512_f": True, "avx512_bf16": True, "avx512_fp16": False, "amx_bf16": False}
+SAPPHIRE_RAPIDS = {**ZEN_4, "cpu_name": "Intel Xeon Platinum 8480C", "avx512_fp16": True, "amx_bf16": True}
+HIDDEN = {**SAPPHIRE_RAPIDS, "cpu_name": "Intel Xeon", "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("processor", "limit", "halved"),
+    [
+        pytest.param(SAPPHIRE_RAPIDS, "", False, id="matrix units"),
+        pytest.param(SAPPHIRE_RAPIDS, "AVX10_1_512_AMX", False, id="matrix units that are asked for"),
+        pytest.param(SAPPHIRE_RAPIDS, "AVX512_CORE_BF16", True, id="matrix units that are left out"),
+        pytest.param(HIDDEN, "", True, id="hidden matrix units"),
+        pytest.param(ZEN_4, "", False, id="AMD's AVX512-BF16"),
+        pytest.param({**ZEN_4, "avx512_fp16": True}, "", False, id="AMD's AVX512-FP16"),
+        pytest.param({**HIDDEN, "avx512_fp16": False}, "", False, id="Cooper Lake"),
+        pytest.param({"cpu_name": "Intel Xeon", "avx512_f": True}, "", True, id="AVX512 without bfloat16"),
+        pytest.param({"cpu_name": "Neoverse V1", "architecture": "aarch64", "bf16": True}, "", False, id="ARM"),
+    ],
+)
+def test_bfloat16_is_multiplied_in_float32_where_that_is_faster(processor, limit, halved, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr(module, "_is_by_library", lambda dtype: True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert module.has_units(torch.bfloat16) != halved
+    assert module.has_units(torch.float16)
+
+
 @LAYOUTS
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
-def test_by_layouts_all_is_the_same_to_the_bit_and_nothing_stays_behind(tiny_lm, family):
+def test_by_layouts_all_is_the_same_to_the_bit_and_nothing_stays_behind(tiny_lm, family, monkeypatch):
+    monkeypatch.setattr(module, "has_units", lambda dtype: True)
     lm = tiny_lm(family, dtype=torch.bfloat16)
     plain = run(lm)
     edited = [site.module for site in lm.sites([0])]
