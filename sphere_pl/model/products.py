@@ -29,6 +29,7 @@ from sphere_pl.process.memory import free_memory
 
 SHARE = 0.1  # of the free memory: as much as copies of weights may take
 _PIECE = 2**24  # numbers that become float32 at once: 64 MiB
+_FEW = 8  # rows: up to these oneDNN's products of 16 bits were faster on both kinds of processors where 128 are slower
 _CPU = torch.device("cpu")
 _ALL = {"", "ALL", "DEFAULT"}  # what leaves no instructions out
 _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
@@ -213,6 +214,9 @@ def _by_layout(states: Tensor, layout: Tensor, bias: Tensor | None) -> Tensor:
 class _Widened:
     """In float32 with a weight of 16 bits, some of its rows after others; the result is rounded once.
 
+    A few rows at a time, as when a text is written token by token, wait for the weight more than for the processor:
+    where oneDNN takes the weight as it is, half of the bytes are faster than the better instruction.
+
     Args:
         transposed: Whether the weight is stored as `[d_in, d_out]`.
         copied: A weight of which a float32 copy is kept.
@@ -221,11 +225,14 @@ class _Widened:
     def __init__(self, transposed: bool, copied: Tensor | None = None) -> None:
         self._transposed, self._state = transposed, None if copied is None else _State(copied)
         self._copies = None if copied is None else list(self._pieces(copied))
+        self._by_library = {dtype for dtype in _HALVES if _is_by_library(dtype)}
 
     def fit(self, weight: Tensor) -> bool:
         return weight.dtype in _HALVES and (self._state is None or self._state.still(weight))
 
     def times(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.dtype in self._by_library and states.numel() <= _FEW * states.shape[-1]:
+            return linear(states, weight.T if self._transposed else weight, bias)
         wide = states.float()
         parts = [linear(wide, piece) for piece in self._copies or self._pieces(weight)]
         product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -115,6 +115,26 @@ def test_without_units_a_product_and_its_gradient_are_rounded_once(dtype, kind, 
 
 
 @pytest.mark.usefixtures("no_units")
+@pytest.mark.parametrize("by_library", [True, False])
+@pytest.mark.parametrize(("kind", "bias"), [(nn.Linear, True), (nn.Linear, False), (Conv1D, True)])
+def test_a_few_rows_are_pytorchs_own_products_where_it_has_a_library(by_library, kind, bias, monkeypatch):
+    monkeypatch.setattr(module, "_is_by_library", lambda dtype: by_library)
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40, bias) if kind is nn.Linear else Conv1D(40, 24)
+    layer.to(torch.bfloat16).requires_grad_(False)
+    widened = []
+    monkeypatch.setattr(module._Widened, "_pieces", lambda self, weight: widened.append(weight) or [torch.ones(40, 24)])
+    products = module._as_it_is(layer)
+    for rows in (1, 8, 9):
+        states = torch.randn(rows, 24).bfloat16()
+        found = products.times(states, layer.weight, layer.bias)
+        if by_library and rows <= 8:
+            assert torch.equal(found, layer(states))
+            assert not widened
+    assert len(widened) == (1 if by_library else 3)
+
+
+@pytest.mark.usefixtures("no_units")
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
 def test_without_units_room_for_copies_changes_no_bit(tiny_lm, family, monkeypatch):
     lm = tiny_lm(family, dtype=torch.bfloat16)
