@@ -32,7 +32,10 @@ class Watch(L.Callback):
 
 @pytest.mark.skipif(not module.knows_layouts(), reason="this processor has no bfloat16 products")
 @pytest.mark.parametrize("fails", [False, True])
-def test_layouts_are_there_while_a_run_edits_and_gone_afterwards(tiny_lm, requests, bare_trainer, tmp_path, fails):
+def test_layouts_are_there_while_a_run_edits_and_gone_afterwards(
+    tiny_lm, requests, bare_trainer, tmp_path, fails, monkeypatch
+):
+    monkeypatch.setattr(module, "has_units", lambda dtype: True)
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris.")
     editor = SequentialEditor(
