@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import EditedWeight, stack
+from sphere_callbacks.functional import exact_products
 from sphere_callbacks.functional.curvature import CurvatureBasis, curvature_basis, project_low_curvature
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -148,7 +149,8 @@ class RecordedFactors:
 
     def add(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
         """Take in rows of inputs ``[t, d]`` and of gradients at the outputs ``[t, n]``."""
-        moments = [(rows.T @ rows).double() for rows in (inputs, gradients)]
+        with exact_products():
+            moments = [(rows.T @ rows).double() for rows in (inputs, gradients)]
         known = self._sums.get(name)
         self._sums[name] = moments if known is None else [a + b for a, b in zip(known, moments, strict=True)]
         self._rows[name] = self._rows.get(name, 0) + len(inputs)
