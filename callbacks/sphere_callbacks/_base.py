@@ -20,13 +20,22 @@ from sphere_callbacks.loop import Loop
 class WeightCallback(Callback):
     """Base of the callbacks that look at the matrices in the optimizers' param groups.
 
-    State starts afresh with every fit, unless ``load_state_dict`` was called since the last one ended.
+    State starts afresh with every fit, unless ``load_state_dict`` was called since the trainer last ended a fit, a
+    validation, a test or a prediction: a checkpoint that was loaded to be evaluated is no start of a later fit.
 
     Args:
         modules: Shell-style pattern for the names of the weights; ``None`` takes every floating matrix.
+
+    Raises:
+        TypeError: If the pattern is not one string.
     """
 
     def __init__(self, modules: str | None = None) -> None:
+        if not isinstance(modules, str | None):
+            raise TypeError(
+                f"`{type(self).__name__}(modules={modules!r})` must be one shell-style pattern, such as "
+                "'*down_proj*' or '*[qk]_proj*', or None for every matrix."
+            )
         self.modules = modules
         self._weights: list[EditedWeight] = []
         self._restored = False
@@ -47,6 +56,11 @@ class WeightCallback(Callback):
         self._weights = require_weights(trainer.optimizers, pl_module, self.modules, type(self).__name__)
         if not self._restored:
             self._reset()
+        self._restored = False
+
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Let the next fit start afresh."""
         self._restored = False
 
     @override
