@@ -75,10 +75,10 @@ class PrincipalShares(WeightCallback):
 
     def __init__(self, ratios: list[float] | None = None, modules: str | None = None) -> None:
         super().__init__(modules)
-        ratios = [0.1, 0.5, 0.9] if ratios is None else list(ratios)
-        if not ratios or any(not 0 <= ratio < 1 for ratio in ratios):
+        ratios = [0.1, 0.5, 0.9] if ratios is None else ratios
+        if not isinstance(ratios, Sequence) or not ratios or any(not 0 <= ratio < 1 for ratio in ratios):
             raise ValueError(f"`PrincipalShares(ratios={ratios})` must be ratios in [0, 1), such as [0.5].")
-        self.ratios = ratios
+        self.ratios = list(ratios)
         self._origin: dict[str, Tensor] = {}
         self._start: dict[str, Nested] = {}
         self._measured: dict[str, Tensor] = {}

@@ -69,7 +69,7 @@ def test_a_resumed_run_counts_from_the_first_start(run, recording_logger, save_a
     assert recording_logger.series("shares/drift") == pytest.approx(whole[2:])
 
 
-@pytest.mark.parametrize("ratios", [[], [1.0], [-0.1, 0.5]])
+@pytest.mark.parametrize("ratios", [[], [1.0], [-0.1, 0.5], 0.5])
 def test_ratios_out_of_range_are_refused(ratios):
     with pytest.raises(ValueError, match="PrincipalShares"):
         PrincipalShares(ratios)
