@@ -1,7 +1,8 @@
 """Finding the weights that an optimizer changes, and seeing them all as ``[d_out, d_in]``."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -196,6 +197,25 @@ def _check_places(found: Sequence[EditedWeight], owner: str) -> None:
             f"`{owner}` needs double precision, which {single[0].parameter.device} has not; {single[0].name} lies "
             'there. Train on the CPU: `Trainer(accelerator="cpu")`.'
         )
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Add to an error that a function raises on a tensor which weight the tensor was.
+
+    Example:
+        >>> with about("net.0.weight"):
+        ...     raise ValueError("`weight` has a NaN.")
+        Traceback (most recent call last):
+        ...
+        ValueError: `weight` has a NaN.
+        This is about `net.0.weight`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        error.add_note(f"This is about `{name}`.")
+        raise
 
 
 def stack(measured: Sequence[Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import EditedWeight, stack
 from sphere_callbacks.functional import exact_products
+from sphere_callbacks.functional._checks import as_matrix
 from sphere_callbacks.functional.curvature import CurvatureBasis, curvature_basis, project_low_curvature
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -96,8 +97,8 @@ class CurvatureProjection(WeightCallback):
         for weight in self._with_grad(optimizer, pl_module):
             basis = self._bases[weight.name]
             projected = project_low_curvature(weight.grad, basis, self.strength)
-            total = weight.grad.square().sum()
-            removed = torch.where(total == 0, 0.0, (weight.grad - projected).square().sum() / total)
+            total = as_matrix(weight.grad).square().sum()
+            removed = torch.where(total == 0, 0.0, as_matrix(weight.grad - projected).square().sum() / total)
             self._measured.append(torch.stack([removed.float(), basis.high.float().mean()]))
             weight.grad.copy_(projected)
 
@@ -132,7 +133,8 @@ class CurvatureProjection(WeightCallback):
             )
         a, b = (each.to(weight.parameter.device, torch.float64) for each in given)
         inputs, outputs, high = curvature_basis(a, b, self.cumulative_ratio)
-        return CurvatureBasis(inputs.to(weight.weight), outputs.to(weight.weight), high)
+        dtype = as_matrix(weight.weight).dtype  # not that of a half precision weight: its eight bits are no basis
+        return CurvatureBasis(inputs.to(dtype), outputs.to(dtype), high)
 
 
 class RecordedFactors:

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values, require_record
-from sphere_callbacks._weights import EditedWeight, edited_weights, stack
+from sphere_callbacks._weights import EditedWeight, about, edited_weights, stack
 from sphere_callbacks.functional import (
     principal_directions,
     principal_share,
@@ -19,6 +20,7 @@ from sphere_callbacks.functional import (
     project_out_both,
     reading_from,
 )
+from sphere_callbacks.functional._checks import as_matrix
 
 
 class SparseProjection(WeightCallback):
@@ -55,7 +57,7 @@ class SparseProjection(WeightCallback):
     Raises:
         ValueError: If an argument is out of range or two of them contradict each other.
         MisconfigurationException: At the start of a fit, if ``basis="pretrained"`` resumes from a checkpoint without a
-            record of the pretrained directions.
+            record of the pretrained directions, or with one that other arguments made.
 
     Note:
         With ``when="step"`` the weights change after the optimizer's step has returned to PyTorch's post hooks. A
@@ -87,6 +89,7 @@ class SparseProjection(WeightCallback):
         self.when = when
         self._bases: dict[str, tuple[Tensor, ...]] = {}
         self._ages: dict[str, int] = {}
+        self._recorded = self._arguments()
         self._starts: dict[str, Tensor] = {}
         self._measured: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
@@ -101,13 +104,15 @@ class SparseProjection(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Record the pretrained directions and, for ``when="step"``, hook into the optimizers."""
         super().on_train_start(trainer, pl_module)
+        self._check_recorded()
         if self.basis == "pretrained":
             for weight in self._weights:
                 if weight.name not in self._bases:
                     require_record(
                         trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights"
                     )
-                    self._bases[weight.name] = self._directions(weight.weight)
+                    with about(weight.name):
+                        self._bases[weight.name] = self._directions(weight.weight)
         self._release()
         if self.when == "step":
             for optimizer in trainer.optimizers:
@@ -145,8 +150,9 @@ class SparseProjection(WeightCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the directions that are still in use and how many updates they have served."""
-        return {"bases": {name: list(bases) for name, bases in self._bases.items()}, "ages": dict(self._ages)}
+        """Return the directions that are still in use, what they are, and how many updates they have served."""
+        bases = {name: list(bases) for name, bases in self._bases.items()}
+        return {"bases": bases, "ages": dict(self._ages), "arguments": self._arguments()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -154,10 +160,27 @@ class SparseProjection(WeightCallback):
         super().load_state_dict(state_dict)
         self._bases = {name: tuple(bases) for name, bases in state_dict["bases"].items()}
         self._ages = dict(state_dict["ages"])
+        self._recorded = state_dict.get("arguments", self._arguments())
 
     @override
     def _reset(self) -> None:
-        self._bases, self._ages = {}, {}
+        self._bases, self._ages, self._recorded = {}, {}, self._arguments()
+
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments that kept directions depend on."""
+        return {"cumulative_ratio": self.cumulative_ratio, "basis": self.basis, "sides": self.sides}
+
+    def _check_recorded(self) -> None:
+        """Drop kept directions that other arguments would have found, or refuse where they cannot be found again."""
+        if self._recorded == self._arguments() or not self._bases:
+            return
+        if self.basis == "pretrained":
+            raise MisconfigurationException(
+                f"`SparseProjection({_written(self._arguments())})` resumes a fit whose directions were recorded by "
+                f"`SparseProjection({_written(self._recorded)})`, and the pretrained weights are gone. Resume with the "
+                "arguments of that fit, or start a new one."
+            )
+        self._reset()
 
     def _release(self) -> None:
         for handle in self._handles:
@@ -193,15 +216,16 @@ class SparseProjection(WeightCallback):
 
     def _project(self, name: str, weight: Tensor, update: Tensor) -> Tensor:
         """Project one update and note what that did to it."""
-        inputs, *outputs = self._bases_of(name, weight)
+        with about(name):
+            inputs, *outputs = self._bases_of(name, weight)
         inside = reading_from(update, inputs)  # both what is removed and what is measured are made of it
         projected = (
             project_out_both(update, inputs, *outputs)
             if outputs
             else project_out(update, inputs, self.strength, inside)
         )
-        total = update.square().sum()
-        removed = torch.where(total == 0, 0.0, (update - projected).square().sum() / total)
+        total = as_matrix(update).square().sum()
+        removed = torch.where(total == 0, 0.0, as_matrix(update - projected).square().sum() / total)
         shape = [inputs.shape[1] / inputs.shape[0], inputs.shape[1]]
         shares = torch.stack([removed, principal_share(update, inputs, inside)])
         self._measured.append(torch.cat([shares.float(), shares.new_tensor(shape).float()]))
@@ -233,6 +257,10 @@ class SparseProjection(WeightCallback):
         projected = self._project(weight.name, start, weight.weight - start)
         if self.strength != 0:
             weight.weight.copy_(start + projected)
+
+
+def _written(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _check_arguments(
