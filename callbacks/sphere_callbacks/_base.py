@@ -1,6 +1,7 @@
 """What the callbacks share: which weights they look at, where they log, and when their state starts afresh."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -68,8 +69,38 @@ class WeightCallback(Callback):
         """Take over a saved state; the next fit continues from it."""
         self._restored = True
 
+    @override
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any) -> None:
+        """Take in the weights that have joined the optimizers, such as those of a layer that was unfrozen."""
+        known = {id(weight.parameter) for weight in self._weights}
+        now = edited_weights(trainer.optimizers, pl_module, self.modules)
+        if any(id(weight.parameter) not in known for weight in now):
+            self._weights = require_weights(trainer.optimizers, pl_module, self.modules, type(self).__name__)
+            self._record(trainer, pl_module)
+
     def _reset(self) -> None:
         """Forget everything that belongs to one fit."""
+
+    def _has_directions(self, name: str, weight: Tensor, warned: set[str]) -> bool:
+        """Tell whether a weight is finite; say once that it is not, and so has no principal directions."""
+        finite = bool(weight.isfinite().all())
+        if not finite and name not in warned:
+            warned.add(name)
+            log = logging.getLogger(type(self).__module__)
+            log.warning("`%s` has NaN or infinity: its principal directions are undefined.", name)
+        return finite
+
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Note what weights are before their first update, where that is not known yet."""
+
+    def _require_recorded(self, name: str, record: Container[str]) -> None:
+        """Refuse an update of a weight that was never recorded."""
+        if name not in record:
+            raise RuntimeError(
+                f"`{type(self).__name__}` knows nothing of `{name}` before its first update. Call `on_train_start` "
+                "before the first batch, and `on_train_batch_start` before each, as a Trainer does."
+            )
 
     def _with_grad(self, optimizer: Optimizer, pl_module: "pl.LightningModule") -> Iterable[EditedWeight]:
         return edited_weights([optimizer], pl_module, self.modules, with_grad=True)

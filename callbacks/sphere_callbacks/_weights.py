@@ -42,6 +42,11 @@ class EditedWeight(NamedTuple):
             raise ValueError(
                 f"`{self.name}` has no gradient. Look at it after the backward pass and before `zero_grad`."
             )
+        if self.parameter.grad.layout != torch.strided:
+            raise TypeError(
+                f"`{self.name}` has a sparse gradient, expected a dense one. Make the embedding with `sparse=False`, "
+                "or leave it out with `modules`."
+            )
         return self.orient(self.parameter.grad)
 
     def orient(self, stored: Tensor) -> Tensor:

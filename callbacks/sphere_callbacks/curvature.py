@@ -85,8 +85,8 @@ class CurvatureProjection(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Find the curvature of each weight."""
         super().on_train_start(trainer, pl_module)
-        factors = self._factors_of(pl_module)
-        self._bases = {weight.name: self._basis(weight, factors) for weight in self._weights}
+        self._bases = {}
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -95,6 +95,7 @@ class CurvatureProjection(WeightCallback):
     ) -> None:
         """Project the gradients that are ready."""
         for weight in self._with_grad(optimizer, pl_module):
+            self._require_recorded(weight.name, self._bases)
             basis = self._bases[weight.name]
             projected = project_low_curvature(weight.grad, basis, self.strength)
             total = as_matrix(weight.grad).square().sum()
@@ -109,6 +110,12 @@ class CurvatureProjection(WeightCallback):
             removed, high = stack(self._measured).mean(dim=0)
             log_values(trainer, pl_module, {"curvature/removed": removed, "curvature/high": high})
         self._measured = []
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        factors = self._factors_of(pl_module)
+        missing = [weight for weight in self._weights if weight.name not in self._bases]
+        self._bases |= {weight.name: self._basis(weight, factors) for weight in missing}
 
     def _factors_of(self, module: nn.Module) -> Factors:
         if self.factors is not None:

@@ -73,10 +73,7 @@ class HypersphericalEnergy(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Measure the energies that changes are counted from."""
         super().on_train_start(trainer, pl_module)
-        missing = [weight for weight in self._weights if weight.name not in self.initial]
-        if missing:
-            self.initial |= self._measure(missing)[0]
-            self.latest = {**self.initial, **self.latest}
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -107,6 +104,16 @@ class HypersphericalEnergy(WeightCallback):
     @override
     def _reset(self) -> None:
         self.initial, self.latest, self._batches, self._warned = {}, {}, 0, set()
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        # A checkpoint may hold energies of weights that are not looked at any more.
+        names = [weight.name for weight in self._weights]
+        self.initial = {name: self.initial[name] for name in names if name in self.initial}
+        missing = [weight for weight in self._weights if weight.name not in self.initial]
+        if missing:
+            self.initial |= self._measure(missing)[0]
+        self.latest = {name: self.latest.get(name, self.initial[name]) for name in names}
 
     def _measure(self, weights: list[EditedWeight]) -> tuple[dict[str, float], Tensor]:
         """Return the energies by name, and their mean per ordered pair."""

@@ -116,14 +116,9 @@ class CollapseGuard(WeightCallback):
         """Record the norms of the weights and, for rollback, all parameters."""
         super().on_train_start(trainer, pl_module)
         self._unseen = {name for name, _, _ in self._limits()}
-        self._guarded = self._parameters(trainer, pl_module)
-        for weight in self._weights:
-            if weight.name not in self._norms:
-                self._norms[weight.name] = _norm(weight.weight)
         if not self._good:
-            self._keep()
-        elif self.action == "rollback":  # the checkpoint may be that of a guard with other `modules`
-            self._good = {each.name: self._good.get(each.name, _copy(each.weight)) for each in self._guarded}
+            self._good_batch = self._batches
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -185,12 +180,16 @@ class CollapseGuard(WeightCallback):
         """Take the weights as they are now for good, whatever they were when the fit started."""
         self._keep()
 
-    def _parameters(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> list[EditedWeight]:
-        """List what a NaN can reach: the biases as well as the weights."""
-        found = edited_weights(trainer.optimizers, pl_module, self.modules, any_shape=True)
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        for weight in self._weights:
+            if weight.name not in self._norms:
+                self._norms[weight.name] = _norm(weight.weight)
+        # What a NaN can reach: the biases as well as the weights.
+        self._guarded = edited_weights(trainer.optimizers, pl_module, self.modules, any_shape=True)
         if self.action == "rollback":
-            require_names(found, type(self).__name__)
-        return found
+            require_names(self._guarded, type(self).__name__)
+            self._good = {each.name: self._good.get(each.name, _copy(each.weight)) for each in self._guarded}
 
     def _limits(self) -> list[tuple[str, float, int]]:
         """List the limits of metrics as name or pattern, value, and 1 for an upper or -1 for a lower one."""

@@ -105,14 +105,9 @@ class SparseProjection(WeightCallback):
         """Record the pretrained directions and, for ``when="step"``, hook into the optimizers."""
         super().on_train_start(trainer, pl_module)
         self._check_recorded()
-        if self.basis == "pretrained":
-            for weight in self._weights:
-                if weight.name not in self._bases:
-                    require_record(
-                        trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights"
-                    )
-                    with about(weight.name):
-                        self._bases[weight.name] = self._directions(weight.weight)
+        if self.basis == "pretrained" and any(weight.name not in self._bases for weight in self._weights):
+            require_record(trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights")
+        self._record(trainer, pl_module)
         self._release()
         if self.when == "step":
             for optimizer in trainer.optimizers:
@@ -166,6 +161,13 @@ class SparseProjection(WeightCallback):
     def _reset(self) -> None:
         self._bases, self._ages, self._recorded = {}, {}, self._arguments()
 
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.basis == "pretrained":
+            for weight in (each for each in self._weights if each.name not in self._bases):
+                with about(weight.name):
+                    self._bases[weight.name] = self._directions(weight.weight)
+
     def _arguments(self) -> dict[str, Any]:
         """The arguments that kept directions depend on."""
         return {"cumulative_ratio": self.cumulative_ratio, "basis": self.basis, "sides": self.sides}
@@ -195,11 +197,7 @@ class SparseProjection(WeightCallback):
     def _bases_of(self, name: str, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the directions to use for this update and count it."""
         if self.basis == "pretrained":
-            if name not in self._bases:
-                raise RuntimeError(
-                    f"`SparseProjection(basis='pretrained')` has no directions for `{name}`. Call "
-                    "`on_train_start` before the first update, as a Trainer does."
-                )
+            self._require_recorded(name, self._bases)
             return self._on_device(name, weight)
         if self.refresh_every == 1:
             return self._directions(weight)

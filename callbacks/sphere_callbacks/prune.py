@@ -101,17 +101,7 @@ class SpectrumRestraint(WeightCallback):
         super().on_train_start(trainer, pl_module)
         if any(weight.name not in self._originals for weight in self._weights):
             require_record(trainer, "SpectrumRestraint()", "the weights before the first edit")
-        registered = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-        self._originals = {
-            weight.name: self._originals.get(weight.name)
-            or Original(
-                weight=weight.weight.to("cpu", copy=True),
-                limit=_limit(weight),
-                registered=registered.get(id(weight.parameter), ""),
-                fan_in_fan_out=weight.fan_in_fan_out,
-            )
-            for weight in self._weights
-        }
+        self._record(trainer, pl_module)
         self._fitted = True
 
     @override
@@ -209,6 +199,20 @@ class SpectrumRestraint(WeightCallback):
     @override
     def _reset(self) -> None:
         self._originals, self._live = {}, {}
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        registered = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        self._originals = {
+            weight.name: self._originals.get(weight.name)
+            or Original(
+                weight=weight.weight.to("cpu", copy=True),
+                limit=_limit(weight),
+                registered=registered.get(id(weight.parameter), ""),
+                fan_in_fan_out=weight.fan_in_fan_out,
+            )
+            for weight in self._weights
+        }
 
     def _targets(self, module: nn.Module) -> list[EditedWeight]:
         """Find the recorded weights, also in a process that has not fitted."""
