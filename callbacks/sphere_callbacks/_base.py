@@ -40,6 +40,7 @@ class WeightCallback(Callback):
         self.modules = modules
         self._weights: list[EditedWeight] = []
         self._restored = False
+        self._recorded: dict[str, Any] = {}
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -53,10 +54,16 @@ class WeightCallback(Callback):
     @override
     @torch.no_grad()
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """Find the weights; drop the state of an earlier fit unless it was loaded for this one."""
+        """Find the weights; drop the state of an earlier fit unless it was loaded for this one.
+
+        Raises:
+            MisconfigurationException: If no weight is found, or other arguments made what was loaded.
+        """
         self._weights = require_weights(trainer.optimizers, pl_module, self.modules, type(self).__name__)
         if not self._restored:
             self._reset()
+        elif self._recorded != self._arguments():
+            self._resume_with_other_arguments()
         self._restored = False
 
     @override
@@ -68,6 +75,7 @@ class WeightCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state; the next fit continues from it."""
         self._restored = True
+        self._recorded = state_dict.get("arguments", self._arguments())
 
     @override
     @torch.no_grad()
@@ -81,6 +89,21 @@ class WeightCallback(Callback):
 
     def _reset(self) -> None:
         """Forget everything that belongs to one fit."""
+
+    def _arguments(self) -> dict[str, Any]:
+        """The arguments that what is kept from one batch to the next depends on; they are part of the state."""
+        return {}
+
+    def _resume_with_other_arguments(self) -> None:
+        owner = type(self).__name__
+        now, then = (
+            f"`{owner}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})`"
+            for arguments in (self._arguments(), self._recorded)
+        )
+        raise MisconfigurationException(
+            f"{now} resumes a fit that was recorded by {then}, and cannot go on from what that has kept of the start. "
+            "Resume with the arguments of that fit, or start a new one."
+        )
 
     def _has_directions(self, name: str, weight: Tensor, warned: set[str]) -> bool:
         """Tell whether a weight is finite; say once that it is not, and so has no principal directions."""
@@ -127,8 +150,8 @@ class StartCallback(WeightCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return what was kept of the start and the count of batches."""
-        return {"start": dict(self._start), "batches": self._batches}
+        """Return what was kept of the start, by which arguments, and the count of batches."""
+        return {"start": dict(self._start), "batches": self._batches, "arguments": self._arguments()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class PrincipalDirections(StartCallback):
 
     Raises:
         ValueError: If an argument is out of range.
+        MisconfigurationException: At the start of a fit that resumes one with another ratio.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -69,6 +70,10 @@ class PrincipalDirections(StartCallback):
     def _reset(self) -> None:
         super()._reset()
         self._warned = set()
+
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"cumulative_ratio": self.cumulative_ratio}
 
     @override
     def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -40,6 +40,7 @@ class HypersphericalEnergy(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range.
+        MisconfigurationException: At the start of a fit that resumes one with another order.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -91,8 +92,9 @@ class HypersphericalEnergy(WeightCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the energies at the start and now, and the count of batches."""
-        return {"initial": dict(self.initial), "latest": dict(self.latest), "batches": self._batches}
+        """Return the energies at the start and now, of which order they are, and the count of batches."""
+        energies = {"initial": dict(self.initial), "latest": dict(self.latest)}
+        return {**energies, "batches": self._batches, "arguments": self._arguments()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -104,6 +106,10 @@ class HypersphericalEnergy(WeightCallback):
     @override
     def _reset(self) -> None:
         self.initial, self.latest, self._batches, self._warned = {}, {}, 0, set()
+
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"s": self.s}
 
     @override
     def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

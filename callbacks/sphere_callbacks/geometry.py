@@ -39,7 +39,7 @@ class WeightGeometry(StartCallback):
     Raises:
         ValueError: If an argument is out of range.
         MisconfigurationException: At the start of a fit, if matplotlib or scikit-learn is missing, or the figures have
-            nowhere to go.
+            nowhere to go, or it resumes one with another count of rows.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -95,6 +95,10 @@ class WeightGeometry(StartCallback):
             figures = {weight.name: self._draw(weight) for weight in self._weights}
             self._send(trainer, figures)
             self._save(figures)
+
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"rows": self.rows}
 
     @override
     def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

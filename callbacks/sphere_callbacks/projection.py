@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -89,7 +88,6 @@ class SparseProjection(WeightCallback):
         self.when = when
         self._bases: dict[str, tuple[Tensor, ...]] = {}
         self._ages: dict[str, int] = {}
-        self._recorded = self._arguments()
         self._starts: dict[str, Tensor] = {}
         self._measured: list[Tensor] = []
         self._handles: list[RemovableHandle] = []
@@ -104,7 +102,6 @@ class SparseProjection(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Record the pretrained directions and, for ``when="step"``, hook into the optimizers."""
         super().on_train_start(trainer, pl_module)
-        self._check_recorded()
         if self.basis == "pretrained" and any(weight.name not in self._bases for weight in self._weights):
             require_record(trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights")
         self._record(trainer, pl_module)
@@ -155,11 +152,10 @@ class SparseProjection(WeightCallback):
         super().load_state_dict(state_dict)
         self._bases = {name: tuple(bases) for name, bases in state_dict["bases"].items()}
         self._ages = dict(state_dict["ages"])
-        self._recorded = state_dict.get("arguments", self._arguments())
 
     @override
     def _reset(self) -> None:
-        self._bases, self._ages, self._recorded = {}, {}, self._arguments()
+        self._bases, self._ages = {}, {}
 
     @override
     def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -168,21 +164,15 @@ class SparseProjection(WeightCallback):
                 with about(weight.name):
                     self._bases[weight.name] = self._directions(weight.weight)
 
+    @override
     def _arguments(self) -> dict[str, Any]:
-        """The arguments that kept directions depend on."""
         return {"cumulative_ratio": self.cumulative_ratio, "basis": self.basis, "sides": self.sides}
 
-    def _check_recorded(self) -> None:
-        """Drop kept directions that other arguments would have found, or refuse where they cannot be found again."""
-        if self._recorded == self._arguments() or not self._bases:
-            return
-        if self.basis == "pretrained":
-            raise MisconfigurationException(
-                f"`SparseProjection({_written(self._arguments())})` resumes a fit whose directions were recorded by "
-                f"`SparseProjection({_written(self._recorded)})`, and the pretrained weights are gone. Resume with the "
-                "arguments of that fit, or start a new one."
-            )
-        self._reset()
+    @override
+    def _resume_with_other_arguments(self) -> None:
+        if self.basis == "pretrained" and self._bases:
+            super()._resume_with_other_arguments()
+        self._reset()  # current directions can be found again
 
     def _release(self) -> None:
         for handle in self._handles:
@@ -255,10 +245,6 @@ class SparseProjection(WeightCallback):
         projected = self._project(weight.name, start, weight.weight - start)
         if self.strength != 0:
             weight.weight.copy_(start + projected)
-
-
-def _written(arguments: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _check_arguments(

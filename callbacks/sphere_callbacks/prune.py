@@ -268,7 +268,8 @@ class SpectrumRestraint(WeightCallback):
             if isinstance(trainer, Loop):
                 trainer.log_dict(values)
             else:
-                pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+                # Equal on all ranks; without `sync_dist` Lightning warns of a metric of one rank.
+                pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
 def _limit(weight: EditedWeight) -> float:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BaseFinetuning
 
 from sphere_callbacks import (
@@ -137,3 +138,19 @@ def test_a_resumed_summary_holds_what_is_looked_at_now(run, save_after, tmp_path
     narrow = HypersphericalEnergy(modules="layers.0.*")
     run(narrow, ckpt_path=tmp_path / "two.ckpt")
     assert list(narrow.summary()) == ["layers.0.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (HypersphericalEnergy(), HypersphericalEnergy(s=0.0), r"Energy\(s=0\.0\)` resumes .* by `.*Energy\(s=2\.0\)`"),
+        (PrincipalDirections(0.5), PrincipalDirections(0.9), r"cumulative_ratio=0\.9\)` resumes .*=0\.5\)`"),
+        (WeightGeometry(rows=4, output_dir="."), WeightGeometry(rows=5, output_dir="."), r"rows=5\)` .*rows=4\)`"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_other_arguments_kept_of_the_start_is_refused(run, save_after, tmp_path, monkeypatch, first, second, said):
+    monkeypatch.chdir(tmp_path)
+    run(first, save_after(2, tmp_path / "two.ckpt"))
+    with pytest.raises(MisconfigurationException, match=said):
+        run(second, ckpt_path=tmp_path / "two.ckpt")

@@ -179,7 +179,7 @@ def test_pretrained_directions_are_not_taken_from_weights_that_a_checkpoint_has_
 )
 def test_pretrained_directions_that_other_arguments_recorded_are_refused(run, save_after, tmp_path, first, second):
     run(SparseProjection(**first), save_after(2, tmp_path / "two.ckpt"))
-    with pytest.raises(MisconfigurationException, match="resumes a fit whose directions were recorded by"):
+    with pytest.raises(MisconfigurationException, match="resumes a fit that was recorded by"):
         run(SparseProjection(**second), ckpt_path=tmp_path / "two.ckpt")
 
 

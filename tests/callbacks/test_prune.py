@@ -179,6 +179,14 @@ def test_logs_the_share_of_the_change_that_was_removed(run, weights, recording_l
     assert min(shares) > 0
 
 
+def test_the_share_is_logged_as_one_of_all_ranks(run, watched, monkeypatch):
+    """Lightning warns of a metric of an epoch that is not, and who fits cannot help it."""
+    given, log_dict = [], watched.log_dict
+    monkeypatch.setattr(watched, "log_dict", lambda self, *a, **k: given.append(k) or log_dict(self, *a, **k))
+    run(SpectrumRestraint())
+    assert [each["sync_dist"] for each in given] == [True] * 4
+
+
 @pytest.fixture
 def started():
     """Three layers and a restraint that has recorded them; then the first moves far."""
