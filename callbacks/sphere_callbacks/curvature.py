@@ -29,7 +29,8 @@ class CurvatureProjection(WeightCallback):
     callbacks the later one has the last word.
 
     The factors come with ``factors``, or from the module's own ``curvature_factors(tokens)``, which returns a mapping
-    from the names of the weights to pairs ``(A, B)``. :func:`record_factors` measures them on any module.
+    from the names of the weights to pairs ``(A, B)``. :func:`record_factors` measures them on any module. A resumed fit
+    asks again: a module must then answer for the weights before the first update, and not for those of the checkpoint.
 
     Not settled by a public source, and this implementation's own: that the factors are those of the unedited model
     throughout, the share of curvature, and that closed-form updates are projected once; the authors project each

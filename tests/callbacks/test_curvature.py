@@ -185,3 +185,15 @@ def test_what_is_no_moment_is_refused():
         curvature_basis(torch.ones(2, 3), torch.eye(2), 0.5)
     with pytest.raises(ValueError, match="transposed"):
         project_low_curvature(torch.ones(2, 3), curvature_basis(torch.eye(2), torch.eye(3), 0.5))
+
+
+def test_integer_updates_are_refused_and_not_cut_off():
+    basis = curvature_basis(torch.eye(2), torch.eye(2), 0.5)
+    with pytest.raises(TypeError, match="`update` must have a floating dtype"):
+        project_low_curvature(torch.ones(2, 2, dtype=torch.int64), basis)
+
+
+def test_moments_in_half_precision_are_decomposed_in_float32():
+    moments = [symmetric(4, seed).to(torch.bfloat16) for seed in (0, 1)]
+    basis, expected = curvature_basis(*moments, 0.5), curvature_basis(*(each.float() for each in moments), 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(basis, expected, strict=True))

@@ -44,6 +44,19 @@ def as_matrix(weight: Tensor, name: str = "weight") -> Tensor:
     return weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
 
 
+def check_floating(update: Tensor) -> None:
+    """Refuse an update whose dtype would cut off what is left of it.
+
+    Raises:
+        TypeError: If the dtype is an integer, a boolean or a complex one.
+    """
+    if not update.is_floating_point():
+        raise TypeError(
+            f"`update` must have a floating dtype, got {update.dtype}: what is left of it is no integer. Convert it "
+            "first, for instance with `update.float()`."
+        )
+
+
 def computes_in_double(device: torch.device) -> bool:
     """Tell whether a device knows float64; Apple's GPUs do not.
 
