@@ -49,6 +49,26 @@ def test_what_is_no_floating_matrix_is_refused(weight, error, words):
         hyperspherical_energy(weight)
 
 
+class OnCuda(torch.Tensor):
+    """Refuses what CUDA refuses under `torch.use_deterministic_algorithms(True)`."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cumsum:
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+        result = super().__torch_function__(function, types, args, kwargs)
+        return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
+
+
+def test_deterministic_algorithms_suffice_for_what_needs_a_running_sum():
+    weight = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    directions, basis = principal_directions(weight, 0.5), curvature_basis(moment(12), moment(8), 0.5)
+    with pytest.raises(RuntimeError, match="deterministic"):
+        weight.as_subclass(OnCuda).cumsum(0)
+    assert torch.equal(principal_directions(weight.as_subclass(OnCuda), 0.5), directions)
+    assert torch.equal(curvature_basis(*(moment(n).as_subclass(OnCuda) for n in (12, 8)), 0.5).high, basis.high)
+
+
 def moment(size):
     """A second moment that takes no product to make."""
     steps = torch.arange(1.0, size + 1)

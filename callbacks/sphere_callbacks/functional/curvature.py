@@ -57,7 +57,8 @@ def curvature_basis(input_moment: Tensor, output_moment: Tensor, cumulative_rati
     ordered, places = curvature.flatten().sort(descending=True, stable=True)
     total = ordered.sum()
     # Strictly more than the share; where nothing is curved nothing is high.
-    count = int((ordered.cumsum(0) <= cumulative_ratio * total).sum()) + 1 if total > 0 else 0
+    # On the CPU: CUDA refuses running sums where a trainer asks for deterministic algorithms.
+    count = int((ordered.cpu().cumsum(0) <= cumulative_ratio * total.cpu()).sum()) + 1 if total > 0 else 0
     high = torch.zeros(len(ordered), dtype=torch.bool, device=places.device)
     high[places[:count]] = True
     return CurvatureBasis(inputs, outputs, high.view_as(curvature))

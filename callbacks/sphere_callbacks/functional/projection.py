@@ -86,7 +86,9 @@ def count_directions(values: Tensor, cumulative_ratio: float, numerical_rank: in
         >>> count_directions(torch.tensor([2.0, 1.0, 1.0]), 0.5, 3)  # a share of exactly 0.5 is not enough
         2
     """
-    shares = values.double().cumsum(0) / values.double().sum()
+    # On the CPU: CUDA refuses running sums where a trainer asks for deterministic algorithms.
+    values = values.double().cpu()
+    shares = values.cumsum(0) / values.sum()
     return min(int((shares <= cumulative_ratio).sum()) + 1, numerical_rank)
 
 
