@@ -86,7 +86,7 @@ class CurvatureProjection(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Find the curvature of each weight."""
         super().on_train_start(trainer, pl_module)
-        self._bases = {}
+        self._bases, self._measured = {}, []
         self._record(trainer, pl_module)
 
     @override

@@ -22,7 +22,8 @@ class PrincipalDirections(StartCallback):
           (:func:`sphere_callbacks.functional.subspace_overlap`), 1 if they span the same space;
         - ``principal/overlap_chance``: the overlap that two random subspaces of these sizes would have on average.
 
-    A weight with NaN or infinity has no directions: NaN is logged and a warning given once.
+    A weight with NaN or infinity has no directions: NaN is logged and a warning given once. A weight of zeros has none
+    either, which makes the means NaN as long as it is one: leave it out with ``modules``.
 
     Cost of one measurement of a ``[n, d]`` weight: that of finding the directions once, ``2 n d min(n, d)`` flops for
     the Gram matrix and about ``9 min(n, d)^3`` for its eigenvectors; the directions of the start, ``[d, r]``, are

@@ -105,6 +105,7 @@ class SparseProjection(WeightCallback):
         if self.basis == "pretrained" and any(weight.name not in self._bases for weight in self._weights):
             require_record(trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights")
         self._record(trainer, pl_module)
+        self._measured = []  # of a batch at which an earlier fit broke off
         self._release()
         if self.when == "step":
             for optimizer in trainer.optimizers:

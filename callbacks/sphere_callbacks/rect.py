@@ -69,6 +69,13 @@ class RelativeMask(WeightCallback):
 
     @override
     @torch.no_grad()
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Forget what was measured of a batch at which an earlier fit broke off."""
+        super().on_train_start(trainer, pl_module)
+        self._measured = []
+
+    @override
+    @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:

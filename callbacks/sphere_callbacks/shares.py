@@ -92,7 +92,7 @@ class PrincipalShares(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Keep the weights that changes are counted from."""
         super().on_train_start(trainer, pl_module)
-        self._start = {}
+        self._start, self._measured = {}, {}
         self._record(trainer, pl_module)
 
     @override

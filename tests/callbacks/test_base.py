@@ -154,3 +154,32 @@ def test_what_other_arguments_kept_of_the_start_is_refused(run, save_after, tmp_
     run(first, save_after(2, tmp_path / "two.ckpt"))
     with pytest.raises(MisconfigurationException, match=said):
         run(second, ckpt_path=tmp_path / "two.ckpt")
+
+
+def test_a_batch_at_which_a_fit_broke_off_is_not_logged_by_the_next(
+    make_plain, make_trainer, regression_batches, recording_logger
+):
+    class Breaks(make_plain):
+        def on_before_optimizer_step(self, optimizer):
+            if self.breaks:
+                raise RuntimeError("broke off")
+
+    factors = {"net.0.weight": (torch.eye(6), torch.eye(5)), "net.2.weight": (torch.eye(5), torch.eye(3))}
+    callbacks = [RelativeMask(), CurvatureProjection(factors=factors), SparseProjection()]
+    module, logged = Breaks(), []
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    for module.breaks, batches in (
+        (False, regression_batches),
+        (True, regression_batches[2:]),
+        (False, regression_batches),
+    ):
+        module.load_state_dict(start)
+        trainer = make_trainer(*callbacks, logger=recording_logger)
+        if module.breaks:
+            with pytest.raises(RuntimeError, match="broke off"):
+                trainer.fit(module, batches)
+        else:
+            recording_logger.metrics.clear()
+            trainer.fit(module, batches)
+            logged.append(recording_logger.metrics[0])
+    assert logged[0] == logged[1]
