@@ -44,11 +44,20 @@ class WeightCallback(Callback):
 
     @override
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        """Refuse strategies that hide the matrices."""
+        """Refuse strategies that hide the matrices; warn of a second callback that logs under the same names."""
         if stage == "fit" and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise MisconfigurationException(
                 f"`{type(self).__name__}` needs whole matrices, but {type(trainer.strategy).__name__} shards them. "
                 "Use a strategy that keeps parameters whole, such as ddp."
+            )
+        others: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        same = [each for each in others if each.state_key == self.state_key]
+        if stage == "fit" and len(same) > 1 and same[-1] is self:
+            logging.getLogger(type(self).__module__).warning(
+                "`%s` stands %d times in `trainer.callbacks`. Each acts, but all log under the same names, and what "
+                "the last one logs is kept.",
+                type(self).__name__,
+                len(same),
             )
 
     @override

@@ -1,13 +1,15 @@
 """Notice when the weights collapse, and warn, stop or go back."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, is_fitting
@@ -28,9 +30,10 @@ class CollapseGuard(WeightCallback):
 
     With ``action="rollback"`` the weights are put back to where they were at the last good check; after a NaN or an
     infinity so is every other parameter of the optimizers whose name fits ``modules``, such as a bias, which the same
-    step has reached. What else the optimizer or the module remembers (momentum, keys of past edits) is not. A module
-    that keeps copies of its weights must refresh them after ``on_train_batch_end`` or ``on_validation_end``, whichever
-    ``check`` names.
+    step has reached, and what an optimizer remembers of a parameter is forgotten where it is not finite: moments of NaN
+    would spoil every later step. What else the optimizer or the module remembers (momentum, keys of past edits) stays.
+    A module that keeps copies of its weights must refresh them after ``on_train_batch_end`` or ``on_validation_end``,
+    whichever ``check`` names.
 
     A limit whose metric was in no check of the fit is named in a warning when the fit ends.
 
@@ -247,10 +250,24 @@ class CollapseGuard(WeightCallback):
             return "the run stops"
         if self.action == "warn":
             return "the run continues"
-        for each in self._weights if self._is_finite() else self._guarded:
+        if self._is_finite():
+            undone = self._weights
+        else:
+            undone = self._guarded
+            _forget_nan(trainer.optimizers, undone)
+        for each in undone:
             each.weight.copy_(self._good[each.name])
         self.skipped += self._batches - self._checked
         return f"the weights are back to where they were after batch {self._good_batch}"
+
+
+def _forget_nan(optimizers: Iterable[Optimizer], parameters: Iterable[EditedWeight]) -> None:
+    """Let optimizers start afresh with the parameters of which they remember NaN or infinity."""
+    for optimizer, each in product(optimizers, list(parameters)):
+        remembered = optimizer.state.get(each.parameter, {}).values()
+        numbers = [value for value in remembered if isinstance(value, Tensor) and value.is_floating_point()]
+        if not all(bool(value.isfinite().all()) for value in numbers):
+            del optimizer.state[each.parameter]
 
 
 def _norm(weight: Tensor) -> float:

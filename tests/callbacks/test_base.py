@@ -1,5 +1,7 @@
 """What the callbacks share: weights that join the optimizers late, and updates that cannot be looked at."""
 
+import logging
+
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -183,3 +185,12 @@ def test_a_batch_at_which_a_fit_broke_off_is_not_logged_by_the_next(
             trainer.fit(module, batches)
             logged.append(recording_logger.metrics[0])
     assert logged[0] == logged[1]
+
+
+def test_two_callbacks_that_log_under_the_same_names_are_named(make_plain, make_trainer, regression_batches, caplog):
+    callbacks = [PerturbationBound(rows="raw"), PerturbationBound(rows="unit")]
+    with caplog.at_level(logging.WARNING, logger="sphere_callbacks.bound"):
+        make_trainer(*callbacks).fit(make_plain(), regression_batches)
+    assert [record.getMessage()[:63] for record in caplog.records] == [
+        "`PerturbationBound` stands 2 times in `trainer.callbacks`. Each"
+    ]

@@ -1,9 +1,11 @@
 import logging
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 
 from sphere_callbacks import CollapseGuard, HypersphericalEnergy
 
@@ -150,6 +152,31 @@ def test_rollback_undoes_what_a_nan_did_to_biases(make_plain, make_trainer, regr
     assert (guard.crossings, guard.skipped) == (1, 1)
     for name, value in without.state_dict().items():
         assert torch.equal(guarded.state_dict()[name], value), name
+
+
+def test_a_rollback_of_a_nan_is_the_end_of_it_also_for_the_moments_of_an_optimizer(
+    make_plain, make_trainer, regression_batches
+):
+    module, guard = type("Guarded", (NaNLoss, make_plain), {})("AdamW"), CollapseGuard(action="rollback")
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append(pl_module.net[0].weight.detach().clone())
+
+    trainer = make_trainer(guard, Watch())
+    trainer.fit(module, regression_batches)
+    assert (guard.crossings, guard.skipped) == (1, 1)
+    assert [torch.equal(*pair) for pair in pairwise(seen)] == [True, False, False]  # batch 2 undone, then on
+    moments = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
+    assert moments
+    assert all(bool(value.isfinite().all()) for value in moments)
+
+
+def test_moments_that_are_finite_stay_after_a_rollback(make_plain, make_trainer, regression_batches):
+    trainer = make_trainer(CollapseGuard(max_weight_growth=1e-3, action="rollback"))
+    trainer.fit(make_plain("AdamW"), regression_batches)
+    assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {4}
 
 
 def test_a_nan_in_a_bias_is_noticed_before_it_is_taken_for_good(make_plain, make_trainer, regression_batches):
