@@ -1,6 +1,8 @@
 """Finding the weights that an optimizer changes, and seeing them all as ``[d_out, d_in]``."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -11,6 +13,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sphere_callbacks.functional import computes_in_double
+
+log = logging.getLogger(__name__)
 
 
 class EditedWeight(NamedTuple):
@@ -38,6 +42,11 @@ class EditedWeight(NamedTuple):
             raise ValueError(
                 f"`{self.name}` has no gradient. Look at it after the backward pass and before `zero_grad`."
             )
+        if self.parameter.grad.layout != torch.strided:
+            raise TypeError(
+                f"`{self.name}` has a sparse gradient, expected a dense one. Make the embedding with `sparse=False`, "
+                "or leave it out with `modules`."
+            )
         return self.orient(self.parameter.grad)
 
     def orient(self, stored: Tensor) -> Tensor:
@@ -56,15 +65,21 @@ def matches(name: str, pattern: str | None) -> bool:
 
 
 def edited_weights(
-    optimizers: Iterable[Optimizer], module: nn.Module, pattern: str | None = None, *, with_grad: bool = False
+    optimizers: Iterable[Optimizer],
+    module: nn.Module,
+    pattern: str | None = None,
+    *,
+    with_grad: bool = False,
+    any_shape: bool = False,
 ) -> list[EditedWeight]:
-    """List the floating matrices in the param groups of optimizers.
+    """List the floating matrices in the param groups of optimizers, each once under each of its names.
 
     Args:
         optimizers: The optimizers to look through.
         module: Names the parameters of groups that have no ``"name"``.
         pattern: Shell-style pattern that the name must fit.
         with_grad: Only those that have a gradient now.
+        any_shape: Biases and whatever else is no matrix as well; they are never transposed.
 
     Returns:
         The weights in the order of the param groups.
@@ -79,24 +94,25 @@ def edited_weights(
         ['weight']
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    found = []
+    found: dict[tuple[int, str], EditedWeight] = {}  # two optimizers may share a weight
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         for parameter in group["params"]:
             name = _name(group, names.get(id(parameter), "weight"))
-            if not _wanted(name, parameter, pattern) or (with_grad and parameter.grad is None):
+            if not _wanted(name, parameter, pattern, any_shape) or (with_grad and parameter.grad is None):
                 continue
-            found.append(EditedWeight(name, parameter, bool(group.get("fan_in_fan_out", False))))
-    return found
+            transposed = bool(group.get("fan_in_fan_out", False)) and parameter.ndim == 2
+            found.setdefault((id(parameter), name), EditedWeight(name, parameter, transposed))
+    return list(found.values())
 
 
 def _name(group: dict[str, object], registered: str) -> str:
     return str(group["name"]) if "name" in group and len(group["params"]) == 1 else registered  # type: ignore[arg-type]
 
 
-def _wanted(name: str, parameter: nn.Parameter, pattern: str | None) -> bool:
-    if parameter.ndim != 2 or not matches(name, pattern):
+def _wanted(name: str, parameter: nn.Parameter, pattern: str | None, any_shape: bool) -> bool:
+    if not (any_shape or parameter.ndim == 2) or not matches(name, pattern):
         return False
-    if pattern is not None and not parameter.is_floating_point():
+    if pattern is not None and parameter.ndim == 2 and not parameter.is_floating_point():
         raise TypeError(
             f"`modules={pattern!r}` matches `{name}`, whose dtype {parameter.dtype} is not floating. Dequantise the "
             "weight or narrow the pattern."
@@ -108,6 +124,8 @@ def require_weights(
     optimizers: Iterable[Optimizer], module: nn.Module, pattern: str | None, owner: str
 ) -> list[EditedWeight]:
     """List the weights as :func:`edited_weights` does and refuse what a callback cannot work with.
+
+    What a pattern matches besides, and is no matrix although it has more than one dimension, is named in a warning.
 
     Args:
         optimizers: The optimizers to look through.
@@ -124,18 +142,45 @@ def require_weights(
     """
     optimizers = list(optimizers)
     found = edited_weights(optimizers, module, pattern)
+    blocks = _blocks(optimizers, module, pattern)
     if not found:
         known = [weight.name for weight in edited_weights(optimizers, module)]
         raise MisconfigurationException(
             f"`{owner}(modules={pattern!r})` matches no floating matrix in the optimizers' param groups. "
             f"They hold: {', '.join(known) if known else 'no matrix at all'}."
+            + (f" No matrix is {', '.join(blocks)}." if blocks else "")
         )
-    _check_names(found, owner)
+    if blocks:
+        log.warning(
+            "`%s(modules=%r)` leaves alone what is no matrix: %s. Split it into one parameter for each matrix, such as "
+            "each expert, if it shall be looked at.",
+            owner,
+            pattern,
+            ", ".join(blocks),
+        )
+    require_names(found, owner)
     _check_places(found, owner)
     return found
 
 
-def _check_names(found: Sequence[EditedWeight], owner: str) -> None:
+def _blocks(optimizers: Iterable[Optimizer], module: nn.Module, pattern: str | None) -> list[str]:
+    """Describe what a pattern asks for and has more than two dimensions: experts, convolutions."""
+    if pattern is None:
+        return []
+    matching = edited_weights(optimizers, module, pattern, any_shape=True)
+    return [f"{each.name} {list(each.parameter.shape)}" for each in matching if each.parameter.ndim > 2]
+
+
+def require_names(found: Sequence[EditedWeight], owner: str) -> None:
+    """Refuse weights that share a name.
+
+    Args:
+        found: What was found in the optimizers.
+        owner: Name of the callback, for the message.
+
+    Raises:
+        MisconfigurationException: If two share a name.
+    """
     names = [weight.name for weight in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -157,6 +202,25 @@ def _check_places(found: Sequence[EditedWeight], owner: str) -> None:
             f"`{owner}` needs double precision, which {single[0].parameter.device} has not; {single[0].name} lies "
             'there. Train on the CPU: `Trainer(accelerator="cpu")`.'
         )
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Add to an error that a function raises on a tensor which weight the tensor was.
+
+    Example:
+        >>> with about("net.0.weight"):
+        ...     raise ValueError("`weight` has a NaN.")
+        Traceback (most recent call last):
+        ...
+        ValueError: `weight` has a NaN.
+        This is about `net.0.weight`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        error.add_note(f"This is about `{name}`.")
+        raise
 
 
 def stack(measured: Sequence[Tensor]) -> Tensor:

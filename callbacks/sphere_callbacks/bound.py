@@ -72,8 +72,17 @@ class PerturbationBound(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Remember the weights and their energies."""
         super().on_train_start(trainer, pl_module)
-        self._before = {weight.name: (weight.weight.clone(), self._energy(weight)) for weight in self._weights}
-        self._batches = 0
+        self._record(trainer, pl_module)
+
+    @override
+    def _reset(self) -> None:
+        self._before, self._batches = {}, 0
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        for weight in self._weights:
+            if weight.name not in self._before:
+                self._before[weight.name] = (weight.weight.clone(), self._energy(weight))
 
     @override
     @torch.no_grad()

@@ -96,6 +96,11 @@ class EnergyCorrelation(Callback):
             self.series.setdefault(name, []).append((float(metrics[self.energy]), float(metrics[name])))
         self._log(trainer, names)
 
+    @override
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        """Let the next fit start afresh, also after the evaluation of a checkpoint."""
+        self._restored = False
+
     def summary(self) -> dict[str, Correlation]:
         """Compute every correlation with its test and its interval.
 

@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import EditedWeight, stack
+from sphere_callbacks.functional import exact_products
+from sphere_callbacks.functional._checks import as_matrix
 from sphere_callbacks.functional.curvature import CurvatureBasis, curvature_basis, project_low_curvature
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
@@ -27,7 +29,8 @@ class CurvatureProjection(WeightCallback):
     callbacks the later one has the last word.
 
     The factors come with ``factors``, or from the module's own ``curvature_factors(tokens)``, which returns a mapping
-    from the names of the weights to pairs ``(A, B)``. :func:`record_factors` measures them on any module.
+    from the names of the weights to pairs ``(A, B)``. :func:`record_factors` measures them on any module. A resumed fit
+    asks again: a module must then answer for the weights before the first update, and not for those of the checkpoint.
 
     Not settled by a public source, and this implementation's own: that the factors are those of the unedited model
     throughout, the share of curvature, and that closed-form updates are projected once; the authors project each
@@ -83,8 +86,8 @@ class CurvatureProjection(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Find the curvature of each weight."""
         super().on_train_start(trainer, pl_module)
-        factors = self._factors_of(pl_module)
-        self._bases = {weight.name: self._basis(weight, factors) for weight in self._weights}
+        self._bases, self._measured = {}, []
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -93,10 +96,11 @@ class CurvatureProjection(WeightCallback):
     ) -> None:
         """Project the gradients that are ready."""
         for weight in self._with_grad(optimizer, pl_module):
+            self._require_recorded(weight.name, self._bases)
             basis = self._bases[weight.name]
             projected = project_low_curvature(weight.grad, basis, self.strength)
-            total = weight.grad.square().sum()
-            removed = torch.where(total == 0, 0.0, (weight.grad - projected).square().sum() / total)
+            total = as_matrix(weight.grad).square().sum()
+            removed = torch.where(total == 0, 0.0, as_matrix(weight.grad - projected).square().sum() / total)
             self._measured.append(torch.stack([removed.float(), basis.high.float().mean()]))
             weight.grad.copy_(projected)
 
@@ -107,6 +111,12 @@ class CurvatureProjection(WeightCallback):
             removed, high = stack(self._measured).mean(dim=0)
             log_values(trainer, pl_module, {"curvature/removed": removed, "curvature/high": high})
         self._measured = []
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        factors = self._factors_of(pl_module)
+        missing = [weight for weight in self._weights if weight.name not in self._bases]
+        self._bases |= {weight.name: self._basis(weight, factors) for weight in missing}
 
     def _factors_of(self, module: nn.Module) -> Factors:
         if self.factors is not None:
@@ -131,7 +141,8 @@ class CurvatureProjection(WeightCallback):
             )
         a, b = (each.to(weight.parameter.device, torch.float64) for each in given)
         inputs, outputs, high = curvature_basis(a, b, self.cumulative_ratio)
-        return CurvatureBasis(inputs.to(weight.weight), outputs.to(weight.weight), high)
+        dtype = as_matrix(weight.weight).dtype  # not that of a half precision weight: its eight bits are no basis
+        return CurvatureBasis(inputs.to(dtype), outputs.to(dtype), high)
 
 
 class RecordedFactors:
@@ -148,7 +159,8 @@ class RecordedFactors:
 
     def add(self, name: str, inputs: Tensor, gradients: Tensor) -> None:
         """Take in rows of inputs ``[t, d]`` and of gradients at the outputs ``[t, n]``."""
-        moments = [(rows.T @ rows).double() for rows in (inputs, gradients)]
+        with exact_products():
+            moments = [(rows.T @ rows).double() for rows in (inputs, gradients)]
         known = self._sums.get(name)
         self._sums[name] = moments if known is None else [a + b for a, b in zip(known, moments, strict=True)]
         self._rows[name] = self._rows.get(name, 0) + len(inputs)

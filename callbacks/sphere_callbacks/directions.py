@@ -1,6 +1,5 @@
 """Follow the principal directions of the weights from batch to batch."""
 
-import logging
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,8 +10,6 @@ from typing_extensions import override
 from sphere_callbacks._base import StartCallback, log_values
 from sphere_callbacks._weights import EditedWeight, stack
 from sphere_callbacks.functional import leading_directions, subspace_overlap
-
-log = logging.getLogger(__name__)
 
 
 class PrincipalDirections(StartCallback):
@@ -25,7 +22,8 @@ class PrincipalDirections(StartCallback):
           (:func:`sphere_callbacks.functional.subspace_overlap`), 1 if they span the same space;
         - ``principal/overlap_chance``: the overlap that two random subspaces of these sizes would have on average.
 
-    A weight with NaN or infinity has no directions: NaN is logged and a warning given once.
+    A weight with NaN or infinity has no directions: NaN is logged and a warning given once. A weight of zeros has none
+    either, which makes the means NaN as long as it is one: leave it out with ``modules``.
 
     Cost of one measurement of a ``[n, d]`` weight: that of finding the directions once, ``2 n d min(n, d)`` flops for
     the Gram matrix and about ``9 min(n, d)^3`` for its eigenvectors; the directions of the start, ``[d, r]``, are
@@ -38,6 +36,7 @@ class PrincipalDirections(StartCallback):
 
     Raises:
         ValueError: If an argument is out of range.
+        MisconfigurationException: At the start of a fit that resumes one with another ratio.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -57,11 +56,7 @@ class PrincipalDirections(StartCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Find the directions that later ones are compared with."""
         super().on_train_start(trainer, pl_module)
-        for weight in self._weights:
-            if weight.name in self._start:
-                self._start[weight.name] = self._start[weight.name].to(weight.weight.device)
-            elif self._is_finite(weight):
-                self._start[weight.name] = leading_directions(weight.weight, self.cumulative_ratio)[0]
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -77,16 +72,21 @@ class PrincipalDirections(StartCallback):
         super()._reset()
         self._warned = set()
 
-    def _is_finite(self, weight: EditedWeight) -> bool:
-        finite = bool(weight.weight.isfinite().all())
-        if not finite and weight.name not in self._warned:
-            self._warned.add(weight.name)
-            log.warning("`%s` has NaN or infinity: its principal directions are undefined.", weight.name)
-        return finite
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"cumulative_ratio": self.cumulative_ratio}
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        for weight in self._weights:
+            if weight.name in self._start:
+                self._start[weight.name] = self._start[weight.name].to(weight.weight.device)
+            elif self._has_directions(weight.name, weight.weight, self._warned):
+                self._start[weight.name] = leading_directions(weight.weight, self.cumulative_ratio)[0]
 
     def _measure(self, weight: EditedWeight) -> Tensor:
         """Return rank, leading share, overlap and its chance level for one weight."""
-        if not self._is_finite(weight) or weight.name not in self._start:
+        if not self._has_directions(weight.name, weight.weight, self._warned) or weight.name not in self._start:
             return weight.weight.new_full((4,), torch.nan, dtype=torch.float32)
         start = self._start[weight.name]
         now, values = leading_directions(weight.weight, self.cumulative_ratio)

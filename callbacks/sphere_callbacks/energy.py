@@ -40,6 +40,7 @@ class HypersphericalEnergy(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range.
+        MisconfigurationException: At the start of a fit that resumes one with another order.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -73,10 +74,7 @@ class HypersphericalEnergy(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Measure the energies that changes are counted from."""
         super().on_train_start(trainer, pl_module)
-        missing = [weight for weight in self._weights if weight.name not in self.initial]
-        if missing:
-            self.initial |= self._measure(missing)[0]
-            self.latest = {**self.initial, **self.latest}
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -94,8 +92,9 @@ class HypersphericalEnergy(WeightCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the energies at the start and now, and the count of batches."""
-        return {"initial": dict(self.initial), "latest": dict(self.latest), "batches": self._batches}
+        """Return the energies at the start and now, of which order they are, and the count of batches."""
+        energies = {"initial": dict(self.initial), "latest": dict(self.latest)}
+        return {**energies, "batches": self._batches, "arguments": self._arguments()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -107,6 +106,20 @@ class HypersphericalEnergy(WeightCallback):
     @override
     def _reset(self) -> None:
         self.initial, self.latest, self._batches, self._warned = {}, {}, 0, set()
+
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"s": self.s}
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        # A checkpoint may hold energies of weights that are not looked at any more.
+        names = [weight.name for weight in self._weights]
+        self.initial = {name: self.initial[name] for name in names if name in self.initial}
+        missing = [weight for weight in self._weights if weight.name not in self.initial]
+        if missing:
+            self.initial |= self._measure(missing)[0]
+        self.latest = {name: self.latest.get(name, self.initial[name]) for name in names}
 
     def _measure(self, weights: list[EditedWeight]) -> tuple[dict[str, float], Tensor]:
         """Return the energies by name, and their mean per ordered pair."""

@@ -39,7 +39,7 @@ class WeightGeometry(StartCallback):
     Raises:
         ValueError: If an argument is out of range.
         MisconfigurationException: At the start of a fit, if matplotlib or scikit-learn is missing, or the figures have
-            nowhere to go.
+            nowhere to go, or it resumes one with another count of rows.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -85,9 +85,7 @@ class WeightGeometry(StartCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Keep the rows of the start."""
         super().on_train_start(trainer, pl_module)
-        for weight in self._weights:
-            if weight.name not in self._start:
-                self._start[weight.name] = self._sample(weight)
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -97,6 +95,16 @@ class WeightGeometry(StartCallback):
             figures = {weight.name: self._draw(weight) for weight in self._weights}
             self._send(trainer, figures)
             self._save(figures)
+
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        for weight in self._weights:
+            if weight.name not in self._start:
+                self._start[weight.name] = self._sample(weight)
 
     def _sample(self, weight: EditedWeight) -> Tensor:
         """Copy evenly spaced rows to CPU memory as float32."""

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, log_values, require_record
-from sphere_callbacks._weights import EditedWeight, edited_weights, stack
+from sphere_callbacks._weights import EditedWeight, about, edited_weights, stack
 from sphere_callbacks.functional import (
     principal_directions,
     principal_share,
@@ -19,6 +19,7 @@ from sphere_callbacks.functional import (
     project_out_both,
     reading_from,
 )
+from sphere_callbacks.functional._checks import as_matrix
 
 
 class SparseProjection(WeightCallback):
@@ -55,7 +56,7 @@ class SparseProjection(WeightCallback):
     Raises:
         ValueError: If an argument is out of range or two of them contradict each other.
         MisconfigurationException: At the start of a fit, if ``basis="pretrained"`` resumes from a checkpoint without a
-            record of the pretrained directions.
+            record of the pretrained directions, or with one that other arguments made.
 
     Note:
         With ``when="step"`` the weights change after the optimizer's step has returned to PyTorch's post hooks. A
@@ -101,13 +102,10 @@ class SparseProjection(WeightCallback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Record the pretrained directions and, for ``when="step"``, hook into the optimizers."""
         super().on_train_start(trainer, pl_module)
-        if self.basis == "pretrained":
-            for weight in self._weights:
-                if weight.name not in self._bases:
-                    require_record(
-                        trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights"
-                    )
-                    self._bases[weight.name] = self._directions(weight.weight)
+        if self.basis == "pretrained" and any(weight.name not in self._bases for weight in self._weights):
+            require_record(trainer, "SparseProjection(basis='pretrained')", "the directions of the pretrained weights")
+        self._record(trainer, pl_module)
+        self._measured = []  # of a batch at which an earlier fit broke off
         self._release()
         if self.when == "step":
             for optimizer in trainer.optimizers:
@@ -145,8 +143,9 @@ class SparseProjection(WeightCallback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Return the directions that are still in use and how many updates they have served."""
-        return {"bases": {name: list(bases) for name, bases in self._bases.items()}, "ages": dict(self._ages)}
+        """Return the directions that are still in use, what they are, and how many updates they have served."""
+        bases = {name: list(bases) for name, bases in self._bases.items()}
+        return {"bases": bases, "ages": dict(self._ages), "arguments": self._arguments()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -158,6 +157,23 @@ class SparseProjection(WeightCallback):
     @override
     def _reset(self) -> None:
         self._bases, self._ages = {}, {}
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.basis == "pretrained":
+            for weight in (each for each in self._weights if each.name not in self._bases):
+                with about(weight.name):
+                    self._bases[weight.name] = self._directions(weight.weight)
+
+    @override
+    def _arguments(self) -> dict[str, Any]:
+        return {"cumulative_ratio": self.cumulative_ratio, "basis": self.basis, "sides": self.sides}
+
+    @override
+    def _resume_with_other_arguments(self) -> None:
+        if self.basis == "pretrained" and self._bases:
+            super()._resume_with_other_arguments()
+        self._reset()  # current directions can be found again
 
     def _release(self) -> None:
         for handle in self._handles:
@@ -172,11 +188,7 @@ class SparseProjection(WeightCallback):
     def _bases_of(self, name: str, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the directions to use for this update and count it."""
         if self.basis == "pretrained":
-            if name not in self._bases:
-                raise RuntimeError(
-                    f"`SparseProjection(basis='pretrained')` has no directions for `{name}`. Call "
-                    "`on_train_start` before the first update, as a Trainer does."
-                )
+            self._require_recorded(name, self._bases)
             return self._on_device(name, weight)
         if self.refresh_every == 1:
             return self._directions(weight)
@@ -193,15 +205,16 @@ class SparseProjection(WeightCallback):
 
     def _project(self, name: str, weight: Tensor, update: Tensor) -> Tensor:
         """Project one update and note what that did to it."""
-        inputs, *outputs = self._bases_of(name, weight)
+        with about(name):
+            inputs, *outputs = self._bases_of(name, weight)
         inside = reading_from(update, inputs)  # both what is removed and what is measured are made of it
         projected = (
             project_out_both(update, inputs, *outputs)
             if outputs
             else project_out(update, inputs, self.strength, inside)
         )
-        total = update.square().sum()
-        removed = torch.where(total == 0, 0.0, (update - projected).square().sum() / total)
+        total = as_matrix(update).square().sum()
+        removed = torch.where(total == 0, 0.0, as_matrix(update - projected).square().sum() / total)
         shape = [inputs.shape[1] / inputs.shape[0], inputs.shape[1]]
         shares = torch.stack([removed, principal_share(update, inputs, inside)])
         self._measured.append(torch.cat([shares.float(), shares.new_tensor(shape).float()]))

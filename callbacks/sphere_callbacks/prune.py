@@ -6,12 +6,14 @@ from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sphere_callbacks._base import WeightCallback, require_record
-from sphere_callbacks._weights import EditedWeight, stack
+from sphere_callbacks._weights import EditedWeight, about, stack
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
+from sphere_callbacks.functional._checks import as_matrix
 from sphere_callbacks.loop import Loop
 
 
@@ -55,7 +57,9 @@ class SpectrumRestraint(WeightCallback):
 
     Raises:
         ValueError: If an argument is out of range.
-        MisconfigurationException: At the start of a fit that resumes from a checkpoint without a record of ``W_0``.
+        MisconfigurationException: At the start of a fit that resumes from a checkpoint without a record of ``W_0``, or
+            with a weight that has no largest singular value above 0; and where another module than that of the fit is
+            evaluated, since ``W_0`` is not its.
 
     Note:
         A checkpoint saved with ``save_weights_only=True`` reaches no callback and holds the unrestrained weights.
@@ -88,6 +92,7 @@ class SpectrumRestraint(WeightCallback):
         self.project_strength = project_strength
         self._originals: dict[str, Original] = {}
         self._live: dict[str, Tensor] = {}
+        self._fitted = False
 
     @override
     @torch.no_grad()
@@ -96,15 +101,8 @@ class SpectrumRestraint(WeightCallback):
         super().on_train_start(trainer, pl_module)
         if any(weight.name not in self._originals for weight in self._weights):
             require_record(trainer, "SpectrumRestraint()", "the weights before the first edit")
-        registered = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-        for weight in self._weights:
-            if weight.name not in self._originals:
-                self._originals[weight.name] = Original(
-                    weight=weight.weight.to("cpu", copy=True),
-                    limit=float(spectral_norm(weight.weight)),
-                    registered=registered.get(id(weight.parameter), ""),
-                    fan_in_fan_out=weight.fan_in_fan_out,
-                )
+        self._record(trainer, pl_module)
+        self._fitted = True
 
     @override
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -154,7 +152,8 @@ class SpectrumRestraint(WeightCallback):
             path = self._originals[weight.name].registered
             if path in state:
                 live[path] = weight.orient(self._live.get(weight.name, weight.weight))
-                state[path] = weight.orient(self._restrained(weight.name, weight.orient(live[path]))[0])
+                restrained = weight.orient(self._restrained(weight.name, weight.orient(live[path]))[0])
+                state |= dict.fromkeys(_names_of(weight, pl_module) & state.keys(), restrained)
         if live:
             checkpoint["state_dict"], checkpoint["spectrum_restraint"] = state, live
 
@@ -177,6 +176,7 @@ class SpectrumRestraint(WeightCallback):
         """Count the change from the weights before the first edit of the interrupted fit."""
         super().load_state_dict(state_dict)
         self._originals = {name: Original(**original) for name, original in state_dict["originals"].items()}
+        self._fitted = False  # the checkpoint's weights may be in any module of the same shape
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
@@ -190,8 +190,8 @@ class SpectrumRestraint(WeightCallback):
         if self._live:
             yield
             return
-        self._swap_in(module)
         try:
+            self._swap_in(module)
             yield
         finally:
             self._swap_back(module)
@@ -200,6 +200,20 @@ class SpectrumRestraint(WeightCallback):
     def _reset(self) -> None:
         self._originals, self._live = {}, {}
 
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        registered = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        self._originals = {
+            weight.name: self._originals.get(weight.name)
+            or Original(
+                weight=weight.weight.to("cpu", copy=True),
+                limit=_limit(weight),
+                registered=registered.get(id(weight.parameter), ""),
+                fan_in_fan_out=weight.fan_in_fan_out,
+            )
+            for weight in self._weights
+        }
+
     def _targets(self, module: nn.Module) -> list[EditedWeight]:
         """Find the recorded weights, also in a process that has not fitted."""
         parameters = dict(module.named_parameters())
@@ -207,6 +221,12 @@ class SpectrumRestraint(WeightCallback):
         found = []
         for name, original in self._originals.items():
             parameter = parameters[original.registered] if original.registered else held[name].parameter
+            if self._fitted and parameter is not held[name].parameter:
+                raise MisconfigurationException(
+                    f"`SpectrumRestraint` has recorded what `{name}` was before the fit of another module, so it "
+                    "cannot restrain this one. Give the fit's checkpoint as `ckpt_path`, or leave the callback out: "
+                    "the weights in a checkpoint are restrained already."
+                )
             found.append(EditedWeight(name, parameter, original.fan_in_fan_out))
         return found
 
@@ -214,20 +234,22 @@ class SpectrumRestraint(WeightCallback):
         """Return the restrained weight and the share of the accumulated change that this removes."""
         original = self._originals[name].weight.to(weight.device)
         change = weight - original
-        restrained = restrain_spectrum(change, self._originals[name].limit)
+        with about(name):
+            restrained = restrain_spectrum(change, self._originals[name].limit)
         if self.project_strength:
             directions = principal_directions(original, self.project_cumulative_ratio)
             restrained = project_out(restrained, directions, self.project_strength)
         if restrained is change:  # nothing to restrain: not even the rounding of W_0 + (W - W_0)
             return weight, weight.new_zeros(())
-        return original + restrained, (change - restrained).square().sum() / change.square().sum()
+        removed, whole = as_matrix(change - restrained), as_matrix(change)
+        return original + restrained, removed.square().sum() / whole.square().sum()
 
     @torch.no_grad()
     def _swap_in(self, module: nn.Module) -> list[Tensor]:
         removed = []
         for weight in self._targets(module):
-            self._live[weight.name] = weight.weight.clone()
             restrained, share = self._restrained(weight.name, weight.weight)
+            self._live[weight.name] = weight.weight.clone()  # last: what is in here has been swapped
             weight.weight.copy_(restrained)
             removed.append(share)
         return removed
@@ -235,7 +257,7 @@ class SpectrumRestraint(WeightCallback):
     @torch.no_grad()
     def _swap_back(self, module: nn.Module) -> None:
         if self._live:
-            for weight in self._targets(module):
+            for weight in (each for each in self._targets(module) if each.name in self._live):
                 weight.weight.copy_(self._live[weight.name])
         self._live = {}
 
@@ -246,4 +268,23 @@ class SpectrumRestraint(WeightCallback):
             if isinstance(trainer, Loop):
                 trainer.log_dict(values)
             else:
-                pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1)
+                # Equal on all ranks; without `sync_dist` Lightning warns of a metric of one rank.
+                pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+
+def _limit(weight: EditedWeight) -> float:
+    """Largest singular value of a weight before any edit; without one there is nothing to restrain a change to."""
+    finite = bool(weight.weight.isfinite().all())
+    limit = float(spectral_norm(weight.weight)) if finite else torch.nan
+    if not limit > 0:
+        raise MisconfigurationException(
+            f"`SpectrumRestraint` restrains changes by the largest singular value of the weight at the start, and that "
+            f"of `{weight.name}` is {limit:g}: it {'is all zeros' if finite else 'has NaN or infinity'}. Leave it out "
+            "with `modules`."
+        )
+    return limit
+
+
+def _names_of(weight: EditedWeight, module: nn.Module) -> set[str]:
+    """All names under which a module knows a weight: modules may share it."""
+    return {name for name, each in module.named_parameters(remove_duplicate=False) if each is weight.parameter}

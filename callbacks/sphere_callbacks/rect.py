@@ -13,6 +13,7 @@ from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import stack
 from sphere_callbacks.curvature import CurvatureProjection
 from sphere_callbacks.functional import relative_mask
+from sphere_callbacks.functional._checks import as_matrix
 from sphere_callbacks.projection import SparseProjection
 
 
@@ -68,15 +69,22 @@ class RelativeMask(WeightCallback):
 
     @override
     @torch.no_grad()
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Forget what was measured of a batch at which an earlier fit broke off."""
+        super().on_train_start(trainer, pl_module)
+        self._measured = []
+
+    @override
+    @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Optimizer
     ) -> None:
         """Zero the small relative changes in the gradients that are ready."""
         for weight in self._with_grad(optimizer, pl_module):
             mask = relative_mask(weight.grad, weight.weight, self.keep)
-            before = weight.grad.square().sum()
+            before = as_matrix(weight.grad).square().sum()
             weight.grad.mul_(mask)
-            kept = torch.where(before == 0, 1.0, weight.grad.square().sum() / before)
+            kept = torch.where(before == 0, 1.0, as_matrix(weight.grad).square().sum() / before)
             self._measured.append(torch.stack([kept.float(), mask.float().mean()]))
 
     @override

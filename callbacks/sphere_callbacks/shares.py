@@ -12,6 +12,7 @@ from typing_extensions import override
 from sphere_callbacks._base import WeightCallback, log_values
 from sphere_callbacks._weights import stack
 from sphere_callbacks.functional import principal_share
+from sphere_callbacks.functional._checks import as_matrix
 from sphere_callbacks.functional.projection import count_directions, leading_directions
 
 
@@ -57,6 +58,8 @@ class PrincipalShares(WeightCallback):
           start;
         - ``shares/drift``: norm of the accumulated change by the norm of :math:`W_0`.
 
+    A weight with NaN or infinity has no directions: NaN is logged and a warning given once.
+
     Cost of one update of a ``[n, d]`` weight: ``2 n d min(n, d)`` flops for the Gram matrix, about ``9 min(n, d)^3``
     for its eigenvectors and ``6 n d r`` for each ratio. A copy of each weight and its first directions are held.
 
@@ -75,23 +78,22 @@ class PrincipalShares(WeightCallback):
 
     def __init__(self, ratios: list[float] | None = None, modules: str | None = None) -> None:
         super().__init__(modules)
-        ratios = [0.1, 0.5, 0.9] if ratios is None else list(ratios)
-        if not ratios or any(not 0 <= ratio < 1 for ratio in ratios):
+        ratios = [0.1, 0.5, 0.9] if ratios is None else ratios
+        if not isinstance(ratios, Sequence) or not ratios or any(not 0 <= ratio < 1 for ratio in ratios):
             raise ValueError(f"`PrincipalShares(ratios={ratios})` must be ratios in [0, 1), such as [0.5].")
-        self.ratios = ratios
+        self.ratios = list(ratios)
         self._origin: dict[str, Tensor] = {}
         self._start: dict[str, Nested] = {}
         self._measured: dict[str, Tensor] = {}
+        self._warned: set[str] = set()
 
     @override
     @torch.no_grad()
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         """Keep the weights that changes are counted from."""
         super().on_train_start(trainer, pl_module)
-        for weight in self._weights:
-            origin = self._origin.get(weight.name, weight.weight).to(weight.weight.device, copy=True)
-            self._origin[weight.name] = origin
-            self._start[weight.name] = nested_directions(origin, self.ratios)
+        self._start, self._measured = {}, {}
+        self._record(trainer, pl_module)
 
     @override
     @torch.no_grad()
@@ -100,12 +102,13 @@ class PrincipalShares(WeightCallback):
     ) -> None:
         """Look at the gradients that are ready."""
         for weight in self._with_grad(optimizer, pl_module):
-            now = nested_directions(weight.weight, self.ratios)
+            self._require_recorded(weight.name, self._start)
+            now = self._nested(weight.name, weight.weight)
             self._measured |= self._shares("update", weight.name, weight.grad, now)
             self._measured |= self._shares("start", weight.name, weight.grad, self._start[weight.name])
             for ratio, count in zip(self.ratios, now.counts, strict=True):
-                share = count / weight.weight.shape[1]
-                self._measured[f"shares/chance_{ratio:g}/{weight.name}"] = now.directions.new_tensor(share)
+                chance = torch.where(now.directions.isnan().any(), torch.nan, count / weight.weight.shape[1])
+                self._measured[f"shares/chance_{ratio:g}/{weight.name}"] = chance
 
     @override
     @torch.no_grad()
@@ -115,7 +118,7 @@ class PrincipalShares(WeightCallback):
             origin = self._origin[weight.name]
             change = weight.weight - origin
             self._measured |= self._shares("accumulated", weight.name, change, self._start[weight.name])
-            self._measured[f"shares/drift/{weight.name}"] = change.norm() / origin.norm()
+            self._measured[f"shares/drift/{weight.name}"] = as_matrix(change).norm() / as_matrix(origin).norm()
         log_values(trainer, pl_module, self._measured | self._means())
         self._measured = {}
 
@@ -132,7 +135,21 @@ class PrincipalShares(WeightCallback):
 
     @override
     def _reset(self) -> None:
-        self._origin, self._start, self._measured = {}, {}, {}
+        self._origin, self._start, self._measured, self._warned = {}, {}, {}, set()
+
+    @override
+    def _record(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        for weight in self._weights:
+            if weight.name not in self._start:
+                origin = self._origin.get(weight.name, weight.weight).to(weight.weight.device, copy=True)
+                self._origin[weight.name] = origin
+                self._start[weight.name] = self._nested(weight.name, origin)
+
+    def _nested(self, name: str, weight: Tensor) -> Nested:
+        """Find the directions of a weight; those of a weight with NaN are NaN."""
+        if self._has_directions(name, weight, self._warned):
+            return nested_directions(weight, self.ratios)
+        return Nested(weight.new_full((weight.shape[1], 1), torch.nan, dtype=torch.float32), [1] * len(self.ratios))
 
     def _shares(self, kind: str, name: str, update: Tensor, basis: Nested) -> dict[str, Tensor]:
         """Share of an update in the directions of each ratio."""

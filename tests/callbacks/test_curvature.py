@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from sphere_callbacks import CurvatureProjection, Loop, RelativeMask, record_factors
@@ -64,6 +65,39 @@ def test_every_batch_adds_the_projected_update(run, weights, updates, factors, t
         for update, seen in zip(updates, module.seen, strict=True):
             expected = expected + reference(update[name].double(), *factors[name], 0.8, 1.0)
             torch.testing.assert_close(seen[name].double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_weight_in_half_precision_is_projected_as_exactly_as_its_update_allows(
+    make_editing, make_trainer, edit_stream, weights, updates, factors
+):
+    half = {name: weight.bfloat16() for name, weight in weights.items()}
+    callback, seen = CurvatureProjection(0.8, factors=factors), []
+
+    class Spy(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.extend(p.grad.clone() for p in pl_module.parameters() if p.grad is not None)
+
+    module = make_editing(half, [{name: update.bfloat16() for name, update in updates[0].items()}])
+    make_trainer(callback, Spy()).fit(module, edit_stream(1))
+    for (name, update), found in zip(module.updates[0].items(), seen, strict=True):
+        expected = -reference(update.double(), *factors[name], 0.8, 1.0)
+        # Each entry is rounded once, to eight bits, and nothing else is.
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_what_is_removed_of_a_small_update_does_not_vanish_in_half_precision(
+    make_editing, make_trainer, edit_stream, weights, updates, factors
+):
+    small = {name: (1e-3 * update).half() for name, update in updates[0].items()}
+    removed = []
+    for dtype in (torch.float16, torch.float64):
+        module = make_editing(
+            {n: w.half().to(dtype) for n, w in weights.items()}, [{n: u.to(dtype) for n, u in small.items()}]
+        )
+        trainer = make_trainer(CurvatureProjection(0.8, factors=factors))
+        trainer.fit(module, edit_stream(1))
+        removed.append(float(trainer.callback_metrics["curvature/removed"]))
+    assert removed[0] == pytest.approx(removed[1], rel=0.01)
 
 
 def test_strength_zero_changes_no_bit(run, weights, factors):
@@ -151,3 +185,15 @@ def test_what_is_no_moment_is_refused():
         curvature_basis(torch.ones(2, 3), torch.eye(2), 0.5)
     with pytest.raises(ValueError, match="transposed"):
         project_low_curvature(torch.ones(2, 3), curvature_basis(torch.eye(2), torch.eye(3), 0.5))
+
+
+def test_integer_updates_are_refused_and_not_cut_off():
+    basis = curvature_basis(torch.eye(2), torch.eye(2), 0.5)
+    with pytest.raises(TypeError, match="`update` must have a floating dtype"):
+        project_low_curvature(torch.ones(2, 2, dtype=torch.int64), basis)
+
+
+def test_moments_in_half_precision_are_decomposed_in_float32():
+    moments = [symmetric(4, seed).to(torch.bfloat16) for seed in (0, 1)]
+    basis, expected = curvature_basis(*moments, 0.5), curvature_basis(*(each.float() for each in moments), 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(basis, expected, strict=True))

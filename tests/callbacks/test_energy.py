@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from sphere_callbacks import HypersphericalEnergy
+from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy
 from sphere_callbacks.functional import hyperspherical_energy
 
 
@@ -70,6 +70,25 @@ def test_a_second_fit_starts_afresh(run, weights):
     run(callback)
     assert callback.initial == pytest.approx(energies(weights))
     assert callback.initial != pytest.approx(first, rel=1e-3)
+
+
+def test_a_checkpoint_that_was_only_evaluated_is_no_start_of_the_next_fit(
+    make_plain, make_trainer, regression_batches, tmp_path
+):
+    class Validated(make_plain):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.training_step(batch, batch_idx), batch_size=4)
+
+    callback, correlation = HypersphericalEnergy(), EnergyCorrelation()
+    trainer = make_trainer(callback, correlation)
+    trainer.fit(Validated(), regression_batches, regression_batches)
+    trainer.save_checkpoint(tmp_path / "fit.ckpt")
+    trainer.validate(dataloaders=regression_batches, ckpt_path=tmp_path / "fit.ckpt", verbose=False)
+    fresh = Validated()
+    expected = energies({name: value for name, value in fresh.named_parameters() if value.ndim == 2})
+    make_trainer(callback, correlation).fit(fresh, regression_batches, regression_batches)
+    assert callback.initial == pytest.approx(expected)
+    assert [len(points) for points in correlation.series.values()] == [1]
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])

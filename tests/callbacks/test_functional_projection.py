@@ -145,3 +145,9 @@ def test_non_finite_weights_are_refused():
 def test_a_transposed_basis_is_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"\[2, 3\] and directions of shape \[2, 1\]"):
         project_out(torch.ones(2, 3), torch.ones(2, 1), 0.5)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3])
+def test_integer_updates_are_refused_and_not_cut_off(strength):
+    with pytest.raises(TypeError, match=r"`update` must have a floating dtype, got torch\.int64.*`update\.float\(\)`"):
+        project_out(torch.ones(2, 3, dtype=torch.int64), torch.eye(3)[:, :1], strength)

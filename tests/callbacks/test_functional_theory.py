@@ -122,3 +122,16 @@ def test_row_cosines_equal_the_cosine_similarity_of_chosen_rows():
     weight, rows = draw(9, 5), torch.tensor([7, 0, 3])
     expected = torch.nn.functional.cosine_similarity(weight[rows].unsqueeze(1), weight[rows].unsqueeze(0), dim=-1)
     torch.testing.assert_close(row_cosines(weight, rows), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"s": -1.0}, "`s`"), ({"block_size": 0}, "`block_size`"), ({"eps": 0.0}, "`eps`")]
+)
+def test_options_out_of_range_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        energy_constant(torch.eye(3), **options)
+
+
+def test_overlap_of_bases_of_different_precision_is_that_in_the_wider_one():
+    left, right = torch.eye(3, dtype=torch.bfloat16)[:, :2], torch.eye(3)[:, 1:]
+    assert torch.equal(subspace_overlap(left, right), torch.tensor(0.5))

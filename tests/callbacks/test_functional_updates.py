@@ -82,3 +82,9 @@ def test_mask_refuses_a_share_outside_its_range(keep):
 def test_mask_refuses_shapes_that_differ():
     with pytest.raises(ValueError, match=r"\[2, 3\] and \[3, 2\]"):
         relative_mask(torch.ones(2, 3), torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_weight_that_is_not_finite_has_no_spectral_norm(bad):
+    with pytest.raises(ValueError, match=r"`weight` \[2, 2\] has a NaN or an infinity"):
+        spectral_norm(torch.tensor([[1.0, bad], [0.0, 1.0]]))

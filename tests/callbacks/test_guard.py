@@ -1,9 +1,11 @@
 import logging
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 
 from sphere_callbacks import CollapseGuard, HypersphericalEnergy
 
@@ -129,6 +131,111 @@ def test_a_metric_of_nan_crosses_its_limit(run, make_editing, make_trainer, edit
     guard = CollapseGuard(above={"val/loss": 1.0}, check="validation")
     make_trainer(guard, val_check_interval=1).fit(Nan(weights, updates), edit_stream(1), edit_stream(1))
     assert "`val/loss` is nan" in guard.last_reason
+
+
+class NaNLoss:
+    """Mixed into a module: the loss of the second batch is NaN, and so are all gradients."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * math.nan if batch_idx == 1 else loss
+
+
+def test_rollback_undoes_what_a_nan_did_to_biases(make_plain, make_trainer, regression_batches):
+    torch.manual_seed(0)
+    guarded, without = type("Guarded", (NaNLoss, make_plain), {})("SGD"), make_plain("SGD")
+    without.load_state_dict(guarded.state_dict())
+    guard = CollapseGuard(action="rollback")
+    make_trainer(guard).fit(guarded, regression_batches)
+    regression_batches.batches.pop(1)
+    make_trainer().fit(without, regression_batches)
+    assert (guard.crossings, guard.skipped) == (1, 1)
+    for name, value in without.state_dict().items():
+        assert torch.equal(guarded.state_dict()[name], value), name
+
+
+def test_a_rollback_of_a_nan_is_the_end_of_it_also_for_the_moments_of_an_optimizer(
+    make_plain, make_trainer, regression_batches
+):
+    module, guard = type("Guarded", (NaNLoss, make_plain), {})("AdamW"), CollapseGuard(action="rollback")
+    seen = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            seen.append(pl_module.net[0].weight.detach().clone())
+
+    trainer = make_trainer(guard, Watch())
+    trainer.fit(module, regression_batches)
+    assert (guard.crossings, guard.skipped) == (1, 1)
+    assert [torch.equal(*pair) for pair in pairwise(seen)] == [True, False, False]  # batch 2 undone, then on
+    moments = [value for state in trainer.optimizers[0].state.values() for value in state.values()]
+    assert moments
+    assert all(bool(value.isfinite().all()) for value in moments)
+
+
+def test_moments_that_are_finite_stay_after_a_rollback(make_plain, make_trainer, regression_batches):
+    trainer = make_trainer(CollapseGuard(max_weight_growth=1e-3, action="rollback"))
+    trainer.fit(make_plain("AdamW"), regression_batches)
+    assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {4}
+
+
+def test_a_nan_in_a_bias_is_noticed_before_it_is_taken_for_good(make_plain, make_trainer, regression_batches):
+    class NaNBias(make_plain):
+        def on_before_optimizer_step(self, optimizer):
+            if self.global_step == 1:
+                self.net[2].bias.grad.fill_(math.nan)
+
+    module, guard = NaNBias("SGD"), CollapseGuard(action="rollback")
+    make_trainer(guard).fit(module, regression_batches)
+    assert guard.last_reason.startswith("After batch 2, `net.2.bias` has NaN or infinity")
+    assert all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+
+
+def test_parameters_outside_the_pattern_are_not_rolled_back(make_plain, make_trainer, regression_batches):
+    module, guard = (
+        type("Guarded", (NaNLoss, make_plain), {})("SGD"),
+        CollapseGuard(action="rollback", modules="net.0.*"),
+    )
+    make_trainer(guard).fit(module, regression_batches)
+    finite = {name: bool(value.isfinite().all()) for name, value in module.state_dict().items()}
+    assert finite == {"net.0.weight": True, "net.0.bias": True, "net.2.weight": False, "net.2.bias": False}
+
+
+def test_a_guard_of_more_modules_resumes_from_one_of_fewer(
+    make_plain, make_trainer, regression_batches, save_after, tmp_path
+):
+    narrow = CollapseGuard(action="rollback", modules="net.0.*")
+    make_trainer(narrow, save_after(2, tmp_path / "two.ckpt")).fit(make_plain("SGD"), regression_batches)
+    wide = CollapseGuard(action="rollback", max_weight_growth=1e-3)
+    make_trainer(wide).fit(make_plain("SGD"), regression_batches, ckpt_path=tmp_path / "two.ckpt")
+    assert wide.skipped == 2
+
+
+@pytest.mark.parametrize(("name", "warnings"), [("val/nrom", 1), ("val/*", 0)])
+def test_a_limit_that_guarded_nothing_is_named_at_the_end(run, caplog, name, warnings):
+    with caplog.at_level(logging.WARNING, logger="sphere_callbacks.guard"):
+        run(CollapseGuard(above={name: math.inf}, check="validation"))
+    said = [record.getMessage() for record in caplog.records if "no check found a metric" in record.getMessage()]
+    assert len(said) == warnings
+    assert all(f"limits for {name}, " in message and "Logged were: val/norm." in message for message in said)
+
+
+def test_only_metrics_with_a_limit_are_read():
+    class Unread:
+        def __float__(self):
+            raise AssertionError("read")
+
+    guard = CollapseGuard(above={"val/*": 1.0})
+    assert list(guard._crossed({"energy/a": Unread(), "val/b": torch.tensor(2.0)})) == ["`val/b` is 2 (upper limit 1)"]
+
+
+def test_growth_is_not_rounded_to_the_precision_of_the_weight(make_editing, make_trainer, edit_stream):
+    weight = torch.ones(4, 4, dtype=torch.bfloat16)
+    update = torch.zeros_like(weight)
+    update[0, 0] = 0.03125  # the norm grows by 0.2 %, less than bfloat16 can tell at 4
+    guard = CollapseGuard(max_weight_growth=1.001)
+    make_trainer(guard).fit(make_editing({"w": weight}, [{"w": update}]), edit_stream(1))
+    assert guard.crossings == 1
 
 
 def test_a_guard_whose_limits_hold_changes_nothing(run, weights):

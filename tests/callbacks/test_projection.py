@@ -168,6 +168,54 @@ def test_pretrained_directions_are_not_taken_from_weights_that_a_checkpoint_has_
         trainer.fit(make_editing(weights, updates), edit_stream(5), ckpt_path=tmp_path / "two.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"basis": "pretrained"}, {"basis": "pretrained", "cumulative_ratio": 0.9}),
+        ({"basis": "pretrained", "strength": 1.0}, {"basis": "pretrained", "strength": 1.0, "sides": "both"}),
+        ({"basis": "pretrained", "strength": 1.0, "sides": "both"}, {"basis": "pretrained", "strength": 0.1}),
+        ({"refresh_every": 3}, {"basis": "pretrained"}),
+    ],
+)
+def test_pretrained_directions_that_other_arguments_recorded_are_refused(run, save_after, tmp_path, first, second):
+    run(SparseProjection(**first), save_after(2, tmp_path / "two.ckpt"))
+    with pytest.raises(MisconfigurationException, match="resumes a fit that was recorded by"):
+        run(SparseProjection(**second), ckpt_path=tmp_path / "two.ckpt")
+
+
+def test_kept_directions_that_other_arguments_found_are_found_anew(run, weights, updates, save_after, tmp_path):
+    whole = run(SparseProjection(refresh_every=5), save_after(2, tmp_path / "two.ckpt"))[0]
+    resumed = run(SparseProjection(cumulative_ratio=0.9, refresh_every=5), ckpt_path=tmp_path / "two.ckpt")[0]
+    for name, start in whole.seen[1].items():
+        expected = start + project_out(updates[2][name], principal_directions(start, 0.9), 0.5)
+        torch.testing.assert_close(resumed.seen[0][name], expected, rtol=0, atol=1e-5)
+
+
+def test_a_state_of_before_the_arguments_were_kept_is_taken_as_it_is(run, weights):
+    earlier = SparseProjection(basis="pretrained")
+    run(earlier)
+    state = earlier.state_dict()
+    del state["arguments"]
+    later = SparseProjection(basis="pretrained")
+    later.load_state_dict(state)
+    assert run(later)[0].seen  # not refused
+    assert all(torch.equal(later._bases[name][0], state["bases"][name][0]) for name in weights)
+
+
+def test_shares_of_small_updates_do_not_vanish_in_half_precision(
+    make_editing, make_trainer, edit_stream, make_weights, make_updates
+):
+    """Squares of numbers below 2e-4 are zero in float16."""
+    found = []
+    for dtype in (torch.float16, torch.float64):
+        weights = {name: weight.to(dtype) for name, weight in make_weights(dtype=torch.float16).items()}
+        update = {name: value.to(dtype) for name, value in make_updates(weights, 1, scale=1e-4)[0].items()}
+        trainer = make_trainer(SparseProjection())
+        trainer.fit(make_editing(weights, [update]), edit_stream(1))
+        found.append([float(trainer.callback_metrics[f"projection/{key}"]) for key in ("removed", "in_principal")])
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+
+
 def test_a_second_fit_takes_its_own_pretrained_directions(
     make_editing, make_trainer, edit_stream, make_weights, updates
 ):
@@ -214,6 +262,14 @@ def test_a_nan_weight_stops_the_run_with_a_reason(run, weights):
     weights["layers.0.down_proj"][0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or an infinity"):
         run(SparseProjection())
+
+
+@pytest.mark.parametrize("basis", ["current", "pretrained"])
+def test_a_nan_weight_is_named(run, weights, basis):
+    weights["layers.1.down_proj"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or an infinity") as raised:
+        run(SparseProjection(basis=basis))
+    assert raised.value.__notes__ == ["This is about `layers.1.down_proj`."]
 
 
 def test_pretrained_directions_in_a_bare_loop_need_the_start_hook(make_editing, weights, updates):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from sphere_callbacks import SpectrumRestraint
+from sphere_callbacks import Loop, SpectrumRestraint
 from sphere_callbacks.functional import principal_directions, project_out, restrain_spectrum, spectral_norm
 
 
@@ -177,6 +177,92 @@ def test_logs_the_share_of_the_change_that_was_removed(run, weights, recording_l
         shares.append(float((change - kept).norm() ** 2 / change.norm() ** 2))
     assert recording_logger.series("prune/removed")[-1] == pytest.approx(sum(shares) / 2, rel=1e-4)
     assert min(shares) > 0
+
+
+def test_the_share_is_logged_as_one_of_all_ranks(run, watched, monkeypatch):
+    """Lightning warns of a metric of an epoch that is not, and who fits cannot help it."""
+    given, log_dict = [], watched.log_dict
+    monkeypatch.setattr(watched, "log_dict", lambda self, *a, **k: given.append(k) or log_dict(self, *a, **k))
+    run(SpectrumRestraint())
+    assert [each["sync_dist"] for each in given] == [True] * 4
+
+
+@pytest.fixture
+def started():
+    """Three layers and a restraint that has recorded them; then the first moves far."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4, bias=False) for _ in range(3)))
+    restraint = SpectrumRestraint()
+    restraint.on_train_start(Loop([torch.optim.SGD(model.parameters())]), model)
+    with torch.no_grad():
+        model[0].weight.add_(100 * torch.eye(4))
+    return restraint, model
+
+
+def test_a_weight_that_cannot_be_restrained_is_named_and_leaves_the_others_as_they_were(started):
+    restraint, model = started
+    live = model[0].weight.detach().clone()
+    model[1].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="has no singular values") as raised, restraint.swapped(model):
+        pass
+    assert raised.value.__notes__ == ["This is about `1.weight`."]
+    assert torch.equal(model[0].weight, live)
+
+
+def test_a_nan_under_a_trainer_is_reported_as_it_is(run, updates):
+    updates[1]["layers.0.down_proj"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match="has no singular values"):
+        run(SpectrumRestraint())
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.0, "is 0: it is all zeros"), (torch.nan, "is nan: it has NaN")])
+def test_a_weight_without_a_largest_singular_value_is_refused_at_the_start(run, weights, value, said):
+    weights["layers.1.down_proj"].fill_(value)
+    with pytest.raises(MisconfigurationException, match=rf"`layers\.1\.down_proj` {said}.*Leave it out"):
+        run(SpectrumRestraint())
+
+
+def test_a_checkpoint_restrains_a_shared_weight_under_all_its_names(
+    make_plain, make_trainer, regression_batches, tmp_path
+):
+    class Shared(make_plain):
+        def __init__(self):
+            super().__init__("SGD")
+            self.net = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 3))
+            self.net[1].weight = self.net[0].weight
+
+    restraint, module = SpectrumRestraint("net.0.*"), Shared()
+    trainer = make_trainer(restraint)
+    trainer.fit(module, regression_batches)
+    with torch.no_grad():
+        module.net[0].weight.add_(100 * torch.eye(6))
+    trainer.save_checkpoint(tmp_path / "shared.ckpt")
+    loaded = Shared()
+    loaded.load_state_dict(torch.load(tmp_path / "shared.ckpt")["state_dict"])
+    with restraint.swapped(module):
+        assert torch.equal(loaded.net[0].weight, module.net[0].weight)
+    assert loaded.net[0].weight.norm() < 50 < module.net[0].weight.norm()
+
+
+def test_another_module_than_the_fitted_one_is_refused_unless_it_loads_the_checkpoint(
+    run, watched, edit_stream, weights, updates, tmp_path
+):
+    module, trainer = run(SpectrumRestraint())
+    trainer.save_checkpoint(tmp_path / "fit.ckpt")
+    trainer.validate(module, edit_stream(1), verbose=False)
+    other = watched(weights, updates)
+    with pytest.raises(MisconfigurationException, match="before the fit of another module"):
+        trainer.validate(other, edit_stream(1), verbose=False)
+    trainer.validate(other, edit_stream(1), ckpt_path=tmp_path / "fit.ckpt", verbose=False)
+    for name in weights:
+        assert torch.equal(other.evaluated[-1][name], module.evaluated[-1][name])
+
+
+def test_a_resumed_fit_restrains_only_what_it_is_asked_to(run, save_after, tmp_path):
+    run(SpectrumRestraint(), save_after(2, tmp_path / "two.ckpt"))
+    module, _ = run(SpectrumRestraint("layers.0.*"), ckpt_path=tmp_path / "two.ckpt")
+    assert torch.equal(module.evaluated[-1]["layers.1.down_proj"], module.seen[-1]["layers.1.down_proj"])
+    assert not torch.equal(module.evaluated[-1]["layers.0.down_proj"], module.seen[-1]["layers.0.down_proj"])
 
 
 @pytest.mark.parametrize("arguments", [{"project_cumulative_ratio": 1.0}, {"project_strength": 2.0}], ids=str)

@@ -58,6 +58,21 @@ def test_logs_shares_of_norm_and_entries(run, weights, updates, recording_logger
     assert recording_logger.series("rect/density") == pytest.approx([25 / 60] * 3)
 
 
+def test_the_norm_kept_of_a_small_update_does_not_vanish_in_half_precision(
+    make_editing, make_trainer, edit_stream, weights, updates
+):
+    small = {name: (1e-3 * update).half() for name, update in updates[0].items()}
+    kept = []
+    for dtype in (torch.float16, torch.float64):
+        module = make_editing(
+            {n: w.half().to(dtype) for n, w in weights.items()}, [{n: u.to(dtype) for n, u in small.items()}]
+        )
+        trainer = make_trainer(RelativeMask(0.4))
+        trainer.fit(module, edit_stream(1))
+        kept.append(float(trainer.callback_metrics["rect/kept"]))
+    assert kept[0] == pytest.approx(kept[1], rel=0.01)
+
+
 def test_works_in_a_module_that_knows_nothing_of_editing(make_plain, make_trainer, regression_batches):
     module = make_plain("SGD")
     start = module.net[0].weight.detach().clone()

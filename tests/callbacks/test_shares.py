@@ -1,3 +1,6 @@
+import logging
+import math
+
 import pytest
 import torch
 
@@ -69,7 +72,21 @@ def test_a_resumed_run_counts_from_the_first_start(run, recording_logger, save_a
     assert recording_logger.series("shares/drift") == pytest.approx(whole[2:])
 
 
-@pytest.mark.parametrize("ratios", [[], [1.0], [-0.1, 0.5]])
+def test_nan_is_logged_and_reported_once(run, updates, caplog, recording_logger):
+    updates[1]["layers.0.down_proj"][0, 0] = torch.nan
+    with caplog.at_level(logging.WARNING, logger="sphere_callbacks.shares"):
+        run(PrincipalShares(), logger=recording_logger)
+    assert [record.getMessage() for record in caplog.records] == [
+        "`layers.0.down_proj` has NaN or infinity: its principal directions are undefined."
+    ]
+    for kind in ("update_0.5", "chance_0.5", "accumulated_0.5"):
+        broken = recording_logger.series(f"shares/{kind}/layers.0.down_proj")
+        whole = recording_logger.series(f"shares/{kind}/layers.1.down_proj")
+        assert [math.isnan(value) for value in broken] == [False, kind != "chance_0.5", True, True]
+        assert not any(map(math.isnan, whole))
+
+
+@pytest.mark.parametrize("ratios", [[], [1.0], [-0.1, 0.5], 0.5])
 def test_ratios_out_of_range_are_refused(ratios):
     with pytest.raises(ValueError, match="PrincipalShares"):
         PrincipalShares(ratios)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sphere_callbacks.functional._checks import exact_products
+from sphere_callbacks.functional._checks import as_matrix, check_floating, exact_products
 from sphere_callbacks.functional.projection import _check_ratio, _check_strength
 
 
@@ -38,11 +38,12 @@ def curvature_basis(input_moment: Tensor, output_moment: Tensor, cumulative_rati
     are the pairs of one eigenvector of each, its eigenvalues their products: no matrix larger than the two is formed.
 
     Args:
-        input_moment: ``A``, symmetric, ``[d, d]``.
+        input_moment: ``A``, symmetric, ``[d, d]``, floating. Half precision is computed in float32.
         output_moment: ``B``, symmetric, ``[n, n]``.
         cumulative_ratio: The curved pairs are the fewest whose eigenvalues exceed this share of their sum, ``[0, 1)``.
 
     Raises:
+        TypeError: If a moment is not floating.
         ValueError: If the ratio is outside ``[0, 1)``, or a moment is not square or not finite.
 
     Example:
@@ -56,7 +57,8 @@ def curvature_basis(input_moment: Tensor, output_moment: Tensor, cumulative_rati
     ordered, places = curvature.flatten().sort(descending=True, stable=True)
     total = ordered.sum()
     # Strictly more than the share; where nothing is curved nothing is high.
-    count = int((ordered.cumsum(0) <= cumulative_ratio * total).sum()) + 1 if total > 0 else 0
+    # On the CPU: CUDA refuses running sums where a trainer asks for deterministic algorithms.
+    count = int((ordered.cpu().cumsum(0) <= cumulative_ratio * total.cpu()).sum()) + 1 if total > 0 else 0
     high = torch.zeros(len(ordered), dtype=torch.bool, device=places.device)
     high[places[:count]] = True
     return CurvatureBasis(inputs, outputs, high.view_as(curvature))
@@ -65,6 +67,7 @@ def curvature_basis(input_moment: Tensor, output_moment: Tensor, cumulative_rati
 def _spectrum(moment: Tensor) -> tuple[Tensor, Tensor]:
     if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or not bool(moment.isfinite().all()):
         raise ValueError(f"A second moment must be a finite square matrix, got shape {list(moment.shape)}.")
+    moment = as_matrix(moment, "moment")
     values, vectors = torch.linalg.eigh((moment + moment.T) / 2)
     return values.clamp(min=0), vectors
 
@@ -82,6 +85,7 @@ def project_low_curvature(update: Tensor, basis: CurvatureBasis, strength: float
         strength: ``α`` in ``[0, 1]``; 0 returns the update as it is.
 
     Raises:
+        TypeError: If the update is not floating.
         ValueError: If the shapes do not meet or the strength is out of range.
 
     Example:
@@ -90,6 +94,7 @@ def project_low_curvature(update: Tensor, basis: CurvatureBasis, strength: float
         tensor([[0., 4.]])
     """
     _check_strength(strength)
+    check_floating(update)
     if tuple(update.shape) != tuple(basis.high.shape):
         raise ValueError(
             f"The update has shape {list(update.shape)}, the curvature {list(basis.high.shape)}. Is one transposed?"

@@ -147,7 +147,8 @@ def riesz_kernel_(squared_distances: Tensor, s: float) -> Tensor:
     return squared_distances.pow_(-0.5 * s)
 
 
-def _check_energy(s: float, block_size: int, eps: float) -> None:
+def check_energy(s: float, block_size: int, eps: float) -> None:
+    """Refuse options that are out of range, with a ValueError."""
     if not s >= 0:
         raise ValueError(
             f"`s` must be at least 0, got {s}. Use 2 for the paper's energy and 0 for the logarithmic one."
@@ -179,7 +180,7 @@ def energy_statistics(weight: Tensor, s: float = 2.0, *, block_size: int = 512, 
         >>> int(found.duplicate_pairs), int(found.zero_rows), int(found.non_finite_rows)
         (1, 1, 0)
     """
-    _check_energy(s, block_size, eps)
+    check_energy(s, block_size, eps)
     unit = unit_rows(weight.detach())
     n, lengths = unit.shape[0], torch.linalg.vector_norm(unit, dim=1)  # 1, or 0, or NaN
     sums, tile = PairSums(s, eps, unit.device), tile_buffer(unit, block_size)
@@ -211,8 +212,9 @@ def hyperspherical_energy(
             adds ``2 * eps ** (-s / 2)`` and not infinity.
 
     Returns:
-        A float64 scalar on the weight's device. A single row has energy 0. A zero row has no direction: it counts as
-        orthogonal to every other row. A NaN or an infinity anywhere in two or more rows gives NaN.
+        A float64 scalar on the weight's device, without history: it measures, and is no term of a loss. A single row
+        has energy 0. A zero row has no direction: it counts as orthogonal to every other row. A NaN or an infinity
+        anywhere in two or more rows gives NaN.
 
     Raises:
         TypeError: If the weight is not floating.

@@ -32,8 +32,9 @@ def subspace_overlap(left: Tensor, right: Tensor) -> Tensor:
     """
     if left.shape[0] != right.shape[0]:
         raise ValueError(f"Both bases must have one row a dimension, got {list(left.shape)} and {list(right.shape)}.")
+    dtype = torch.promote_types(left.dtype, right.dtype)
     with exact_products():
-        cosines = left.T @ right  # [r, k]
+        cosines = left.to(dtype).T @ right.to(dtype)  # [r, k]
     smaller = min(cosines.shape)
     return cosines.square().sum() / smaller if smaller else cosines.new_tensor(torch.nan)
 

@@ -9,7 +9,7 @@ References:
 import torch
 from torch import Tensor
 
-from sphere_callbacks.functional._checks import as_matrix, exact_products
+from sphere_callbacks.functional._checks import as_matrix, check_floating, exact_products
 
 
 def _check_ratio(cumulative_ratio: float) -> None:
@@ -86,7 +86,9 @@ def count_directions(values: Tensor, cumulative_ratio: float, numerical_rank: in
         >>> count_directions(torch.tensor([2.0, 1.0, 1.0]), 0.5, 3)  # a share of exactly 0.5 is not enough
         2
     """
-    shares = values.double().cumsum(0) / values.double().sum()
+    # On the CPU: CUDA refuses running sums where a trainer asks for deterministic algorithms.
+    values = values.double().cpu()
+    shares = values.cumsum(0) / values.sum()
     return min(int((shares <= cumulative_ratio).sum()) + 1, numerical_rank)
 
 
@@ -197,6 +199,7 @@ def project_out(update: Tensor, directions: Tensor, strength: float, inside: Ten
         Tensor of shape ``[n, d]`` in the dtype of ``update``; computed in the wider of the two dtypes.
 
     Raises:
+        TypeError: If the update is not floating.
         ValueError: If the strength is outside ``[0, 1]`` or the shapes do not meet.
 
     Example:
@@ -204,6 +207,7 @@ def project_out(update: Tensor, directions: Tensor, strength: float, inside: Ten
         tensor([[2., 2.]])
     """
     _check_strength(strength)
+    check_floating(update)
     _check_side(update, directions, dim=1)
     if strength == 0:
         return update
@@ -227,6 +231,7 @@ def project_out_both(update: Tensor, input_directions: Tensor, output_directions
         Tensor of shape ``[n, d]``, without any component that touches ``U`` or ``V``.
 
     Raises:
+        TypeError: If the update is not floating.
         ValueError: If the shapes do not meet.
 
     Example:

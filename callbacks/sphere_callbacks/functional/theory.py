@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sphere_callbacks.functional._checks import as_matrix, exact_products
-from sphere_callbacks.functional.energy import unit_rows
+from sphere_callbacks.functional.energy import check_energy, unit_rows
 
 
 class EnergyBound(NamedTuple):
@@ -47,7 +47,7 @@ def energy_constant(
 
     Args:
         weight: Tensor of shape ``[n, d]``, floating.
-        s: Order of the energy.
+        s: Order of the energy, at least 0.
         rows: ``"raw"`` takes the rows as they are, which is the theorem's text; it bounds the energy of *unnormalised*
             rows. ``"unit"`` takes unit rows and divides each inner sum by the length of its row: this one bounds the
             hyperspherical energy itself, since turning a long row takes a larger update.
@@ -59,7 +59,7 @@ def energy_constant(
 
     Raises:
         TypeError: If the weight is not floating.
-        ValueError: If it is not a matrix, or ``rows`` is unknown.
+        ValueError: If it is not a matrix, ``rows`` is unknown, or an option is out of range.
 
     Example:
         >>> round(float(energy_constant(torch.eye(2), rows="unit")), 6)  # 4 * sqrt(2 * (2 ** -1.5) ** 2)
@@ -67,6 +67,7 @@ def energy_constant(
     """
     if rows not in ("raw", "unit"):
         raise ValueError(f"`rows` must be 'raw' or 'unit', got {rows!r}.")
+    check_energy(s, block_size, eps)
     raw = as_matrix(weight.detach())
     points = unit_rows(raw) if rows == "unit" else raw
     sums = _inverse_distances(points, s + 1, block_size, eps)
@@ -111,7 +112,7 @@ def perturbation_bound(
     Args:
         weight: Tensor of shape ``[n, d]``, the weight before the update.
         energy_change: Energy after minus energy before.
-        s: Order of the energy.
+        s: Order of the energy, at least 0.
         rows: See :func:`energy_constant`.
         block_size: Side of a tile.
 
@@ -120,7 +121,7 @@ def perturbation_bound(
 
     Raises:
         TypeError: If the weight is not floating.
-        ValueError: If it is not a matrix, or ``rows`` is unknown.
+        ValueError: If it is not a matrix, ``rows`` is unknown, or an option is out of range.
 
     Example:
         >>> round(float(perturbation_bound(torch.eye(2), 0.02, rows="unit").lower), 8)

@@ -61,6 +61,11 @@ def _smaller_gram(matrix: Tensor) -> Tensor:
     return wide @ wide.T if matrix.shape[0] <= matrix.shape[1] else wide.T @ wide
 
 
+def _check_finite(matrix: Tensor, name: str) -> None:
+    if not matrix.isfinite().all():
+        raise ValueError(f"`{name}` {list(matrix.shape)} has a NaN or an infinity, so it has no singular values.")
+
+
 def spectral_norm(weight: Tensor) -> Tensor:
     """Compute the largest singular value.
 
@@ -72,13 +77,15 @@ def spectral_norm(weight: Tensor) -> Tensor:
 
     Raises:
         TypeError: If the weight is not floating.
-        ValueError: If it is not a matrix.
+        ValueError: If it is not a finite matrix.
 
     Example:
         >>> round(float(spectral_norm(torch.diag(torch.tensor([3.0, -5.0])))), 6)
         5.0
     """
-    values: Tensor = torch.linalg.eigvalsh(_smaller_gram(as_matrix(weight.detach())))
+    matrix = as_matrix(weight.detach())
+    _check_finite(matrix, "weight")
+    values: Tensor = torch.linalg.eigvalsh(_smaller_gram(matrix))
     largest: Tensor = values[-1].clamp(min=0).sqrt()
     return largest
 
@@ -110,8 +117,7 @@ def restrain_spectrum(change: Tensor, max_singular_value: float) -> Tensor:
     if not max_singular_value > 0:
         raise ValueError(f"`max_singular_value` must be above 0, got {max_singular_value}.")
     matrix = as_matrix(change.detach(), "change")
-    if not matrix.isfinite().all():
-        raise ValueError(f"`change` {list(change.shape)} has a NaN or an infinity, so it has no singular values.")
+    _check_finite(matrix, "change")
     values, vectors = torch.linalg.eigh(_smaller_gram(matrix))
     singular = values.clamp(min=0).sqrt()
     above = singular > max_singular_value
