@@ -95,6 +95,7 @@ def _trim(factors: Factors, tolerance: float) -> Factors:
     """Drop the directions that all together lie below the tolerance; `left` must have orthonormal columns."""
     wide = factors.right.double()
     squares, directions = torch.linalg.eigh(wide @ wide.T)  # ascending
-    dropped = int((squares.clamp_min(0).cumsum(0) <= tolerance**2).sum())
+    # On the CPU: CUDA refuses running sums where a trainer asks for deterministic algorithms.
+    dropped = int((squares.clamp_min(0).cpu().cumsum(0) <= tolerance**2).sum())
     kept = directions[:, dropped:].to(factors.left)
     return Factors((factors.left @ kept).contiguous(), (kept.T @ factors.right).contiguous())

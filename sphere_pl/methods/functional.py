@@ -84,7 +84,8 @@ def specific_directions(second_moment: Tensor, shared: float) -> Tensor:
         torch.Size([3, 2])
     """
     eigenvalues, vectors = torch.linalg.eigh(second_moment)
-    sums = eigenvalues.clamp(min=0).flip(0).cumsum(0)
+    # On the CPU: CUDA refuses running sums where a trainer asks for deterministic algorithms.
+    sums = eigenvalues.clamp(min=0).flip(0).cpu().cumsum(0)
     count = int((sums < shared * sums[-1]).sum()) + 1
     basis: Tensor = vectors[:, : max(1, len(eigenvalues) - count)]
     return basis

@@ -13,6 +13,7 @@ from sphere_callbacks.functional import (
     project_low_curvature,
     project_out,
     reading_from,
+    relative_mask,
     row_cosines,
     subspace_overlap,
 )
@@ -54,8 +55,10 @@ class OnCuda(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.cumsum:
-            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+        if function is torch.Tensor.is_cuda.__get__:
+            return True
+        if function in {torch.Tensor.cumsum, torch.Tensor.kthvalue}:
+            raise RuntimeError(f"{function.__name__} does not have a deterministic implementation")
         result = super().__torch_function__(function, types, args, kwargs)
         return result.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else result
 
@@ -67,6 +70,15 @@ def test_deterministic_algorithms_suffice_for_what_needs_a_running_sum():
         weight.as_subclass(OnCuda).cumsum(0)
     assert torch.equal(principal_directions(weight.as_subclass(OnCuda), 0.5), directions)
     assert torch.equal(curvature_basis(*(moment(n).as_subclass(OnCuda) for n in (12, 8)), 0.5).high, basis.high)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.95])
+def test_deterministic_algorithms_suffice_to_select_the_largest_changes(keep, monkeypatch):
+    update, weight = torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0))
+    expected = relative_mask(update, weight, keep)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    found = relative_mask(update.as_subclass(OnCuda), weight.as_subclass(OnCuda), keep)
+    assert torch.equal(found.as_subclass(torch.Tensor), expected)
 
 
 def moment(size):

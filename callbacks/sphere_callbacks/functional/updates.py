@@ -52,7 +52,14 @@ def relative_mask(update: Tensor, weight: Tensor, keep: float = 0.4) -> Tensor:
     dropped = math.floor(round((1 - keep) * change.numel(), 6))
     if dropped == 0:
         return torch.ones_like(change, dtype=torch.bool)
-    return change >= change.flatten().kthvalue(dropped).values
+    return change >= _smallest(change.flatten(), dropped)
+
+
+def _smallest(values: Tensor, rank: int) -> Tensor:
+    """The value with so many, itself among them, that are not larger."""
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():  # which refuse to select on CUDA
+        return values.sort().values[rank - 1]
+    return values.kthvalue(rank).values
 
 
 def _smaller_gram(matrix: Tensor) -> Tensor:
