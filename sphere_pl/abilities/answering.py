@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from sphere_pl.abilities.task import Item
-from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.model.frozen_prefix import FrozenPrefix, run_prefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, micro_batches, pad, tokenize, truncate_left
 from sphere_pl.progress import Track, untracked
 

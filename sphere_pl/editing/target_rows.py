@@ -16,7 +16,9 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.model.beginnings import Beginnings
-from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel
+from sphere_pl.model.block_calls import BlockCalls
+from sphere_pl.model.frozen_prefix import FrozenPrefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, micro_batches, pad, tokenize
 
 

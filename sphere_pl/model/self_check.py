@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention, packs
+from sphere_pl.model.block_calls import BlockCalls, stream_of
 from sphere_pl.model.families import output_path
-from sphere_pl.model.language_model import BlockCalls, LanguageModel, run_prefix, stream_of
+from sphere_pl.model.frozen_prefix import run_prefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.process.failures import out_of_memory
 

@@ -26,7 +26,9 @@ from transformers import DynamicCache
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, stream_of
+from sphere_pl.model.block_calls import stream_of
+from sphere_pl.model.frozen_prefix import FrozenPrefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, Tokens, in_context, tokenize
 from sphere_pl.tracing.functional import KINDS, indirect_effects, subject_noise, token_roles, windows
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sphere_pl.model.beginnings import Beginnings
-from sphere_pl.model.language_model import LanguageModel, run_prefix
+from sphere_pl.model.frozen_prefix import run_prefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import pad
 from tests.others import other_lm
 
