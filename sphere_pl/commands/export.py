@@ -23,9 +23,10 @@ from sphere_pl.history.adapter import Adapter, advice, bytes_per_edit, find_adap
 from sphere_pl.history.by_hand import lasting
 from sphere_pl.history.delta import save_delta
 from sphere_pl.history.fact_folder import write_facts
+from sphere_pl.history.left_out import check_without, find_cases
 from sphere_pl.history.low_rank import expand
 from sphere_pl.history.rebuild import restrained
-from sphere_pl.history.replay import check_without, find_cases, solve_without
+from sphere_pl.history.replay import solve_without
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.text.numbers import counted
 

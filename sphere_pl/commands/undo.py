@@ -26,9 +26,9 @@ from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.by_hand import lasting
+from sphere_pl.history.left_out import check_without
 from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
-from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import EDITED, RESULTS, BaseModel, SavedRun, save_matrices
 from sphere_pl.history.undo import Undone, is_exact, write_without
 from sphere_pl.process.closing import after_results

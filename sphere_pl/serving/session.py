@@ -39,7 +39,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.prepared import Prepared
 from sphere_pl.errors import UserError
 from sphere_pl.history.continuation import Earlier, earlier_of, open_earlier
-from sphere_pl.history.replay import check_without
+from sphere_pl.history.left_out import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
