@@ -20,7 +20,7 @@ from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.settings import Asked, command_line
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
 from sphere_pl.commands.asking_again import ask_again
-from sphere_pl.commands.export import (
+from sphere_pl.commands.export_folders import (
     choose,
     write_adapter_folder,
     write_delta_folder,
