@@ -26,18 +26,11 @@ from sphere_pl.progress import Track, tracking
 from sphere_pl.storage.files import write_text
 from sphere_pl.text import numbers
 from sphere_pl.text.usage import program
+from sphere_pl.tracing.facts import embedding_deviation, known_facts, true_answer
 from sphere_pl.tracing.functional import KINDS, ROLES
 from sphere_pl.tracing.picture import draw_trace
 from sphere_pl.tracing.summary import config_line, summarize
-from sphere_pl.tracing.trace import (
-    FactTrace,
-    TraceSettings,
-    check_traceable,
-    embedding_deviation,
-    known_facts,
-    trace_fact,
-    true_answer,
-)
+from sphere_pl.tracing.trace import FactTrace, TraceSettings, check_traceable, trace_fact
 
 _CHECKED_TOGETHER = 100
 
