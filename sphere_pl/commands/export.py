@@ -6,21 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sphere_pl.commands.arguments import add_load_arguments, add_run_arguments, load_options, run_folder
-from sphere_pl.commands.export_folders import (
-    DELTA,
-    Chosen,
-    choose,
-    write_adapter_folder,
-    write_delta_folder,
-    write_fact_folder,
-    write_model_folder,
-    write_whole,
-)
+from sphere_pl.commands.export_folders import DELTA, Form, choose, write_form, write_whole
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import lasting
 from sphere_pl.history.left_out import check_without
-from sphere_pl.history.saved import BaseModel, SavedRun
+from sphere_pl.history.saved import SavedRun
 from sphere_pl.text.numbers import counted
 
 
@@ -44,22 +35,13 @@ def main(args: Sequence[str]) -> None:
         check_without(run, given.without, last)
     base = run.load_base(load_options(given))
     chosen = choose(run, base, given.at, given.without)
-    notes = write_whole(target, lambda folder: _write(folder, run, base, chosen, given))
+    form, rank = _form(given), given.adapter_rank
+    notes = write_whole(target, lambda folder: write_form(folder, run, base, chosen, form, rank))
     held = counted(len(chosen.requests), f"edit of {run.folder} is", f"edits of {run.folder} are")
     sys.stdout.write(f"{held} in {target}\n")
     sys.stdout.write("".join(f"{note}\n" for note in notes))
     if given.push_to_hub:
         sys.stdout.write(f"Pushed to {push(target, given.push_to_hub, private=not given.public)}\n")
-
-
-def _write(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, given: argparse.Namespace) -> list[str]:
-    """Write what was asked for; returns what is to be said about it."""
-    if run.history.header.retrieval is not None:
-        return write_fact_folder(folder, run, chosen)
-    if given.adapter:
-        return write_adapter_folder(folder, run, base, chosen, given.adapter_rank)
-    (write_delta_folder if given.delta_only else write_model_folder)(folder, run, base, chosen)
-    return []
 
 
 def _parser() -> Parser:
@@ -94,14 +76,18 @@ def _check(given: argparse.Namespace) -> None:
         raise UserError(f"--adapter_rank={given.adapter_rank} must be at least 1, and belongs to --adapter.")
 
 
+def _form(given: argparse.Namespace) -> Form:
+    return "adapter" if given.adapter else "delta" if given.delta_only else "model"
+
+
 def _target(given: argparse.Namespace, run: SavedRun) -> Path:
     """The folder to write, which must be new or empty."""
     if given.out:
         target = Path(given.out)
     else:
         at = "" if given.at is None else f"-at-{given.at}"
-        kind = "adapter" if given.adapter else "delta" if given.delta_only else "export"
-        target = lasting(run.folder) / f"{kind}{at}{'-without' if given.without else ''}"
+        name = "export" if _form(given) == "model" else _form(given)
+        target = lasting(run.folder) / f"{name}{at}{'-without' if given.without else ''}"
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     return target

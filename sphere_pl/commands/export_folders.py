@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -24,6 +24,7 @@ from sphere_pl.history.replay import solve_without
 from sphere_pl.history.saved import BaseModel, SavedRun
 
 DELTA = "delta.safetensors"
+Form: TypeAlias = Literal["model", "adapter", "delta"]
 _NOTABLE = 1e-3  # share of a change that may be left out without a word; rounding is far below
 
 
@@ -105,7 +106,34 @@ def end_of(run: SavedRun, weights: dict[str, Tensor]) -> Chosen:
     return Chosen(edits, weights, requests, [], run.results if run.results.get("edits") == edits else {})
 
 
-def write_model_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
+def write_form(
+    folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, form: Form, rank: int | None = None
+) -> list[str]:
+    """Write a run into a folder; one that edits no weight has a form of its own, the list of its facts.
+
+    Args:
+        folder: Where to; it is made.
+        run: The run.
+        base: Its unedited model, which the form `model` changes.
+        chosen: The state to write.
+        form: The whole model, its change as an adapter, or its change as it is.
+        rank: The adapter's; that of the change if None.
+
+    Returns:
+        What is to be said about it.
+
+    Raises:
+        UserError: If an adapter is asked for whose change has full rank, and no rank is given.
+    """
+    if run.history.header.retrieval is not None:
+        return _write_facts(folder, run, chosen)
+    if form == "adapter":
+        return _write_adapter(folder, run, base, chosen, rank)
+    (_write_delta if form == "delta" else _write_model)(folder, run, base, chosen)
+    return []
+
+
+def _write_model(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
     """Write config, weights, generation config, tokenizer, card and the list of edits; changes the base model."""
     base.write(chosen.weights)
     bars = transformers_logging.is_progress_bar_enabled()
@@ -119,7 +147,7 @@ def write_model_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Cho
     _write_about(folder, run, chosen)
 
 
-def write_delta_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
+def _write_delta(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen) -> None:
     """Write the change of the edited matrices, card and the list of edits."""
     header = run.history.header
     about: dict[str, Any] = {"model": _public_name(header.model), "revision": header.revision, "dtype": header.dtype}
@@ -128,7 +156,7 @@ def write_delta_folder(folder: Path, run: SavedRun, base: BaseModel, chosen: Cho
     _write_about(folder, run, chosen)
 
 
-def write_fact_folder(folder: Path, run: SavedRun, chosen: Chosen) -> list[str]:
+def _write_facts(folder: Path, run: SavedRun, chosen: Chosen) -> list[str]:
     """Write the list of facts of a run that edits no weight, card and the short list of edits.
 
     Returns:
@@ -142,9 +170,7 @@ def write_fact_folder(folder: Path, run: SavedRun, chosen: Chosen) -> list[str]:
     return ["The run edits no weight: this is its list of facts. Ask it with predict --folder."]
 
 
-def write_adapter_folder(
-    folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, rank: int | None = None
-) -> list[str]:
+def _write_adapter(folder: Path, run: SavedRun, base: BaseModel, chosen: Chosen, rank: int | None = None) -> list[str]:
     """Write the change of the edited matrices as a PEFT adapter, with tokenizer, card and the list of edits.
 
     Returns:
