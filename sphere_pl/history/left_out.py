@@ -61,7 +61,8 @@ def _check_solvable(run: SavedRun) -> None:
         if not entry.requests and (entry.file is not None or not entry.complete):
             raise UserError(
                 f"The weights of {run.folder} were changed between batches (entry {entry.number} of its log): what "
-                "the batches after it would have given without the edits cannot be solved."
+                "the batches after it would have given without the edits cannot be solved. Run `fit` again on data "
+                "without them."
             )
 
 

@@ -68,7 +68,10 @@ def build_recipe(segment: Segment) -> Recipe:
         UserError: If nothing says what they were, or something named cannot be built.
     """
     if not segment.recipe.get("method"):
-        raise UserError(f"{segment.where} does not say with which method the run edited: edits cannot be taken out.")
+        raise UserError(
+            f"{segment.where} does not say with which method the run edited: edits cannot be taken out. Restore the "
+            "run's config.yaml from a copy, or run `fit` again on data without them."
+        )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--method", type=Method)
     parser.add_argument("--statistics", type=StatisticsSettings)
@@ -77,7 +80,9 @@ def build_recipe(segment: Segment) -> Recipe:
     try:
         built = parser.instantiate_classes(parser.parse_object(segment.recipe))
     except Exception as error:  # importing and building a class raises what it likes
-        raise UserError(f"{segment.where} could not be read: {error}") from error
+        raise UserError(
+            f"{segment.where} could not be read: {error} Install what it names, or restore it from a copy."
+        ) from error
     return Recipe(built.method, [*filter(_acts_on_updates, built.callbacks), built.projection], built.statistics)
 
 

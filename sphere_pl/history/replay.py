@@ -84,7 +84,8 @@ def _check_same(
             raise UserError(
                 f"Solving {run.folder} again does not give the change of {name} that it logged (off by "
                 f"{missed / moved:.1%}): something that config.yaml does not name acted on its updates, such as a "
-                "callback of your own or a retry with another regulariser. Edits cannot be taken out of this run."
+                "callback of your own or a retry with another regulariser. Edits cannot be taken out of this run; run "
+                "`fit` again on data without them."
             )
 
 
