@@ -81,7 +81,10 @@ def main(args: Sequence[str]) -> None:
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     cases = check_without(run, given.edits, len(run.history.entries))
     if len(cases) == len(run.history.requests):
-        raise UserError(f"That would take back all edits of {run.folder}: what is left is its base model.")
+        raise UserError(
+            f"That would take back all edits of {run.folder}: what is left is its base model. Use that, or take back "
+            "fewer."
+        )
     undone, measured = take_back(target, run, run.load_base(load_options(given)), cases)
     _show(measured, run, undone, cases, target, Console())
 

@@ -212,5 +212,8 @@ def from_header(kept: Mapping[str, Any] | None) -> Retrieval | None:
     if kept is None:
         return None
     if set(kept) != {each.name for each in fields(Retrieval)}:
-        raise UserError(f"The log's settings of its list of facts, {sorted(kept)}, are not what this version writes.")
+        raise UserError(
+            f"The log's settings of its list of facts, {sorted(kept)}, are not what this version writes. Read the run "
+            "with the version that wrote it."
+        )
     return Retrieval(**kept)

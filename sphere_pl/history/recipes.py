@@ -80,8 +80,9 @@ def build_recipe(segment: Segment) -> Recipe:
     try:
         built = parser.instantiate_classes(parser.parse_object(segment.recipe))
     except Exception as error:  # importing and building a class raises what it likes
+        said = str(error).rstrip(".")
         raise UserError(
-            f"{segment.where} could not be read: {error} Install what it names, or restore it from a copy."
+            f"{segment.where} could not be read: {said}. Install what it names, or restore it from a copy."
         ) from error
     return Recipe(built.method, [*filter(_acts_on_updates, built.callbacks), built.projection], built.statistics)
 

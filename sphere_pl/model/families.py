@@ -121,7 +121,8 @@ def output_path(architecture: Architecture, config: object, block: nn.Module) ->
     if architecture.output_norm and not has_module(block, architecture.output_norm):
         raise UserError(
             f"The model's architecture names the output norm {architecture.output_norm!r}, which is no module of its "
-            f"blocks. They hold {', '.join(name for name, _ in block.named_children())}."
+            f"blocks. They hold {', '.join(name for name, _ in block.named_children())}. Correct `output_norm` of "
+            "--model.architecture."
         )
     norm = block.get_submodule(architecture.output_norm) if architecture.output_norm else None
     return OutputPath(norm, read_factor(architecture.output_scale, block, config))

@@ -246,7 +246,7 @@ class EditingSession:
 
     def _edited(self, what: str) -> tuple[SavedRun, BaseModel]:
         if self.run is None or self._base is None:
-            raise UserError(f"There is no edit to {what} yet.")
+            raise UserError(f"There is no edit to {what} yet. Edit a fact first.")
         return self.run, self._base
 
     @contextmanager
@@ -313,7 +313,10 @@ class EditingSession:
             UserError: If the session began with a run, and what would be left is no run.
         """
         if self.states.origin is not None:
-            raise UserError("That would take back the run's only edit: what is left is its base model.")
+            raise UserError(
+                "That would take back the run's only edit: what is left is its base model. Serve that "
+                "with --model.name."
+            )
         self._sides.turn(edited=False)
         self.states.clear()
         self.close()
