@@ -66,15 +66,15 @@ def one_pass(lm: LanguageModel, groups: list[Rows], packed: bool) -> Pass:
     asked = [rows for rows in groups if rows.reference is None]
     references = [rows.reference for rows in groups if rows.reference is not None]
     return Pass(
-        calls,
-        hidden,
-        torch.cat(subjects),
-        torch.cat([rows.owner for rows in groups]),
-        torch.cat(where),
-        torch.cat([rows.asked[rows.where[0]] for rows in groups]),
-        torch.cat([rows.labels for rows in asked]) if asked else groups[0].labels[:0],
-        torch.cat([rows.weights for rows in asked]) if asked else groups[0].weights[:0],
-        torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
+        calls=calls,
+        hidden=hidden,
+        subjects=torch.cat(subjects),
+        owner=torch.cat([rows.owner for rows in groups]),
+        where=torch.cat(where),
+        predicted=torch.cat([rows.asked[rows.where[0]] for rows in groups]),
+        labels=torch.cat([rows.labels for rows in asked]) if asked else groups[0].labels[:0],
+        weights=torch.cat([rows.weights for rows in asked]) if asked else groups[0].weights[:0],
+        reference=torch.cat(references) if references else hidden.new_zeros(0, lm.config.vocab_size),
     )
 
 
@@ -163,7 +163,7 @@ class Objective:
         return losses, state_gradient
 
     def keep(self, active: Tensor) -> None:
-        """Drop the rows of requests that have left the batch."""
+        """Drop the rows of shifts that have left the batch: those where `active` `[G]` is false."""
         self.groups = [select(self.lm, rows, active[rows.owner]) for rows in self.groups if active[rows.owner].any()]
         self.passes = self._filled()
 

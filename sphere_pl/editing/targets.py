@@ -112,7 +112,17 @@ def alignment_of(keys: Tensor | None, settings: TargetSettings, joint: Joint) ->
 def minimize(
     objective: Objective, base: Tensor, settings: TargetSettings, alignment: Alignment | None = None
 ) -> Targets:
-    """Walk with all shifts; each stops on its own. What is found is that of the shifts, but `probability`."""
+    """Walk with all shifts; each stops on its own.
+
+    Args:
+        objective: Loss and gradient of the shifts.
+        base: What each is added to, float32 `[G, d]`.
+        settings: Optimisation settings.
+        alignment: Aligns the shifts with their keys; None leaves them.
+
+    Returns:
+        What was found for each of the `G` shifts; `probability` is that of each of the `N` requests.
+    """
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
     walk = AdamWalk(base, settings) if settings.by_adam else PolyakWalk(base, settings.stop_loss)
