@@ -110,7 +110,13 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
 
 
 def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
-    """What the records alone say."""
+    """What the records alone say: how they lie to each other, and what is odd about single ones."""
+    yield from _of_several(requests, found)
+    yield from _of_single(requests, found)
+
+
+def _of_several(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
+    """Edits that contradict or repeat each other, or whose keys are alike."""
     if found.contradicted:
         first, by = next(iter(found.contradicted.items()))
         refusal = " (in one batch: refused)" if found.together else ""
@@ -130,6 +136,10 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
         yield f"{count} more edits have a subject in common, so that their keys are nearly equal: " + _group(
             requests, found.alike[0]
         )
+
+
+def _of_single(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
+    """Edits whose subject is missing or doubtful, and those typed in a chat template."""
     if found.inside:
         request = requests[found.inside[0]]
         yield (

@@ -36,8 +36,8 @@ class GuardSettings:
         strengthen: s of the first retry; the next ones take s², s³ and so on.
         retries: How many retries.
         max_skipped: Batches skipped one after another before the run stops: the model has collapsed then.
-        first_batch: What is done if the model is wrecked after the first batch: `stop` the run, `warn` and go on, or do
-            not look (`off`). Edits that do not hold but do no harm are said, and the run goes on.
+        first_batch: What is done if the model is wrecked after the first batch: `stop` the run, `warn` and continue, or
+            do not look (`off`). Edits that do not hold but do no harm are said, and the run continues.
         max_perplexity_ratio: Perplexity after the first batch, over that of the unedited model, that counts as wrecked.
     """
 
@@ -174,7 +174,7 @@ class Guard:
         Args:
             seen: What happened, in one line.
             fails: Whether most edits do not hold.
-            wrecks: Whether going on would wreck the model.
+            wrecks: Whether continuing would wreck the model.
 
         Raises:
             UserError: If it would, and the run is to stop.
@@ -185,7 +185,7 @@ class Guard:
         )
         if wrecks and self.settings.first_batch == "stop":
             raise UserError(
-                f"{seen}\nThe run stops before it wrecks the model. {advice}; --model.guard.first_batch=warn goes on."
+                f"{seen}\nThe run stops before it wrecks the model. {advice}; --model.guard.first_batch=warn continues."
             )
         if wrecks or fails:
             log.warning("%s\n%s.", seen, advice)

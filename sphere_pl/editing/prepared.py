@@ -82,7 +82,7 @@ class Prepared:
     def directions(
         self, rests_on: list[Any], requests: Sequence[EditRequest], find: Callable[[Sequence[EditRequest]], Tensor]
     ) -> Tensor:
-        """Directions of keys, a row a request; found for those requests that are not known."""
+        """Directions of keys, `[n, d_in]`; found for those requests that are not known."""
         known = self._directions[1] if self._directions[0] == rests_on else {}
         new = [request for request in dict.fromkeys(requests) if request not in known]
         known = {**known, **dict(zip(new, find(new), strict=True))} if new else known

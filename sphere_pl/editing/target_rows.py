@@ -90,7 +90,7 @@ def target_rows(
 
 
 def _watched(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[Tokens]:
-    """What the divergence is taken at: a prompt of each subject, cut behind it."""
+    """What the divergence is taken at: a prompt of each subject, cut after it."""
     tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.context)
     return [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
 

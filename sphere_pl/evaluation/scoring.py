@@ -155,7 +155,7 @@ class HeldOut(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """The tokens that are predicted, in the order of `predicting_states`."""
+        """The tokens that are predicted, `[t]`, in the order of `predicting_states`."""
         return self.ids[:, 1:][self.mask[:, 1:].bool()]
 
 

@@ -183,7 +183,7 @@ class Replay:
                 yield entry, matrices
             begun = segment.last
 
-    def _begin(self, segment: Segment, matrices: Matrices, left_out: frozenset[str], begun: int) -> "_Part":
+    def _begin(self, segment: Segment, matrices: Matrices, left_out: frozenset[str], begun: int) -> "_SegmentReplay":
         """Prepare method and callbacks on the unedited matrices, as a run does; the earlier keys are remembered."""
         made = build_recipe(segment)
         if not made.method.needs_targets and made.method.retrieval is None:
@@ -191,18 +191,18 @@ class Replay:
         self.callbacks = made.callbacks
         if segment.last not in self._prepared:
             self._prepared[segment.last] = _states(made.method, self.base, made.statistics)
-        part = _Part(self.history, matrices, made, self._prepared[segment.last])
+        part = _SegmentReplay(self.history, matrices, made, self._prepared[segment.last])
         now = matrices.copy()
         matrices.put_back(self.base.weights)
         matrices.measure = partial(curvature_factors, self.base.lm, self.base.sites, made.statistics)
-        part.each("on_train_start")
+        part.call("on_train_start")
         matrices.put_back(now)
         if begun and made.method.saved:
             remember_logged(self.history, made.method, part.states, part.weights, left_out, begun)
         return part
 
 
-class _Part:
+class _SegmentReplay:
     """Batches that were edited in one way."""
 
     def __init__(self, history: EditHistory, matrices: Matrices, made: Recipe, states: Mapping[str, State]) -> None:
@@ -229,13 +229,13 @@ class _Part:
             remember(batch, self.method, self.states)
             return
         edit_batch(batch, self.method, self.states, self.optimizer, self.guard)
-        self.each("on_train_batch_end")
+        self.call("on_train_batch_end")
 
     def _show(self, layer: int) -> None:
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self.loop, cast(Any, self.matrices), self.optimizer)
 
-    def each(self, hook: str) -> None:
+    def call(self, hook: str) -> None:
         """Call a hook of every callback."""
         for callback in self.callbacks:
             extra = (None, None, 0) if hook == "on_train_batch_end" else ()

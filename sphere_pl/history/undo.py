@@ -29,7 +29,7 @@ class Undone(NamedTuple):
 
     Attributes:
         history: The log of the new folder.
-        weights: The matrices with which editing would go on, float32 `[d_out, d_in]`, by name.
+        weights: The matrices with which editing would continue, float32 `[d_out, d_in]`, by name.
     """
 
     history: EditHistory

@@ -24,7 +24,7 @@ class Beginnings:
     """The columns before the subject of every row of a batch.
 
     A model that takes no masks of others runs each row's own when it is asked for. These are padded in front: what
-    follows stands directly behind them, as far from each token as a window of the attention takes it to be.
+    follows stands directly after them, as far from each token as a window of the attention takes it to be.
 
     Args:
         lm: The language model.

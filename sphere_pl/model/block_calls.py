@@ -54,7 +54,7 @@ def moved_to(value: Any, device: torch.device, moved: dict[tuple[int, torch.devi
 
 
 def stream_of(output: Any) -> Tensor:
-    """The states in what a block or a module of it returns: they are that, or the first item of a tuple."""
+    """The states `[..., d]` in what a block or a module of it returns: they are that, or the first item of a tuple."""
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 

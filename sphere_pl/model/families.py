@@ -61,7 +61,7 @@ class EditSite(NamedTuple):
 
     @property
     def stored(self) -> Tensor:
-        """The model's own tensor in the model's dtype and layout."""
+        """The model's own tensor in its dtype and layout: `[d_out, d_in]`, or its transpose if `fan_in_fan_out`."""
         weight = self.module.weight
         if not isinstance(weight, Tensor):
             raise TypeError(f"{self.name} is not a tensor")

@@ -29,7 +29,7 @@ class FrozenPrefix:
         self.values = values
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return the columns of `layer` before and including the new ones."""
+        """Return the columns of `layer` before and including the new ones, `[rows, heads, all columns, head_dim]`."""
         return torch.cat([self.keys[layer], keys], dim=-2), torch.cat([self.values[layer], values], dim=-2)
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -37,7 +37,7 @@ class FrozenPrefix:
         return int(self.keys[layer].shape[-2])
 
     def select(self, rows: Tensor) -> "FrozenPrefix":
-        """Keep only some rows."""
+        """Keep only some rows, by their numbers `[kept rows]`."""
         return FrozenPrefix(
             [k.index_select(0, rows.to(k.device)) for k in self.keys],
             [v.index_select(0, rows.to(v.device)) for v in self.values],

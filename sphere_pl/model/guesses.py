@@ -20,7 +20,7 @@ def continue_guessed(
     Args:
         lm: The language model.
         texts: The texts.
-        guesses: How each might go on; a wrong guess costs time and changes nothing, but for rounding, by which
+        guesses: How each might continue; a wrong guess costs time and changes nothing, but for rounding, by which
             two tokens that are about as likely can change places in bfloat16.
         new_tokens: How many tokens to add to each.
     """

@@ -100,7 +100,7 @@ def check_traceable(lm: LanguageModel) -> None:
     """
     if lm.recurrent:
         raise UserError(
-            f"Causal tracing restores states in the middle of a prompt and goes on from there, which a "
+            f"Causal tracing restores states in the middle of a prompt and continues from there, which a "
             f"{lm.model.config.model_type} model cannot do: some of its blocks keep a state in the place of keys and "
             "values. Choose layers by a few short runs instead: python -m sphere_pl fit --model.layers=[...]."
         )
