@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphere_pl.commands.parsers import SettingsParser
+from sphere_pl.commands.parsers import SettingsParser, users_mistakes
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.data.stream import EditStream
 from sphere_pl.data.survey import Survey, survey
@@ -65,13 +65,11 @@ def _parse(args: Sequence[str]) -> Any:
     parser.add_function_arguments(open_tokenizer, "model")
     parser.add_class_arguments(EditStream, "data", skip={"invalid"})
     parser.set_defaults({"data.limit": None})
-    try:
+    with users_mistakes():
         found = parser.parse_args(list(args))
         if found.file is not None:
             found.data.path = found.file
         return parser.instantiate_classes(found)
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
 
 
 def _command(data: EditStream, model: str) -> str:

@@ -24,7 +24,7 @@ from sphere_pl.commands.adapter_artifact import AdapterArtifact
 from sphere_pl.commands.configs import resolve_group_files
 from sphere_pl.commands.continuing import check_run_dir, from_folder, resolve_from
 from sphere_pl.commands.fit_arguments import FitParser, add_fit_arguments, check_used, without_repeats
-from sphere_pl.commands.parsers import AllHelp
+from sphere_pl.commands.parsers import AllHelp, users_mistakes
 from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
 from sphere_pl.commands.short_help import argument
 from sphere_pl.data.datamodule import EditDataModule
@@ -156,12 +156,10 @@ class EditingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""
         try:
-            with ExitStack() as held:
+            with users_mistakes(), ExitStack() as held:
                 self._held = held
                 super().instantiate_classes()
                 self._held = held.pop_all()
-        except (ValueError, TypeError) as error:
-            raise UserError(str(error)) from error
         except RuntimeError as error:
             twice = re.match(r"Found more than one stateful callback of type `\w+`", str(error))
             if twice is None:
