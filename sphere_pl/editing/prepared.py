@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.guard import diagnose
+from sphere_pl.editing.diagnosis import diagnose
 from sphere_pl.editing.kept_moments import corpus_identity, second_moments
 from sphere_pl.editing.kept_states import arguments_of, kept_state
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings
