@@ -19,10 +19,10 @@ from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.target_rows import Rows, select
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.model.attention import gradient_attention, packs
+from sphere_pl.model.batching import LOGITS_AT_ONCE
 from sphere_pl.model.block_calls import BlockCalls
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.packing import Suffixes, pack_calls
-from sphere_pl.model.tokens import LOGITS_AT_ONCE
 
 
 class Pass(NamedTuple):

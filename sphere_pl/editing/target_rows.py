@@ -15,11 +15,12 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.model.batching import micro_batches, pad
 from sphere_pl.model.beginnings import Beginnings
 from sphere_pl.model.block_calls import BlockCalls
 from sphere_pl.model.frozen_prefix import FrozenPrefix
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, micro_batches, pad, tokenize
+from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, tokenize
 
 
 class Rows(NamedTuple):

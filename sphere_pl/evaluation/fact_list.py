@@ -13,8 +13,9 @@ from sphere_pl.data.request import EditRequest, Form, shorten
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer_as_given, last_hidden
 from sphere_pl.methods.retrieval import FACT, QUESTION, Retrieval
+from sphere_pl.model.batching import pad
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt, encode, pad
+from sphere_pl.model.tokens import Prompt, encode
 from sphere_pl.text.joining import joined
 from sphere_pl.text.numbers import counted
 

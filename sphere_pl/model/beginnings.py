@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from sphere_pl.model.batching import micro_batches, pad
 from sphere_pl.model.frozen_prefix import FrozenPrefix, run_prefix
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.prefix_tree import PrefixTree, batch_trees, prefix_trees
-from sphere_pl.model.tokens import micro_batches, pad
 
 _WIDTH = 256  # tokens in a row: those of a batch of ten are mostly one
 

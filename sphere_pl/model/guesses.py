@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from sphere_pl.model.batching import LOGITS_AT_ONCE, pad
 from sphere_pl.model.generation import decode, likeliest
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import LOGITS_AT_ONCE, encode, pad
+from sphere_pl.model.tokens import encode
 
 
 def continue_guessed(

@@ -8,8 +8,9 @@ import torch
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.errors import UserError
+from sphere_pl.model.batching import pad
 from sphere_pl.model.self_check import check_parts
-from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
+from sphere_pl.model.tokens import in_context, kl_prompt, tokenize
 from tests.others import ATTENDING_OTHERWISE, other_lm
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]

@@ -5,9 +5,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.errors import UserError
 from sphere_pl.model.architectures import ARCHITECTURES, architecture_of
+from sphere_pl.model.batching import pad
 from sphere_pl.model.families import edit_sites
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import pad
 from tests.conftest import SIZES
 
 
