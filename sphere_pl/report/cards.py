@@ -6,9 +6,10 @@ from typing import NamedTuple, TypeAlias
 
 from sphere_pl.evaluation.metrics.table import ACCURACIES
 from sphere_pl.report import families, figures
+from sphere_pl.report.correlations import Correlation, RankCorrelation, correlations
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.html import Html, figure, grid, missing, section, table
-from sphere_pl.report.reading import Correlation, RankCorrelation, RunData, correlations, number
+from sphere_pl.report.reading import RunData, number
 from sphere_pl.report.style import label, signed, signed_percent
 from sphere_pl.text.numbers import percent
 

@@ -3,7 +3,8 @@
 import json
 
 from sphere_pl.report.cards import ONE_POINT, TOO_SHORT, Absent, coefficient, figure_cards
-from sphere_pl.report.reading import RankCorrelation, read_run
+from sphere_pl.report.correlations import RankCorrelation
+from sphere_pl.report.reading import read_run
 
 
 def absent(run):
