@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from sphere_pl.evaluation.metrics.table import ACCURACIES
+from sphere_pl.report.correlations import correlations
 from sphere_pl.report.figures import axis_type, energy_changes, mean_energy_change
 from sphere_pl.report.fits import MIN_POINTS, changes, confidence_ellipse, regression_line
-from sphere_pl.report.reading import RunData, Series, correlations, read_run
+from sphere_pl.report.reading import RunData, Series, read_run
 from sphere_pl.report.style import FAINT, INK, METRIC_COLORS, METRIC_SYMBOLS, ORANGE, label, signed
 from sphere_pl.storage.files import write_atomically
 

@@ -28,7 +28,7 @@ from benchmarks.algebra import made_moment
 from benchmarks.language_models import DEFAULT, SHAPES, contexts_of, fitting_model, model_of
 from benchmarks.measure import device_name, matmul_rate, seconds
 from sphere_pl.data.datamodule import EditDataModule
-from sphere_pl.editing import target_rows, targets, walks
+from sphere_pl.editing import objective, target_rows, walks
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.model import attention, products
 from sphere_pl.model.language_model import LanguageModel
@@ -127,9 +127,9 @@ def _marked(lm: LanguageModel, moved: Counter[str]) -> Iterator[None]:
     """Let every part say its name to the profiler, and count the bytes that it is given and gives."""
     places: list[tuple[Any, str, str]] = [
         (attention, "grouped_attention", ATTENTION),
-        (targets.Objective, "_by_parts", VOCABULARY),
+        (objective.Objective, "_by_parts", VOCABULARY),
         (LanguageModel, "logits", VOCABULARY),
-        *((targets, name, PACKING) for name in ("one_pass", "select")),
+        *((objective, name, PACKING) for name in ("one_pass", "select")),
         (target_rows, "pad", PACKING),
         (products, "_reordered", PACKING),
         (LanguageModel, "block_calls", PACKING),

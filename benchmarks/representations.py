@@ -10,9 +10,10 @@ from benchmarks.measure import Measurement, alternate, device_name, matmul_rate,
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.representations import SubjectStream, capture_input, context_weights
+from sphere_pl.model.batching import pad
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import in_context, pad, tokenize
+from sphere_pl.model.tokens import in_context, tokenize
 
 LAYERS = [4, 5, 6, 7, 8]
 Found = tuple[list[Tensor], list[Tensor], list[Tensor]]

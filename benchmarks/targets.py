@@ -11,9 +11,10 @@ from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.editing.targets import optimize_targets
+from sphere_pl.model.batching import pad
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.products import fast_products
-from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, pad, tokenize
+from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, tokenize
 
 LAYER = 8
 # The paper's work for a request: 25 evaluations, no early stop, so that both sides do the same number of steps.

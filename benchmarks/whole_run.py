@@ -34,11 +34,11 @@ from sphere_pl.editing.states import MethodStates
 from sphere_pl.editing.target_settings import TargetSettings
 from sphere_pl.methods import AlphaEdit
 from sphere_pl.methods.base import State
+from sphere_pl.model.batching import MOST_TOKENS
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import Dtype
 from sphere_pl.model.products import fast_products
-from sphere_pl.model.tokens import MOST_TOKENS
 from sphere_pl.process.devices import default_device
 from sphere_pl.progress import untracked
 

@@ -54,7 +54,7 @@ _HOMES = {
     "GuardSettings": "sphere_pl.editing.guard",
     "SequentialEditor": "sphere_pl.editor",
     "StatisticsSettings": "sphere_pl.editing.moments",
-    "TargetSettings": "sphere_pl.editing.targets",
+    "TargetSettings": "sphere_pl.editing.target_settings",
     "UserError": "sphere_pl.errors",
     "apply_delta": "sphere_pl.history.delta",
     "edit": "sphere_pl.api.edit",

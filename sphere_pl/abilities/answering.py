@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 
 from sphere_pl.abilities.task import Item
-from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, run_prefix
-from sphere_pl.model.tokens import Prompt, micro_batches, pad, tokenize, truncate_left
+from sphere_pl.model.batching import micro_batches, pad
+from sphere_pl.model.frozen_prefix import FrozenPrefix, run_prefix
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Prompt, tokenize, truncate_left
 from sphere_pl.progress import Track, untracked
 
 _LEAST_PREFIX = 16  # tokens; a shorter common beginning is not worth a pass of its own

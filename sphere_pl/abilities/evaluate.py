@@ -78,10 +78,17 @@ def task_named(name: str) -> Task:
 
 
 def load_items(task: Task, data_dir: str | None, limit: int | None, seed: int | None) -> list[Item]:
-    """The items of a task that are scored; see `choose`."""
+    """The items of a task that are scored; see `choose`.
+
+    Raises:
+        UserError: If its data cannot be read, or hold none.
+    """
     items = choose(read_items(task, data_dir), limit, seed)
     if not items:
-        raise UserError(f"The task {task.name!r} has no items in {data_dir or task.sources[0].hub!r}.")
+        raise UserError(
+            f"The task {task.name!r} has no items in {data_dir or task.sources[0].hub!r}. Fetch its data again, or "
+            "leave it out of --abilities.tasks."
+        )
     return items
 
 

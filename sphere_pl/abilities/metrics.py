@@ -1,6 +1,7 @@
 """Scores of a task from predicted and right labels, each with its standard error.
 
-Labels count from 0; a prediction of -1 is an answer that could not be read.
+Both labels are int64 of shape `[items]`, and a statistic of them is a scalar. Labels count from 0; a prediction of -1
+is an answer that could not be read.
 """
 
 from collections.abc import Callable

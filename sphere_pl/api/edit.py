@@ -111,7 +111,10 @@ def _edit_further(
     """Edit the model of a report further."""
     session = report.session
     if session is None:
-        raise UserError("The report comes from no call of `edit` in this process, and has no model to edit further.")
+        raise UserError(
+            "The report comes from no call of `edit` in this process, and has no model to edit further. Give the "
+            "model: edit(model, tokenizer, facts)."
+        )
     check_unchanged(session)
     asked = merged(session.asked, asked)
     given = _given(facts, asked)

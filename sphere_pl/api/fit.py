@@ -168,9 +168,9 @@ class GivenFit(EditingCLI):
         return {"accelerator": device.type, "devices": [device.index or 0]}
 
     @override
-    def _how_to_go_on(self) -> str:
+    def _resume_advice(self) -> str:
         held = "A model that was given is as it was before the call."
-        return held if self.given.run_dir is None else f"{held} {super()._how_to_go_on()}"
+        return held if self.given.run_dir is None else f"{held} {super()._resume_advice()}"
 
     @override
     def fit(self, model: LightningModule, **kwargs: Any) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from typing_extensions import override
 
-from sphere_pl.commands.export import adapter_of, end_of, write_adapter_files
+from sphere_pl.commands.export_folders import adapter_of, end_of, write_adapter_files
 from sphere_pl.history.adapter import Adapter
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.closing import after_results

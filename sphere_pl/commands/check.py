@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sphere_pl.commands.parsers import SettingsParser
+from sphere_pl.commands.parsers import SettingsParser, users_mistakes
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.data.stream import EditStream
 from sphere_pl.data.survey import Survey, survey
@@ -65,13 +65,11 @@ def _parse(args: Sequence[str]) -> Any:
     parser.add_function_arguments(open_tokenizer, "model")
     parser.add_class_arguments(EditStream, "data", skip={"invalid"})
     parser.set_defaults({"data.limit": None})
-    try:
+    with users_mistakes():
         found = parser.parse_args(list(args))
         if found.file is not None:
             found.data.path = found.file
         return parser.instantiate_classes(found)
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
 
 
 def _command(data: EditStream, model: str) -> str:
@@ -110,7 +108,13 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> Iterator[str]:
 
 
 def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
-    """What the records alone say."""
+    """What the records alone say: how they lie to each other, and what is odd about single ones."""
+    yield from _of_several(requests, found)
+    yield from _of_single(requests, found)
+
+
+def _of_several(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
+    """Edits that contradict or repeat each other, or whose keys are alike."""
     if found.contradicted:
         first, by = next(iter(found.contradicted.items()))
         refusal = " (in one batch: refused)" if found.together else ""
@@ -130,6 +134,10 @@ def _remarks(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
         yield f"{count} more edits have a subject in common, so that their keys are nearly equal: " + _group(
             requests, found.alike[0]
         )
+
+
+def _of_single(requests: Sequence[EditRequest], found: Survey) -> Iterator[str]:
+    """Edits whose subject is missing or doubtful, and those typed in a chat template."""
     if found.inside:
         request = requests[found.inside[0]]
         yield (

@@ -143,7 +143,10 @@ def differences(first: Side, second: Side, device: torch.device) -> list[Differe
     """
     if first.names != second.names:
         odd = sorted(first.names ^ second.names)[0]
-        raise UserError(f"{first.label} and {second.label} are different models: only one of them has {odd}.")
+        raise UserError(
+            f"{first.label} and {second.label} are different models: only one of them has {odd}. Compare two states of "
+            "one model."
+        )
     names = [name for name, _ in first.lm.model.named_parameters() if name in first.names]
     if first.lm is second.lm:  # one base: nothing else can differ
         names = [name for name in names if name in first.edited or name in second.edited]
@@ -152,7 +155,10 @@ def differences(first: Side, second: Side, device: torch.device) -> list[Differe
 
 def _compare(name: str, before: Tensor, after: Tensor, device: torch.device) -> Iterator[Difference]:
     if before.shape != after.shape:
-        raise UserError(f"{name} has shape {list(before.shape)} in one model and {list(after.shape)} in the other.")
+        raise UserError(
+            f"{name} has shape {list(before.shape)} in one model and {list(after.shape)} in the other. Compare two "
+            "states of one model."
+        )
     change = (after - before).to(device)
     if not bool(change.any()):
         return

@@ -19,16 +19,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
-from typing_extensions import override
 
-from sphere_callbacks import EnergyCorrelation, HypersphericalEnergy, SparseProjection
-from sphere_pl.abilities.callback import GeneralAbilities
 from sphere_pl.commands.adapter_artifact import AdapterArtifact
 from sphere_pl.commands.configs import resolve_group_files
 from sphere_pl.commands.continuing import check_run_dir, from_folder, resolve_from
-from sphere_pl.commands.parsers import AllHelp, Explained
+from sphere_pl.commands.fit_arguments import FitParser, add_fit_arguments, check_used, without_repeats
+from sphere_pl.commands.parsers import AllHelp, users_mistakes
 from sphere_pl.commands.resuming import RunConfig, how_to_resume, resolve_resume
-from sphere_pl.commands.short_help import argument, short_help
+from sphere_pl.commands.short_help import argument
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editing.checks import check_launch, check_retry, check_strategy, check_subjects
 from sphere_pl.editing.distributed import follow_parent, is_first_process
@@ -37,21 +35,18 @@ from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import warn_of_session
 from sphere_pl.history.continuation import inherited_requests, open_earlier, warn_of_returning
 from sphere_pl.history.fingerprints import settings_that_count
-from sphere_pl.history.log import Kept
 from sphere_pl.model.files import label_of
 from sphere_pl.model.known import config_folder
 from sphere_pl.process.closing import after_results
 from sphere_pl.process.devices import accelerator_is_idle, default_device
 from sphere_pl.process.failures import doing, explained
 from sphere_pl.progress import EditProgress, tracking
-from sphere_pl.run.checkpoints import RunCheckpoints
-from sphere_pl.run.drift import Drift
 from sphere_pl.run.edit_log import EditLog
 from sphere_pl.run.folder import prepare_run_folder
 from sphere_pl.run.handover import Handover
 from sphere_pl.run.live import LiveReport
 from sphere_pl.run.lock import RunLock
-from sphere_pl.run.loggers import EditsLogger, WandbSettings, run_loggers
+from sphere_pl.run.loggers import EditsLogger, run_loggers
 from sphere_pl.run.preflight import MemoryPreflight
 from sphere_pl.run.results import Results, RunResults
 from sphere_pl.run.shortage import shortage
@@ -63,23 +58,6 @@ from sphere_pl.text.usage import program
 
 log = logging.getLogger(__name__)
 Cli = TypeVar("Cli", bound="EditingCLI")
-
-
-class FitParser(Explained, LightningArgumentParser):
-    """Lightning's parser; errors as in `Explained`, and a help of one screen where there is an `--help_all`."""
-
-    more_help = ", all arguments: --help_all"
-
-    def whole_help(self) -> str:
-        """All arguments."""
-        return super().format_help()
-
-    @override
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """The arguments that most runs need."""
-        if "--help_all" not in self._option_string_actions:
-            return super().format_help(*args, **kwargs)
-        return short_help(self, self.get_defaults())
 
 
 class EditingCLI(LightningCLI):
@@ -98,7 +76,7 @@ class EditingCLI(LightningCLI):
         if self.trainer.local_rank:
             follow_parent()
         try:
-            with explained(self._how_to_go_on, lambda: shortage(self.model, self.datamodule)), doing("editing"):
+            with explained(self._resume_advice, lambda: shortage(self.model, self.datamodule)), doing("editing"):
                 self.trainer.fit(model, **kwargs)
         except Exception as error:
             if not self._results.written:
@@ -114,10 +92,10 @@ class EditingCLI(LightningCLI):
         if isinstance(error, RuntimeError) and self.trainer.world_size > 1 and lost:
             raise UserError(
                 f"A process of the run was lost (rank {self.trainer.global_rank} saw: {str(error).splitlines()[0]}). "
-                f"{self._how_to_go_on()}"
+                f"{self._resume_advice()}"
             ) from error
 
-    def _how_to_go_on(self) -> str:
+    def _resume_advice(self) -> str:
         folder = self._get(self.config_init, "checkpoints").folder(self.trainer)
         return how_to_resume(Path(self._get(self.config_init, "run_dir")), folder, self.datamodule.batch_size)
 
@@ -128,36 +106,7 @@ class EditingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder and the callbacks that every run has."""
-        # No `str | None`: a folder may be called `null`.
-        parser.add_argument(
-            "--run_dir", type=str, default=None, help="Folder of the run; runs/<time>-<name> if left out."
-        )
-        parser.add_argument(
-            "--from", type=str, default=None, help="Run folder of a finished run to continue, with its settings."
-        )
-        parser.add_argument("--overwrite", action="store_true", help="Delete the run that --run_dir holds.")
-        parser.add_argument("--wandb", type=WandbSettings, default=WandbSettings(), help="The run's place in wandb.")
-        parser.add_argument(
-            "--edit_log",
-            type=Kept,
-            default="all",
-            help="What edits.jsonl and edits/ keep of every batch: all, changes (no keys and residuals) or none.",
-        )
-        parser.add_argument("--edit_log_gigabytes", type=float, default=20.0, help="Size limit of edits/.")
-        parser.add_argument(
-            "--retry",
-            type=int | float,
-            default=0,
-            help="Edit so many of the edits that failed again, at most, in last batches; below 1 a share of all.",
-        )
-        parser.add_argument("--quiet", type=bool, default=False, help="Show no progress.")
-        parser.add_lightning_class_args(SparseProjection, "projection")
-        parser.add_lightning_class_args(HypersphericalEnergy, "energy")
-        parser.add_lightning_class_args(EnergyCorrelation, "correlation")
-        parser.add_lightning_class_args(Drift, "drift")
-        # No callback key of its own: it goes after RunResults, so that its time is no batch's time.
-        parser.add_class_arguments(GeneralAbilities, "abilities")
-        parser.add_lightning_class_args(RunCheckpoints, "checkpoints")
+        add_fit_arguments(parser)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Add what concerns the help; the arguments of `Trainer.fit` are there by now."""
@@ -188,7 +137,7 @@ class EditingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run's folder, for all processes alike."""
         config = self.config[self.subcommand]
-        config.trainer.callbacks = _once(config.trainer.callbacks)
+        config.trainer.callbacks = without_repeats(config.trainer.callbacks)
         check_launch(config.trainer.strategy)
         if config.run_dir is None:
             name = f"{time.strftime('%Y%m%d-%H%M%S')}-{folder_name(label_of(config.model.name))}"
@@ -207,12 +156,10 @@ class EditingCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""
         try:
-            with ExitStack() as held:
+            with users_mistakes(), ExitStack() as held:
                 self._held = held
                 super().instantiate_classes()
                 self._held = held.pop_all()
-        except (ValueError, TypeError) as error:
-            raise UserError(str(error)) from error
         except RuntimeError as error:
             twice = re.match(r"Found more than one stateful callback of type `\w+`", str(error))
             if twice is None:
@@ -290,7 +237,7 @@ class EditingCLI(LightningCLI):
             self._get(self.config_init, "abilities").load()
         self.follow()
         if not self.model.method.needs_targets:
-            _refuse_idle(self.model.method.name, sys.argv[1:])
+            check_used(self.model.method.name, sys.argv[1:])
         self.model.source.open()
 
     def find_settings(self) -> None:
@@ -359,30 +306,6 @@ def _end_failed(
         for logger in loggers:
             if isinstance(logger, EditsLogger):
                 logger.experiment.finish(exit_code=1)
-
-
-def _once(callbacks: Any) -> Any:
-    """Callbacks without those that stand there twice alike.
-
-    A resumed run takes its own configuration; the `callbacks+:` of the same command given again would add its own.
-    """
-    if not isinstance(callbacks, list):
-        return callbacks
-    return [each for index, each in enumerate(callbacks) if each not in callbacks[:index]]
-
-
-def _refuse_idle(method: str, args: Sequence[str]) -> None:
-    """Refuse options of the target optimisation, given by hand to a method that has no targets.
-
-    Those that come with the default configuration are left alone.
-    """
-    used = ("--model.targets.anchor", "--model.targets.max_tokens")  # refused by the editor; used by every method
-    idle = [each for each in args if each.startswith("--model.targets.") and each.split("=")[0] not in used]
-    if idle:
-        raise UserError(
-            f"{method} optimises no target values: `{' '.join(idle)}` would change nothing. Leave it out, or choose a "
-            "method that solves for target values, such as --config method/alphaedit."
-        )
 
 
 def run(args: Sequence[str], kind: Callable[..., Cli] = EditingCLI) -> Cli:  # type: ignore[assignment]

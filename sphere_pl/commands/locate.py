@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 
-from sphere_pl.commands.parsers import SettingsParser
+from sphere_pl.commands.parsers import SettingsParser, users_mistakes
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.errors import UserError
 from sphere_pl.model.files import label_of
@@ -26,18 +26,11 @@ from sphere_pl.progress import Track, tracking
 from sphere_pl.storage.files import write_text
 from sphere_pl.text import numbers
 from sphere_pl.text.usage import program
+from sphere_pl.tracing.facts import embedding_deviation, known_facts, true_answer
 from sphere_pl.tracing.functional import KINDS, ROLES
 from sphere_pl.tracing.picture import draw_trace
 from sphere_pl.tracing.summary import config_line, summarize
-from sphere_pl.tracing.trace import (
-    FactTrace,
-    TraceSettings,
-    check_traceable,
-    embedding_deviation,
-    known_facts,
-    trace_fact,
-    true_answer,
-)
+from sphere_pl.tracing.trace import FactTrace, TraceSettings, check_traceable, trace_fact
 
 _CHECKED_TOGETHER = 100
 
@@ -86,10 +79,8 @@ def _parse(args: Sequence[str]) -> Any:
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")
     # The embedded model's own float16 is slow on CPUs; the default run edits it in bfloat16 as well.
     parser.set_defaults({"model.dtype": "bfloat16", "data.limit": None})
-    try:
+    with users_mistakes():
         return parser.instantiate_classes(parser.parse_args(list(args)))
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
 
 
 def _known(lm: LanguageModel, prompts: Sequence[Prompt], track: Track) -> list[Prompt]:

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -66,6 +67,22 @@ class Parser(Explained):
         """Parse; an error looks at what was given."""
         self.args = list(args or ())
         return super().parse_known_args(args, namespace)
+
+
+@contextmanager
+def users_mistakes() -> Iterator[None]:
+    """What a setting's own check refuses, in a constructor for example, is the user's mistake.
+
+    Raises:
+        UserError: In the place of a `ValueError` or `TypeError`, with the same words; one that is a `UserError` already
+            keeps its kind and its exit status.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
 
 
 class AllHelp(argparse.Action):

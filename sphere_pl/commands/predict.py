@@ -228,7 +228,9 @@ def read_prompts(path: Path) -> list[str]:
         try:
             lines = path.expanduser().read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts={path} could not be read as UTF-8 text: {error}.") from error
+            raise UserError(
+                f"--prompts={path} could not be read as UTF-8 text: {error}. Write one prompt a line."
+            ) from error
         prompts = [line.rstrip() for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"--prompts={path} holds no prompt. Write one a line.")
@@ -254,12 +256,14 @@ def continue_prompts(
     for prompt in prompts:
         length = len(encode(lm.tokenizer, [prompt])[0].ids)
         if not 1 <= length <= room:
-            raise UserError(f"The prompt {shorten(prompt)} has {length} tokens, expected 1 to {room}.")
+            raise UserError(
+                f"The prompt {shorten(prompt)} has {length} tokens, expected 1 to {room}. Give one of that length."
+            )
     answers: list[str] = []
     for start in range(0, len(prompts), rows):
         some, guessed = prompts[start : start + rows], guesses[start : start + rows]
-        go_on = partial(continue_guessed, guesses=guessed) if guessed else partial(continue_texts, pick=likeliest)
-        answers += [text_until_end(lm, tokens) for tokens in go_on(lm, some, new_tokens=max_tokens)]
+        continued = partial(continue_guessed, guesses=guessed) if guessed else partial(continue_texts, pick=likeliest)
+        answers += [text_until_end(lm, tokens) for tokens in continued(lm, some, new_tokens=max_tokens)]
     return answers
 
 

@@ -48,7 +48,10 @@ def resolve_resume(args: Sequence[str]) -> list[str]:
 
 def _last(run_dir: Path) -> Path | None:
     if (run_dir / "results.json").exists() and not checkpoint_paths(run_dir / "checkpoints"):
-        raise UserError(f"The run in {run_dir} is finished: its results are in results.json. There is nothing to do.")
+        raise UserError(
+            f"The run in {run_dir} is finished: its results are in results.json. There is nothing to do. To add facts "
+            f"to it, give --from {run_dir} in the place of --ckpt_path."
+        )
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None:
         log.warning("%s holds no checkpoint: the run begins from the start.", run_dir)
@@ -60,7 +63,10 @@ def _named(checkpoint: str) -> Path:
     if not path.is_file():
         raise UserError(f"--ckpt_path={checkpoint} is no file. Give a checkpoint written by an earlier fit, or `last`.")
     if "sphere_pl" not in read_checkpoint(path):
-        raise UserError(f"--ckpt_path={checkpoint} was not written by an editing run: it holds no `sphere_pl` entry.")
+        raise UserError(
+            f"--ckpt_path={checkpoint} was not written by an editing run: it holds no `sphere_pl` entry. Give a "
+            "checkpoint written by an earlier fit, or `last`."
+        )
     return path
 
 

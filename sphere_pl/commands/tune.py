@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from sphere_pl.commands.parsers import SettingsParser
+from sphere_pl.commands.parsers import SettingsParser, users_mistakes
 from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit
@@ -79,10 +79,8 @@ def _parse(args: Sequence[str]) -> Any:
     parser.add_argument("--accelerator", type=str, default="auto", help="A device such as cpu; the best if left out.")
     parser.add_argument("--quiet", action="store_true", help="Show no progress.")
     parser.set_defaults({"model.dtype": "bfloat16"})
-    try:
+    with users_mistakes():
         given = parser.instantiate_classes(parser.parse_args(list(args)))
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
     if not given.seconds > 0:
         raise UserError(f"--seconds={given.seconds} must be above 0: no candidate could be tried out.")
     if given.facts < 1:

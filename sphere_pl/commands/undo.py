@@ -26,9 +26,9 @@ from sphere_pl.evaluation.evaluator import Evaluator
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.by_hand import lasting
+from sphere_pl.history.left_out import check_without
 from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
-from sphere_pl.history.replay import check_without
 from sphere_pl.history.saved import EDITED, RESULTS, BaseModel, SavedRun, save_matrices
 from sphere_pl.history.undo import Undone, is_exact, write_without
 from sphere_pl.process.closing import after_results
@@ -81,7 +81,10 @@ def main(args: Sequence[str]) -> None:
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     cases = check_without(run, given.edits, len(run.history.entries))
     if len(cases) == len(run.history.requests):
-        raise UserError(f"That would take back all edits of {run.folder}: what is left is its base model.")
+        raise UserError(
+            f"That would take back all edits of {run.folder}: what is left is its base model. Use that, or take back "
+            "fewer."
+        )
     undone, measured = take_back(target, run, run.load_base(load_options(given)), cases)
     _show(measured, run, undone, cases, target, Console())
 

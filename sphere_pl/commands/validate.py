@@ -1,5 +1,6 @@
 """`python -m sphere_pl validate --run_dir R` (or `test`): score a saved run, on its own edits or on others."""
 
+import argparse
 import json
 import math
 import re
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from sphere_pl.commands.parsers import Parser, SettingsParser
-from sphere_pl.commands.which_run import add_state_arguments, load_state
+from sphere_pl.commands.which_run import State, add_state_arguments, load_state
 from sphere_pl.commands.wording import options
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.evaluator import Evaluator
-from sphere_pl.evaluation.scored import Scored, from_plain, shown, to_plain
+from sphere_pl.evaluation.scored import Scored, Scores, from_plain, shown, to_plain
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.console import as_shown, say
@@ -34,25 +36,13 @@ def main(args: Sequence[str]) -> None:
     Raises:
         UserError: If the run, the checkpoint or the data is not what it must be.
     """
-    parser = _parser()
-    given, rest = parser.parse_known_args(args)
-    if rest:
-        parser.also = options(_data_parser())
-        unknown = [arg for arg in rest if arg.startswith("-") and not arg.startswith("--data.")]
-        if unknown:
-            parser.error(f"unrecognized arguments: {unknown[0]}")
-        _data_parser().parse_args(rest)  # a mistake ends here, before the model is loaded
+    given, rest = _parse(args)
     state = load_state(given)
     data = _other_data(rest, state.run) if rest else None
     requests = state.requests if data is None else data.requests
     if not requests:
         raise UserError(f"{state.run.folder} has no edits yet to score. Name records with --data.name and --data.path.")
-    settings = evaluation_settings(state.run, given.batch_size)
-    with tracking() as track:
-        evaluator = Evaluator(settings, state.run.chat).to(state.lm.device)
-        unedited = evaluator.measure_unedited(state.lm, requests, track)
-        state.edit()
-        after = evaluator.score_end(state.lm, len(requests), 0, unedited.neighbors, track)
+    before, after = _before_and_after(state, requests, evaluation_settings(state.run, given.batch_size))
     scores = plain(
         {
             "run_dir": str(state.run.folder),
@@ -62,7 +52,7 @@ def main(args: Sequence[str]) -> None:
             "records": len(requests),
             "own_records": not rest,
             "data": None if data is None else data.extent,
-            "before": to_plain(unedited.scores),
+            "before": to_plain(before),
             "after": to_plain(after),
         }
     )
@@ -70,6 +60,30 @@ def main(args: Sequence[str]) -> None:
     show(scores, Console())
     write_text(out, json.dumps(scores, indent=1))  # after they are shown: a full disk does not lose them
     say(f"Written to {out}")
+
+
+def _parse(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own arguments, and those that name other records: a mistake ends here, before a model is loaded."""
+    parser = _parser()
+    given, rest = parser.parse_known_args(args)
+    if rest:
+        parser.also = options(_data_parser())
+        unknown = [arg for arg in rest if arg.startswith("-") and not arg.startswith("--data.")]
+        if unknown:
+            parser.error(f"unrecognized arguments: {unknown[0]}")
+        _data_parser().parse_args(rest)
+    return given, rest
+
+
+def _before_and_after(
+    state: State, requests: Sequence[EditRequest], settings: EvaluationSettings
+) -> tuple[Scores, Scores]:
+    """Score the unedited model, and then the edited one, which the state leaves behind."""
+    with tracking() as track:
+        evaluator = Evaluator(settings, state.run.chat).to(state.lm.device)
+        unedited = evaluator.measure_unedited(state.lm, requests, track)
+        state.edit()
+        return unedited.scores, evaluator.score_end(state.lm, len(requests), 0, unedited.neighbors, track)
 
 
 def _parser() -> Parser:
@@ -103,19 +117,31 @@ def _other_data(args: Sequence[str], run: SavedRun) -> EditDataModule:
     except UserError:
         raise
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"The data cannot be read as asked: {error}") from error
+        said = str(error).rstrip(".")
+        raise UserError(f"The data cannot be read as asked: {said}. Mend what --data.* and config.yaml say.") from error
     data.setup("validate")
     return data
 
 
 def evaluation_settings(run: SavedRun, batch_size: int | None = None) -> EvaluationSettings:
-    """What to measure, as the run measured it."""
+    """What to measure, as the run measured it.
+
+    Args:
+        run: The run.
+        batch_size: Records scored together; the run's own if None.
+
+    Raises:
+        UserError: If config.yaml says what cannot be measured, or the batch size is below 1.
+    """
     known = {field.name for field in fields(EvaluationSettings)}
     given = {name: value for name, value in run.section("model", "evaluation").items() if name in known}
     try:
         settings = EvaluationSettings(**given)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{run.folder / 'config.yaml'}: model.evaluation cannot be read: {error}") from error
+        said = str(error).rstrip(".")
+        raise UserError(
+            f"{run.folder / 'config.yaml'}: model.evaluation cannot be read: {said}. Restore it from a copy."
+        ) from error
     if batch_size is None:
         return settings
     if batch_size < 1:

@@ -100,7 +100,7 @@ def _checkpoint(named: str, folder: Path) -> Path:
         others = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
         found = newest_checkpoint(folder / "checkpoints") or (others[-1] if others else None)
         if found is None:
-            raise UserError(f"--ckpt_path={named}: {folder} holds no checkpoint.")
+            raise UserError(f"--ckpt_path={named}: {folder} holds no checkpoint. Leave it out for the run's end.")
         return found
     path = Path(named).expanduser()
     if not path.is_file():

@@ -5,12 +5,12 @@ import inspect
 import re
 import shlex
 import types
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from sphere_pl.commands.places import Place, place_of, yaml_files
 from sphere_pl.text.usage import did_you_mean
 
 _LONGEST = 300  # characters of a message that is passed on as it is
@@ -25,32 +25,6 @@ _WORDS = {
     "list": "a list such as [1, 2]",
     "dict": "a mapping such as {name: value}",
 }
-
-
-class Place(NamedTuple):
-    """Where a setting was given.
-
-    Attributes:
-        key: Its whole name, with dots.
-        value: What it was set to, if that is known.
-        file: The file that sets it; None for an argument.
-    """
-
-    key: str
-    value: str | None = None
-    file: Path | None = None
-
-    def shown(self) -> str:
-        """As the user wrote it."""
-        if self.file is not None:
-            return f"{self.file}: `{self.key}`"
-        return f"`--{self.key}`"
-
-    def assigned(self, value: str) -> str:
-        """As the user wrote it, with its value."""
-        if self.file is not None:
-            return f"{self.file}: `{self.key}: {value}`"
-        return f"`--{self.key} {shlex.quote(value)}`"
 
 
 Lines = tuple[str, str]  # the error, and what may have been meant
@@ -112,7 +86,7 @@ def _similar(name: str, parser: argparse.ArgumentParser) -> str:
 
 def _unknown_key(found: re.Match[str], parser: argparse.ArgumentParser, args: Sequence[str]) -> Lines:
     key = ".".join(part for part in (found["group"], found["key"]) if part)
-    place = _place(key, args)
+    place = place_of(key, args)
     kind = "setting" if place.file is not None else "argument of this command"
     return f"{place.shown()} is no {kind}.", _similar(place.key if place.file else f"--{place.key}", parser)
 
@@ -121,7 +95,7 @@ def _wrong_value(found: re.Match[str], parser: argparse.ArgumentParser, args: Se
     # Those of a class's arguments stand inside those of the argument that takes the class.
     inner = list(re.finditer(r"Parser key \"(.*?)\":", found.string))
     key, message = inner[-1][1], found.string[inner[-1].end() :]
-    place = _place(key, args)
+    place = place_of(key, args)
     action = _action(parser, key)
     given = re.search(r"(?:Got|Given) value: ?(.*)", message)
     value = _one_line(given[1]) if given else (place.value or "")
@@ -183,7 +157,7 @@ def _missing(found: re.Match[str], parser: argparse.ArgumentParser, args: Sequen
 
 
 def _bad_file(found: re.Match[str], parser: argparse.ArgumentParser, args: Sequence[str]) -> Lines:
-    for file in _files(args):
+    for file in yaml_files(args):
         try:
             yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.MarkedYAMLError as error:
@@ -208,9 +182,6 @@ _RULES: tuple[tuple[re.Pattern[str], Tell], ...] = (
     (re.compile(r"Key \"(.*?)\" is required"), _missing),
     (re.compile(r"Problems parsing config"), _bad_file),
 )
-
-
-# ---------------------------------------------------------------------- what the parser knows
 
 
 def type_words(kind: Any) -> str:
@@ -285,50 +256,6 @@ def _parameters(kind: type) -> list[str]:
         return [name for name in inspect.signature(kind).parameters if name not in {"args", "kwargs"}]
     except (TypeError, ValueError):
         return []
-
-
-# ---------------------------------------------------------------------- what the user gave
-
-
-def _place(key: str, args: Sequence[str]) -> Place:
-    """Where a key was given: its name may lack the parts in front, as jsonargparse says it of a class's arguments."""
-    for arg, following in zip(args, [*args[1:], None], strict=True):
-        name, equals, value = arg.partition("=")
-        name = name.removeprefix("--").removesuffix("+")
-        if arg.startswith("--") and (name == key or name.endswith(f".{key}")):
-            return Place(name, value if equals else following)
-    for file in _files(args):
-        for name, value in _settings(file):
-            if name == key or name.endswith(f".{key}"):
-                return Place(name, str(value), file)
-    return Place(key)
-
-
-def _files(args: Sequence[str]) -> Iterator[Path]:
-    """The YAML files among the values of arguments, the last first: it has the last word."""
-    for arg in reversed(args):
-        path = Path(arg.partition("=")[2] if arg.startswith("--") else arg).expanduser()
-        if path.suffix in {".yaml", ".yml", ".json"} and path.is_file():
-            yield path
-
-
-def _settings(file: Path) -> Iterator[tuple[str, Any]]:
-    """Names with dots and values of all settings in a file; nothing if it cannot be read."""
-    try:
-        yield from _flat(yaml.safe_load(file.read_text(encoding="utf-8")), ())
-    except (OSError, ValueError, yaml.YAMLError):
-        return
-
-
-def _flat(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if path:
-        yield ".".join(path), tree
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, (*path, str(key)))
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _flat(value, path)
 
 
 def _one_line(text: str) -> str:

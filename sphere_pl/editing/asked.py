@@ -137,7 +137,7 @@ class Asked(NamedTuple):
         return shares.together(part, torch.bincount(torch.tensor(self.shift)).tolist())
 
     def of_batch(self, rows: Tensor) -> Tensor:
-        """Those of the batch's requests, in its order, among rows of all `N`."""
+        """Those of the batch's requests, `[n, ...]` in its order, among rows of all `N`, `[N, ...]`."""
         every = self.place == tuple(range(len(self.shift)))
         return rows if every else rows[list(self.place)]
 

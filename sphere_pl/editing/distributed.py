@@ -49,7 +49,7 @@ def gather_shares(
     """Put the shares of all processes together.
 
     Args:
-        part: What this process found for its share.
+        part: What this process found for its share, `[rows of its items, ...]`.
         n: How many items there are.
         processes: How many processes.
         gather: How the processes exchange their parts; see `exchange`.

@@ -21,9 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention
+from sphere_pl.model.batching import micro_batches, pad
+from sphere_pl.model.block_calls import BlockCalls, stream_of
 from sphere_pl.model.families import EditSite
-from sphere_pl.model.language_model import BlockCalls, LanguageModel, stream_of
-from sphere_pl.model.tokens import Tokens, in_context, micro_batches, pad, tokenize
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Tokens, in_context, tokenize
 
 
 class _Group(NamedTuple):

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.methods.base import Method
+from sphere_pl.model.batching import LOGITS_AT_ONCE, MOST_TOKENS, micro_batches
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import LOGITS_AT_ONCE, MOST_TOKENS, in_context, micro_batches, tokenize
+from sphere_pl.model.tokens import in_context, tokenize
 from sphere_pl.process.devices import accelerator
 
 # Numbers kept for the backward pass for each token and block, in units of the hidden size and of the MLP's width:

@@ -18,11 +18,12 @@ from sphere_pl.data.corpus import read_corpus
 from sphere_pl.editing.representations import capture_input
 from sphere_pl.editing.running_moment import RunningMoment
 from sphere_pl.errors import UserError
+from sphere_pl.model.batching import micro_batches, pad
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.generation import sample_texts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import encode, micro_batches, pad
+from sphere_pl.model.tokens import encode
 from sphere_pl.progress import Track
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
+from sphere_pl.editing.objective import Objective, Pass, one_pass
 from sphere_pl.editing.representations import capture_output
 from sphere_pl.editing.target_rows import Rows, target_rows
 from sphere_pl.editing.target_settings import TargetSettings
-from sphere_pl.editing.targets import Objective, Pass, Targets, alignment_of, minimize, one_pass
+from sphere_pl.editing.targets import Targets, alignment_of, minimize
 from sphere_pl.model.attention import gradient_attention, packs
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.language_model import LanguageModel

@@ -12,7 +12,7 @@ from torch import Tensor
 from sphere_pl.data.datamodule import EditLoader
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.checks import check_batch_size, check_subjects
-from sphere_pl.editing.guard import report_statistics
+from sphere_pl.editing.diagnosis import report_statistics
 from sphere_pl.editing.key_plan import Directions, KeyPlan, check_last_block, look_at_keys, report_keys
 from sphere_pl.editing.memory_estimate import Need, batch_of, capacity, fitting_tokens, need, shapes_of
 from sphere_pl.editing.moments import StatisticsSettings

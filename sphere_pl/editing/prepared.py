@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.editing.guard import diagnose
+from sphere_pl.editing.diagnosis import diagnose
 from sphere_pl.editing.kept_moments import corpus_identity, second_moments
 from sphere_pl.editing.kept_states import arguments_of, kept_state
 from sphere_pl.editing.moments import SecondMoment, StatisticsSettings
@@ -82,7 +82,7 @@ class Prepared:
     def directions(
         self, rests_on: list[Any], requests: Sequence[EditRequest], find: Callable[[Sequence[EditRequest]], Tensor]
     ) -> Tensor:
-        """Directions of keys, a row a request; found for those requests that are not known."""
+        """Directions of keys, `[n, d_in]`; found for those requests that are not known."""
         known = self._directions[1] if self._directions[0] == rests_on else {}
         new = [request for request in dict.fromkeys(requests) if request not in known]
         known = {**known, **dict(zip(new, find(new), strict=True))} if new else known

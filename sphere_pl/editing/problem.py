@@ -176,7 +176,7 @@ class ModelBatch(BatchProblem):
         )
 
     def together(self, part: Tensor) -> Tensor:
-        """The rows of the whole batch from every process's share, where each phrasing has a row.
+        """The rows of the whole batch, `[n, ...]`, from every process's share, where each phrasing has a row.
 
         Each request gets the mean over its phrasings, and over the requests that share its target.
         """

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sphere_pl.data.request import EditRequest
+from sphere_pl.model.batching import micro_batches, pad
+from sphere_pl.model.block_calls import BlockCalls
 from sphere_pl.model.families import EditSite
-from sphere_pl.model.language_model import BlockCalls, LanguageModel
-from sphere_pl.model.tokens import Tokens, in_context, micro_batches, pad, tokenize
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Tokens, in_context, tokenize
 
 
 @contextmanager

@@ -15,9 +15,12 @@ from torch import Tensor
 from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.asked import Joint
 from sphere_pl.editing.target_settings import TargetSettings
+from sphere_pl.model.batching import micro_batches, pad
 from sphere_pl.model.beginnings import Beginnings
-from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel
-from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, micro_batches, pad, tokenize
+from sphere_pl.model.block_calls import BlockCalls
+from sphere_pl.model.frozen_prefix import FrozenPrefix
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Tokens, in_context, kl_prompt, tokenize
 
 
 class Rows(NamedTuple):
@@ -88,7 +91,7 @@ def target_rows(
 
 
 def _watched(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[Tokens]:
-    """What the divergence is taken at: a prompt of each subject, cut behind it."""
+    """What the divergence is taken at: a prompt of each subject, cut after it."""
     tokens = tokenize(lm.tokenizer, [kl_prompt(request) for request in requests], lm.context)
     return [Tokens(entry.ids[: entry.subject_last + 2], entry.subject_last + 1, entry.subject_last) for entry in tokens]
 
@@ -120,36 +123,47 @@ def _build(
 
     `origin` holds the phrasing, or the shift, and the context of each prompt.
     """
-    device = lm.device
     tokens = [prompts[row] for row in chosen]
     cuts = [_cut(lm, entry) for entry in tokens]
     prefix, prefix_mask = before.of(chosen)
-    ids, mask = pad([entry.ids[cut:-1] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, device)
-    start = torch.tensor([[cut] for cut in cuts], device=device)
-    positions = start + torch.arange(ids.shape[1], device=device)
+    ids, mask = pad([entry.ids[cut:-1] for entry, cut in zip(tokens, cuts, strict=True)], lm.pad_id, lm.device)
+    start = torch.tensor([[cut] for cut in cuts], device=lm.device)
+    positions = start + torch.arange(ids.shape[1], device=lm.device)
     mask = torch.cat([prefix_mask, mask], dim=1)
     calls = prefix.calls(lm, ids, mask, positions)
     hidden = lm.run(calls.hidden, calls, 0, layer + 1)
+    device = hidden.device
+    asked = torch.tensor([origin[row][0] for row in chosen], device=device)
+    where, labels, weights = _predicted(tokens, cuts, n_contexts, device)
+    return Rows(
+        asked=asked,
+        owner=asked,
+        plain=torch.tensor([origin[row][1] == 0 for row in chosen], device=device),
+        ids=ids.to(device),
+        mask=mask.to(device),
+        positions=positions.to(device),
+        subject=torch.tensor([each.subject_last - cut for each, cut in zip(tokens, cuts, strict=True)], device=device),
+        prefix=prefix,
+        hidden=hidden,
+        calls=calls,
+        where=where,
+        labels=labels,
+        weights=weights,
+    )
+
+
+def _predicted(
+    tokens: Sequence[Tokens], cuts: Sequence[int], n_contexts: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row and column `[2, t]` of what is predicted, the tokens to predict `[t]`, and the weight of each `[t]`."""
     where = [
         (row, entry.target_start - 1 - cut + k)
         for row, (entry, cut) in enumerate(zip(tokens, cuts, strict=True))
         for k in range(len(entry.target))
     ]
     labels = [label for entry in tokens for label in entry.target]
-    device = hidden.device
     weights = [1 / (n_contexts * len(entry.target)) for entry in tokens for _ in entry.target]
-    asked = torch.tensor([origin[row][0] for row in chosen], device=device)
-    return Rows(
-        asked,
-        asked,
-        torch.tensor([origin[row][1] == 0 for row in chosen], device=device),
-        ids.to(device),
-        mask.to(device),
-        positions.to(device),
-        torch.tensor([entry.subject_last - cut for entry, cut in zip(tokens, cuts, strict=True)], device=device),
-        prefix,
-        hidden,
-        calls,
+    return (
         torch.tensor(where, device=device).T,
         torch.tensor(labels, device=device),
         torch.tensor(weights, device=device),
@@ -157,27 +171,27 @@ def _build(
 
 
 def select(lm: LanguageModel, rows: Rows, keep: Tensor) -> Rows:
-    """Keep some rows, and the predicted positions that lie in them."""
+    """Keep some rows, `keep` `[rows]` of bool, and the predicted positions that lie in them."""
     index = keep.nonzero().squeeze(1)
     prefix = rows.prefix.select(index)
     ids, mask, positions = rows.ids[index], rows.mask[index], rows.positions[index]
     renumbered = torch.cumsum(keep, 0) - 1
     kept = keep[rows.where[0]]
     return Rows(
-        rows.asked[index],
-        rows.owner[index],
-        rows.plain[index],
-        ids,
-        mask,
-        positions,
-        rows.subject[index],
-        prefix,
-        rows.hidden[index],
-        prefix.calls(lm, ids, mask, positions),
-        torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
-        rows.labels[kept],
-        rows.weights[kept],
-        None if rows.reference is None else rows.reference[kept.to(rows.reference.device)],
+        asked=rows.asked[index],
+        owner=rows.owner[index],
+        plain=rows.plain[index],
+        ids=ids,
+        mask=mask,
+        positions=positions,
+        subject=rows.subject[index],
+        prefix=prefix,
+        hidden=rows.hidden[index],
+        calls=prefix.calls(lm, ids, mask, positions),
+        where=torch.stack([renumbered[rows.where[0][kept]], rows.where[1][kept]]),
+        labels=rows.labels[kept],
+        weights=rows.weights[kept],
+        reference=None if rows.reference is None else rows.reference[kept.to(rows.reference.device)],
     )
 
 

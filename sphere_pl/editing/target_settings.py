@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.tokens import MOST_TOKENS
+from sphere_pl.model.batching import MOST_TOKENS
 
 Units = Literal["state", "absolute"]
 Optimizer = Literal["adam", "polyak"]

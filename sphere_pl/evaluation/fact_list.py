@@ -13,8 +13,9 @@ from sphere_pl.data.request import EditRequest, Form, shorten
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.scoring import answer_as_given, last_hidden
 from sphere_pl.methods.retrieval import FACT, QUESTION, Retrieval
+from sphere_pl.model.batching import pad
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import Prompt, encode, pad
+from sphere_pl.model.tokens import Prompt, encode
 from sphere_pl.text.joining import joined
 from sphere_pl.text.numbers import counted
 
@@ -212,5 +213,8 @@ def from_header(kept: Mapping[str, Any] | None) -> Retrieval | None:
     if kept is None:
         return None
     if set(kept) != {each.name for each in fields(Retrieval)}:
-        raise UserError(f"The log's settings of its list of facts, {sorted(kept)}, are not what this version writes.")
+        raise UserError(
+            f"The log's settings of its list of facts, {sorted(kept)}, are not what this version writes. Read the run "
+            "with the version that wrote it."
+        )
     return Retrieval(**kept)

@@ -37,7 +37,7 @@ class FirstBatch(NamedTuple):
     perplexity: tuple[float, float] | None
 
     def wrecks(self, limits: GuardSettings) -> bool:
-        """Whether going on would wreck the model: perplexity or a matrix is more times what it was than allowed."""
+        """Whether continuing would wreck the model: perplexity or a matrix is more times what it was than allowed."""
         ratio = limits.max_perplexity_ratio
         damaged = self.perplexity is not None and not self.perplexity[1] <= ratio * self.perplexity[0]
         return damaged or not self.growth <= max(limits.max_norm_ratio, _GROWTH)

@@ -151,12 +151,12 @@ def long_prefix_scores(lm: LanguageModel, requests: Sequence[EditRequest]) -> Sc
     asked_plain = [request for request in requests if not opens_with_template(request.question)]
     prefixes = long_prefixes(lm, len(asked_plain))
     groups = [prompts(each._replace(form=Form()))[:2] for each in asked_plain]
-    behind = [
+    prefixed = [
         each._replace(text=prefix + each.text, joiner=_joiner(each))
         for prefix, group in zip(prefixes, groups, strict=True)
         for each in chain(*group)
     ]
-    said = iter(answer(lm, behind))
+    said = iter(answer(lm, prefixed))
     answers = [
         Answers(
             rewrite=[next(said) for _ in own], paraphrases=[next(said) for _ in others], neighbors=[], portability=[]

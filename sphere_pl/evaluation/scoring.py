@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sphere_pl.errors import UserError
+from sphere_pl.model.batching import micro_batches, pad
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.prefix_tree import WIDTH, PrefixTree, batch_trees, prefix_trees
-from sphere_pl.model.tokens import Prompt, Tokens, encode, micro_batches, pad, tokenize
+from sphere_pl.model.tokens import Prompt, Tokens, encode, tokenize
 from sphere_pl.text.joining import separator
 
 PIECES = 8  # of a text, run together
@@ -155,7 +156,7 @@ class HeldOut(NamedTuple):
 
     @property
     def labels(self) -> Tensor:
-        """The tokens that are predicted, in the order of `predicting_states`."""
+        """The tokens that are predicted, `[t]`, in the order of `predicting_states`."""
         return self.ids[:, 1:][self.mask[:, 1:].bool()]
 
 

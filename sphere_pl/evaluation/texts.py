@@ -71,13 +71,13 @@ def read_references(path: str) -> dict[tuple[str, str], list[str]]:
             "ROME's attribute_snippets.json (it is not part of this package), or leave it out: fluency needs none."
         ) from error
     except ValueError as error:
-        raise UserError(f"The reference texts {path} are not JSON in UTF-8: {error}.") from error
+        raise UserError(f"The reference texts {path} are not JSON in UTF-8: {error}. Fetch them again.") from error
     found: dict[tuple[str, str], list[str]] = {}
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         relation, target, texts = _entry(path, number, entry)
         found.setdefault((relation, target), []).extend(texts)
     if not any(found.values()):
-        raise UserError(f"The reference texts {path} hold no text. Expected samples with texts.")
+        raise UserError(f"The reference texts {path} hold no text, expected samples with texts. Fetch them again.")
     return found
 
 

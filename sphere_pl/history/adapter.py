@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sphere_pl.errors import UserError
-from sphere_pl.history.delta import check_matrix, layout_of, read_layout
+from sphere_pl.history.delta import check_matrix, layout_of, read_with_layout
 from sphere_pl.history.entries import Header
 from sphere_pl.history.low_rank import ROUNDING, Factors, compress, expand
 from sphere_pl.storage.files import write_text
@@ -208,7 +207,9 @@ def adapted(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]
         try:
             change = tensors[f"{key}.lora_B.weight"] @ tensors[f"{key}.lora_A.weight"]
         except (KeyError, RuntimeError) as error:
-            raise UserError(f"{path} is damaged: the factors of {name} are missing or do not fit ({error}).") from error
+            raise UserError(
+                f"{path} is damaged: the factors of {name} are missing or do not fit ({error}). Export it again."
+            ) from error
         stored = parameters[name].detach().float().cpu()
         found[name] = stored + scale * (change.T if about["transposed"] else change)
     return found
@@ -216,21 +217,20 @@ def adapted(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            layout = read_layout(json.loads((file.metadata() or {}).get(_KIND, "null")))
-            return layout, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        layout, tensors = read_with_layout(path, _KIND)
+    except ValueError as error:
         raise UserError(
             f"{path} is no adapter that `python -m sphere_pl export --adapter` wrote ({error}). Others are loaded with "
             "peft: PeftModel.from_pretrained(model, folder)."
         ) from error
+    return layout, {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} could not be read: {error}.") from error
+        raise UserError(f"{folder / CONFIG} could not be read: {error}. Export the adapter again.") from error
     return config if isinstance(config, dict) else {}
 
 

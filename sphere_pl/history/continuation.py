@@ -1,6 +1,5 @@
 """What a run takes over from the finished run that it continues: its log, its weights, and the memory of its keys."""
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import SESSION
 from sphere_pl.history.entries import Ancestor, Entry, sums_of
+from sphere_pl.history.left_out import kept_rows
 from sphere_pl.history.log import LOG_FILE, EditHistory, log_digest, read_log
 from sphere_pl.history.rebuild import rebuild
+from sphere_pl.history.recipes import same_recipe
 from sphere_pl.history.saved import EDITED, RESULTS, SavedRun
 from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import KnownProblem
@@ -128,7 +129,7 @@ def remember_logged(
     names = [matrix.name for matrix in history.header.matrices]
     with exact_products():
         for entry in history.entries[:last]:
-            rows = torch.tensor([i for i, case in enumerate(entry.case_ids) if case not in left_out], dtype=torch.long)
+            rows = kept_rows(entry, left_out)
             tensors = history.tensors(entry) if len(rows) else {}
             for layer, name in enumerate(names):
                 keys = _keys_of(tensors, name, entry, history, method)
@@ -238,11 +239,6 @@ def chain_of(run: SavedRun) -> list[Ancestor]:
     if last is not None and last.run_dir == own.run_dir and same_recipe(last.recipe, own.recipe):
         before.pop()
     return [*before, own]
-
-
-def same_recipe(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two runs turned keys and residuals into updates in one way."""
-    return json.dumps(first, sort_keys=True, default=str) == json.dumps(second, sort_keys=True, default=str)
 
 
 def _ancestor(run: SavedRun) -> Ancestor:

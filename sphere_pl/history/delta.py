@@ -86,7 +86,9 @@ def apply_delta(model: nn.Module, path: str | Path) -> nn.Module:
         check_matrix(parameters, name, about, Path(path))
         change = unpack(tensors, name)
         if change is not None and shape_of(change) != tuple(about["shape"]):
-            raise UserError(f"{path} is damaged: its change of {name} has not the shape that its metadata says.")
+            raise UserError(
+                f"{path} is damaged: its change of {name} has not the shape that its metadata says. Export it again."
+            )
     for name, about in layout.items():
         change = unpack(tensors, name)
         if change is not None:
@@ -104,11 +106,30 @@ def _sample(weight: Tensor) -> Tensor:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
+        return read_with_layout(path, _KIND)
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no delta that can be applied: {error}. Give one that `python -m sphere_pl export --delta_only` "
+            "wrote."
+        ) from error
+
+
+def read_with_layout(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read tensors by name, and the layout of the matrices that they belong to.
+
+    Args:
+        path: A safetensors file.
+        kind: The entry of its metadata that holds what `layout_of` has written.
+
+    Raises:
+        ValueError: If it cannot be read, or has no such entry.
+    """
+    try:
         with safe_open(path, framework="pt") as file:
-            layout = read_layout(json.loads((file.metadata() or {}).get(_KIND, "null")))
+            layout = read_layout(json.loads((file.metadata() or {}).get(kind, "null")))
             return layout, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
-        raise UserError(f"{path} is no delta that can be applied: {error}.") from error
+    except (OSError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _layout(matrix: Mapping[str, Any]) -> dict[str, Any]:

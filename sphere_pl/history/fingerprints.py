@@ -63,17 +63,17 @@ def check_requests(saved: Tensor, requests: Sequence[EditRequest]) -> None:
     """Refuse to resume with other data.
 
     Args:
-        saved: Hashes of the requests that the checkpoint was written for.
+        saved: Hashes of the requests that the checkpoint was written for, int64 `[requests]`.
         requests: Those of the run that would be resumed.
 
     Raises:
         UserError: Naming the first request that differs.
     """
+    remedy = "A run resumes with the data it began with: undo the change, or start a new run in another folder."
     if len(saved) != len(requests):
         raise UserError(
             f"The checkpoint belongs to a run of {counted(len(saved), 'edit')}, but the data now give "
-            f"{len(requests)}. A run goes on with the data it began with: undo the change, or start a new "
-            "run in another folder."
+            f"{len(requests)}. {remedy}"
         )
     different = (saved != request_hashes(requests)).nonzero().flatten().tolist()
     if different:
@@ -81,8 +81,7 @@ def check_requests(saved: Tensor, requests: Sequence[EditRequest]) -> None:
         raise UserError(
             f"{counted(len(different), f'{of} is not the one', f'{of} are not those')} that the checkpoint was written "
             f"for; the first is edit {different[0] + 1}, now {shorten(first.question)} -> {shorten(first.target_new)} "
-            f"({first.source or 'case ' + first.case_id}). A run goes on with the data it began with: undo the change, "
-            "or start a new run in another folder."
+            f"({first.source or 'case ' + first.case_id}). {remedy}"
         )
 
 

@@ -109,13 +109,14 @@ class EditHistory:
         if not entry.complete:
             raise UserError(
                 f"The change of batch {entry.number} was not kept: the edit log of {self.folder} had reached its size "
-                "limit (--edit_log_gigabytes). Weights can be rebuilt up to the batch before it."
+                "limit (--edit_log_gigabytes). Weights can be rebuilt up to the batch before it, with --at."
             )
         if entry.file is None:
             return {}
         if not _TENSOR_FILE.fullmatch(entry.file):
             raise UserError(
-                f"{self.folder / LOG_FILE} names the file {entry.file!r}, expected batch-00000.safetensors."
+                f"{self.folder / LOG_FILE} names the file {entry.file!r}, expected one such as "
+                "batch-00000.safetensors. Restore the log from a copy."
             )
         path = self.folder / TENSOR_FOLDER / entry.file
         try:
@@ -123,11 +124,13 @@ class EditHistory:
             if hashlib.sha256(data).hexdigest() != entry.sha256:
                 raise UserError(
                     f"{path} has another SHA-256 than {LOG_FILE} says: it was altered or damaged. Restore it from a "
-                    f"copy, or rebuild only up to the batch before it."
+                    "copy, or rebuild only up to the batch before it."
                 )
             return load(data)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} could not be read: {error}. The batch's change cannot be rebuilt.") from error
+            raise UserError(
+                f"{path} could not be read: {error}. Restore it from a copy, or rebuild only up to the batch before it."
+            ) from error
 
 
 def pack(
@@ -169,7 +172,7 @@ def read_log(folder: Path) -> EditHistory:
             "the folder of a run, the one with results.json."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} could not be read: {error}.") from error
+        raise UserError(f"{path} could not be read: {error}. Restore it from a copy.") from error
     header, entries = read_lines(path, text)
     return EditHistory(folder, header, entries)
 

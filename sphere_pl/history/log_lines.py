@@ -36,7 +36,10 @@ def read_lines(path: Path, text: str) -> tuple[Header, list[Entry]]:
         header = _header(parsed[0])
         entries = [_entry(line) for line in parsed[1:]]
     except (TypeError, LookupError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not an edit log that this version reads: {error}.") from error
+        raise UserError(
+            f"{path} is not an edit log that this version reads: {error}. Restore it from a copy, or read it with the "
+            "version that wrote it."
+        ) from error
     _check_order(path, entries)
     return header, entries
 
@@ -45,10 +48,14 @@ def _parsed(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{path}, line {number} is not JSON ({error}): the log was altered or damaged.") from error
+        raise _damaged(path, number, f"is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path}, line {number} is not an object: the log was altered or damaged.")
+        raise _damaged(path, number, "is not an object")
     return value
+
+
+def _damaged(path: Path, number: int, what: str) -> UserError:
+    return UserError(f"{path}, line {number} {what}: the log was altered or damaged. Restore it from a copy.")
 
 
 def _header(line: dict[str, Any]) -> Header:
@@ -116,4 +123,4 @@ def _known(kind: type, line: dict[str, Any]) -> dict[str, Any]:
 def _check_order(path: Path, entries: Sequence[Entry]) -> None:
     for place, entry in enumerate(entries, 1):
         if entry.number != place or not 0 <= entry.base < place:
-            raise UserError(f"{path}, line {place + 1} is out of order: the log was altered or damaged.")
+            raise _damaged(path, place + 1, "is out of order")

@@ -45,7 +45,7 @@ def _fitting(change: Change, weight: Tensor, name: str, number: int) -> Change:
     if shape_of(change) != tuple(weight.shape):
         raise UserError(
             f"Batch {number} of the edit log changes {name} by a matrix of shape {list(shape_of(change))}, expected "
-            f"{list(weight.shape)}: the log belongs to another model."
+            f"{list(weight.shape)}: the log belongs to another model. Restore the run's own edits/ from a copy."
         )
     return change
 

@@ -13,15 +13,13 @@ of later batches were found on those weights, too.
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from sphere_callbacks import LayerwiseEdit, Loop, SparseProjection
-from sphere_pl.data.request import EditRequest, shorten
+from sphere_callbacks import LayerwiseEdit, Loop
 from sphere_pl.editing.algorithm import edit_batch, remember
 from sphere_pl.editing.curvature import curvature_factors
 from sphere_pl.editing.guard import Guard, GuardSettings
@@ -30,123 +28,18 @@ from sphere_pl.editing.moments import SecondMoment, StatisticsSettings
 from sphere_pl.editing.problem import BatchProblem, Solved
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
-from sphere_pl.history.continuation import remember_logged, same_recipe
+from sphere_pl.history.continuation import remember_logged
 from sphere_pl.history.entries import Entry
+from sphere_pl.history.left_out import check_without, kept_rows, unsolvable
 from sphere_pl.history.log import EditHistory
 from sphere_pl.history.rebuild import rebuild
+from sphere_pl.history.recipes import Recipe, Segment, build_recipe, segments
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.methods.base import Method, State
 from sphere_pl.methods.problem import KnownProblem, LayerProblem
 from sphere_pl.progress import untracked
-from sphere_pl.text.usage import did_you_mean
 
 _TOLERANCE = 1e-2  # of the accumulated change's norm; another method or projection misses by far more
-
-
-class Recipe(NamedTuple):
-    """How a run turned keys and residuals into updates.
-
-    Attributes:
-        method: The method.
-        callbacks: What its updates passed through, in this order.
-        statistics: Which text its second moments come from.
-    """
-
-    method: Method
-    callbacks: list[Callback]
-    statistics: StatisticsSettings
-
-
-class Segment(NamedTuple):
-    """Batches in a row that were edited in one way.
-
-    Attributes:
-        last: Number of the last entry.
-        recipe: How, as the log or config.yaml say it.
-        where: What says it, for messages.
-    """
-
-    last: int
-    recipe: dict[str, Any]
-    where: str
-
-
-def segments(run: SavedRun) -> list[Segment]:
-    """The runs of a chain; those in a row that were carried out in one way are one."""
-    header, total = run.history.header, len(run.history.entries)
-    own = Segment(total, run.recipe, str(run.folder / "config.yaml"))
-    parts = [Segment(each.entries, each.recipe, each.run_dir) for each in header.ancestors] + [own]
-    found: list[Segment] = []
-    for part in parts:
-        if found and same_recipe(found[-1].recipe, part.recipe):
-            found[-1] = part
-        else:
-            found.append(part)
-    return found
-
-
-def recipe(segment: Segment) -> Recipe:
-    """Build the method and the callbacks of some batches.
-
-    Raises:
-        UserError: If nothing says what they were, or something named cannot be built.
-    """
-    if not segment.recipe.get("method"):
-        raise UserError(f"{segment.where} does not say with which method the run edited: edits cannot be taken out.")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--method", type=Method)
-    parser.add_argument("--statistics", type=StatisticsSettings)
-    parser.add_argument("--callbacks", type=list[Callback])
-    parser.add_class_arguments(SparseProjection, "projection")
-    try:
-        built = parser.instantiate_classes(parser.parse_object(segment.recipe))
-    except Exception as error:  # importing and building a class raises what it likes
-        raise UserError(f"{segment.where} could not be read: {error}") from error
-    return Recipe(built.method, [*filter(_acts_on_updates, built.callbacks), built.projection], built.statistics)
-
-
-def _acts_on_updates(callback: Callback) -> bool:
-    return type(callback).on_before_optimizer_step is not Callback.on_before_optimizer_step
-
-
-def find_cases(history: EditHistory, names: Collection[str], last: int) -> list[str]:
-    """The case ids that are named, by themselves or by the subjects of their facts.
-
-    Raises:
-        UserError: If a name is neither among the first `last` entries.
-    """
-    requests = [request for entry in history.entries[:last] for request in entry.edit_requests()]
-    by_id = {request.case_id for request in requests}
-    by_subject: dict[str, list[str]] = {}
-    for request in requests:
-        by_subject.setdefault(request.subject.casefold(), []).append(request.case_id)
-    found: dict[str, None] = {}
-    for name in names:
-        cases = [name] if name in by_id else by_subject.get(name.casefold(), [])
-        if not cases:
-            raise UserError(_no_such_edit(name, history, requests))
-        found |= dict.fromkeys(cases)
-    return list(found)
-
-
-def _no_such_edit(name: str, history: EditHistory, requests: Sequence[EditRequest]) -> str:
-    known = [each for request in requests for each in (request.case_id, request.subject)]
-    listed = ", ".join(f"{each.case_id} ({each.subject[:30]})" for each in requests[:10])
-    meant = did_you_mean(name, known)
-    return (
-        f"{shorten(name)}: no edit of {history.folder} has this case id or subject. "
-        f"{meant or f'Its first are {listed}.'}"
-    )
-
-
-def check_without(run: SavedRun, names: Collection[str], last: int) -> list[str]:
-    """Refuse what `solve_without` cannot do, before anything is loaded; returns the case ids that are meant.
-
-    Raises:
-        UserError: If a case is unknown, the method has no keys and residuals, or the log lacks them.
-    """
-    _check_solvable(run)
-    return find_cases(run.history, names, last)
 
 
 def solve_without(run: SavedRun, base: BaseModel, case_ids: Collection[str], last: int) -> dict[str, Tensor]:
@@ -181,26 +74,6 @@ def _states(method: Method, base: BaseModel, statistics: StatisticsSettings) -> 
     return states
 
 
-def _check_solvable(run: SavedRun) -> None:
-    header = run.history.header
-    if not header.solvable:
-        raise _no_system(run)
-    for entry in run.history.entries:
-        if not entry.requests and (entry.file is not None or not entry.complete):
-            raise UserError(
-                f"The weights of {run.folder} were changed between batches (entry {entry.number} of its log): what "
-                "the batches after it would have given without the edits cannot be solved."
-            )
-
-
-def _no_system(run: SavedRun) -> UserError:
-    return UserError(
-        f"{run.folder} was edited with {run.history.header.method}, and its log holds no keys and residuals to solve "
-        "again: either the method optimises the weights on each whole batch (FT, LocFT-BF, UltraEdit), or the run had "
-        "--edit_log changes. Export the state before the edit with --at, or run `fit` again on data without it."
-    )
-
-
 def _check_same(
     again: Mapping[str, Tensor], logged: Mapping[str, Tensor], base: Mapping[str, Tensor], run: SavedRun
 ) -> None:
@@ -211,7 +84,8 @@ def _check_same(
             raise UserError(
                 f"Solving {run.folder} again does not give the change of {name} that it logged (off by "
                 f"{missed / moved:.1%}): something that config.yaml does not name acted on its updates, such as a "
-                "callback of your own or a retry with another regulariser. Edits cannot be taken out of this run."
+                "callback of your own or a retry with another regulariser. Edits cannot be taken out of this run; run "
+                "`fit` again on data without them."
             )
 
 
@@ -309,26 +183,26 @@ class Replay:
                 yield entry, matrices
             begun = segment.last
 
-    def _begin(self, segment: Segment, matrices: Matrices, left_out: frozenset[str], begun: int) -> "_Part":
+    def _begin(self, segment: Segment, matrices: Matrices, left_out: frozenset[str], begun: int) -> "_SegmentReplay":
         """Prepare method and callbacks on the unedited matrices, as a run does; the earlier keys are remembered."""
-        made = recipe(segment)
+        made = build_recipe(segment)
         if not made.method.needs_targets and made.method.retrieval is None:
-            raise _no_system(self.run)
+            raise unsolvable(self.run)
         self.callbacks = made.callbacks
         if segment.last not in self._prepared:
             self._prepared[segment.last] = _states(made.method, self.base, made.statistics)
-        part = _Part(self.history, matrices, made, self._prepared[segment.last])
+        part = _SegmentReplay(self.history, matrices, made, self._prepared[segment.last])
         now = matrices.copy()
         matrices.put_back(self.base.weights)
         matrices.measure = partial(curvature_factors, self.base.lm, self.base.sites, made.statistics)
-        part.each("on_train_start")
+        part.call("on_train_start")
         matrices.put_back(now)
         if begun and made.method.saved:
             remember_logged(self.history, made.method, part.states, part.weights, left_out, begun)
         return part
 
 
-class _Part:
+class _SegmentReplay:
     """Batches that were edited in one way."""
 
     def __init__(self, history: EditHistory, matrices: Matrices, made: Recipe, states: Mapping[str, State]) -> None:
@@ -355,22 +229,17 @@ class _Part:
             remember(batch, self.method, self.states)
             return
         edit_batch(batch, self.method, self.states, self.optimizer, self.guard)
-        self.each("on_train_batch_end")
+        self.call("on_train_batch_end")
 
     def _show(self, layer: int) -> None:
         for callback in self.callbacks:
             callback.on_before_optimizer_step(self.loop, cast(Any, self.matrices), self.optimizer)
 
-    def each(self, hook: str) -> None:
+    def call(self, hook: str) -> None:
         """Call a hook of every callback."""
         for callback in self.callbacks:
             extra = (None, None, 0) if hook == "on_train_batch_end" else ()
             getattr(callback, hook)(self.loop, self.matrices, *extra)
-
-
-def kept_rows(entry: Entry, left_out: frozenset[str]) -> Tensor:
-    """Which rows of a batch stay."""
-    return torch.tensor([i for i, case in enumerate(entry.case_ids) if case not in left_out], dtype=torch.long)
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str, rows: Tensor) -> Solved:

@@ -88,7 +88,10 @@ def taken_from(checkpoint: dict[str, Any], model_hash: str, name: str) -> dict[s
         UserError: If it is no checkpoint of an editing run, or one of another model.
     """
     if "sphere_pl" not in checkpoint:
-        raise UserError("The checkpoint was not written by an editing run: it holds no `sphere_pl` entry.")
+        raise UserError(
+            "The checkpoint was not written by an editing run: it holds no `sphere_pl` entry. Give one that "
+            "`python -m sphere_pl fit` wrote."
+        )
     own = checkpoint["sphere_pl"]
     check_model(own["model_hash"], model_hash, name)
     matrices, checkpoint["state_dict"] = checkpoint["state_dict"], {}

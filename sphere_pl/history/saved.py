@@ -18,7 +18,7 @@ from torch import Tensor
 from sphere_pl.data.chat import ChatSettings
 from sphere_pl.errors import UserError
 from sphere_pl.history.entries import Matrix
-from sphere_pl.history.log import EditHistory, read_log
+from sphere_pl.history.log import LOG_FILE, EditHistory, read_log
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.fingerprint import fingerprint
@@ -117,7 +117,7 @@ class SavedRun:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{path} could not be read: {error}.") from error
+            raise UserError(f"{path} could not be read: {error}. Restore it from a copy.") from error
         return config if isinstance(config, dict) else {}
 
     def section(self, *names: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class SavedRun:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} could not be read: {error}.") from error
+            raise UserError(f"{path} could not be read: {error}. Restore it from a copy.") from error
         return results if isinstance(results, dict) else {}
 
     def load_base(self, options: LoadOptions = LoadOptions()) -> BaseModel:
@@ -170,7 +170,10 @@ class SavedRun:
         base = BaseModel(lm.to(options.device or default_device()), header.layers)
         shapes = {name: tuple(weight.shape) for name, weight in base.weights.items()}
         if shapes != {matrix.name: matrix.shape for matrix in header.matrices}:
-            raise UserError(f"The matrices that the log of {self.folder} names are not those of its model: {shapes}.")
+            raise UserError(
+                f"The matrices that the log of {self.folder} names are not those of its model: {shapes}. Restore "
+                f"{LOG_FILE} from a copy."
+            )
         return base
 
     def weights(self, base: BaseModel, at: int | None = None) -> dict[str, Tensor]:
@@ -218,7 +221,10 @@ class SavedRun:
                 raise KeyError("matrices of these shapes")
             edits = int(saved["sphere_pl"]["edits_seen"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is no checkpoint of {self.folder}: it lacks {error}.") from error
+            raise UserError(
+                f"{path} is no checkpoint of {self.folder}: it lacks {error}. Give one that this run wrote, or none "
+                "for the run's end."
+            ) from error
         return restrained(base.weights, live, self.history.header.restraint), edits
 
     def has_final(self) -> bool:
@@ -266,7 +272,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "`python -m sphere_pl fit` wrote."
         ) from error
     if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is no checkpoint of an editing run.")
+        raise UserError(f"{path} is no checkpoint of an editing run. Give one that `python -m sphere_pl fit` wrote.")
     return checkpoint
 
 
@@ -277,7 +283,7 @@ def _read_edited(path: Path, matrices: Sequence[Matrix], sha256: str | None) -> 
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} could not be read: {error}.") from error
+        raise UserError(f"{path} could not be read: {error}. Delete it to rebuild the weights from the log.") from error
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise UserError(
             f"{path} has another SHA-256 than {RESULTS} says: it was altered or damaged. Delete it to rebuild the "

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sphere_pl.history.continuation import KEPT, chain_of
 from sphere_pl.history.entries import Entry, Header, sums_of
+from sphere_pl.history.left_out import kept_rows
 from sphere_pl.history.log import EditHistory, append_entry, now, pack, unpack, write_log, write_tensors
 from sphere_pl.history.low_rank import ROUNDING, Change, compress, rank_of
-from sphere_pl.history.replay import Replay, kept_rows
+from sphere_pl.history.replay import Replay
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.storage.checkpoint_file import read_checkpoint, write_checkpoint
 
@@ -28,7 +29,7 @@ class Undone(NamedTuple):
 
     Attributes:
         history: The log of the new folder.
-        weights: The matrices with which editing would go on, float32 `[d_out, d_in]`, by name.
+        weights: The matrices with which editing would continue, float32 `[d_out, d_in]`, by name.
     """
 
     history: EditHistory

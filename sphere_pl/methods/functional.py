@@ -19,7 +19,7 @@ _SAFE = 1e-3  # of the largest eigenvalue: nothing is cut below, as rounding cou
 
 
 def spread_residual(residual: Tensor, layers_left: int) -> Tensor:
-    """Share a residual over the layers that are still to be edited (MEMIT, Eq. 20)."""
+    """Share a residual `[n, d_out]` over the layers that are still to be edited (MEMIT, Eq. 20)."""
     return residual / layers_left
 
 
@@ -280,7 +280,7 @@ class Moments(NamedTuple):
         return Moments(seen, self.mean + shift * share, self.squares + squares)
 
     def normalize(self, features: Tensor) -> Tensor:
-        """Rows with the mean taken off and divided by the standard deviation; a constant feature becomes 0."""
+        """Rows `[t, f]` less their mean, divided by the standard deviation; a constant feature becomes 0."""
         deviation = (self.squares / (self.seen - 1).clamp_min(1)).sqrt()
         return torch.where(deviation > 0, (features - self.mean) / deviation, 0.0)
 

@@ -108,7 +108,7 @@ class MovingNullSpace(NamedTuple):
 
     @classmethod
     def empty(cls, ridge_inverse: Tensor, size: int) -> "MovingNullSpace":
-        """Nothing is taken yet of `size` directions."""
+        """Nothing is taken yet of `size` directions; `ridge_inverse` is a scalar."""
         return cls(ridge_inverse, ridge_inverse.new_zeros(0, size))
 
     def whiten(self, keys: Tensor) -> Tensor:

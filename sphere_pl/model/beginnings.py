@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, run_prefix
+from sphere_pl.model.batching import micro_batches, pad
+from sphere_pl.model.frozen_prefix import FrozenPrefix, run_prefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.prefix_tree import PrefixTree, batch_trees, prefix_trees
-from sphere_pl.model.tokens import micro_batches, pad
 
 _WIDTH = 256  # tokens in a row: those of a batch of ten are mostly one
 
@@ -23,7 +24,7 @@ class Beginnings:
     """The columns before the subject of every row of a batch.
 
     A model that takes no masks of others runs each row's own when it is asked for. These are padded in front: what
-    follows stands directly behind them, as far from each token as a window of the attention takes it to be.
+    follows stands directly after them, as far from each token as a window of the attention takes it to be.
 
     Args:
         lm: The language model.

@@ -61,7 +61,7 @@ class EditSite(NamedTuple):
 
     @property
     def stored(self) -> Tensor:
-        """The model's own tensor in the model's dtype and layout."""
+        """The model's own tensor in its dtype and layout: `[d_out, d_in]`, or its transpose if `fan_in_fan_out`."""
         weight = self.module.weight
         if not isinstance(weight, Tensor):
             raise TypeError(f"{self.name} is not a tensor")
@@ -121,7 +121,8 @@ def output_path(architecture: Architecture, config: object, block: nn.Module) ->
     if architecture.output_norm and not has_module(block, architecture.output_norm):
         raise UserError(
             f"The model's architecture names the output norm {architecture.output_norm!r}, which is no module of its "
-            f"blocks. They hold {', '.join(name for name, _ in block.named_children())}."
+            f"blocks. They hold {', '.join(name for name, _ in block.named_children())}. Correct `output_norm` of "
+            "--model.architecture."
         )
     norm = block.get_submodule(architecture.output_norm) if architecture.output_norm else None
     return OutputPath(norm, read_factor(architecture.output_scale, block, config))

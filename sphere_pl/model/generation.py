@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sphere_pl.model.batching import micro_batches
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import CONTEXT_OPENERS, encode, micro_batches, truncate_left
+from sphere_pl.model.tokens import CONTEXT_OPENERS, encode, truncate_left
 from sphere_pl.progress import Track, untracked
 from sphere_pl.text.joining import asked
 

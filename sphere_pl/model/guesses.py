@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from sphere_pl.model.batching import LOGITS_AT_ONCE, pad
 from sphere_pl.model.generation import decode, likeliest
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import LOGITS_AT_ONCE, encode, pad
+from sphere_pl.model.tokens import encode
 
 
 def continue_guessed(
@@ -20,7 +21,7 @@ def continue_guessed(
     Args:
         lm: The language model.
         texts: The texts.
-        guesses: How each might go on; a wrong guess costs time and changes nothing, but for rounding, by which
+        guesses: How each might continue; a wrong guess costs time and changes nothing, but for rounding, by which
             two tokens that are about as likely can change places in bfloat16.
         new_tokens: How many tokens to add to each.
     """

@@ -1,67 +1,29 @@
 """A pretrained causal language model, taken apart at the places that editing works on."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.architectures import architecture_of, context_length, has_module
+from sphere_pl.model.block_calls import (
+    BlockCalls,
+    BlockReachedError,
+    moved_to,
+    recorded_calls,
+    stop_at_block,
+    stream_of,
+)
 from sphere_pl.model.families import EditSite, edit_sites, editable_layers, read_factor
 
 _SHOWN = 8  # modules that an error names
 Reading = Callable[[Sequence[str]], list[str]]  # from questions to what the model reads in their place
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
-
-
-class BlockCalls(NamedTuple):
-    """How the model would call its own blocks for one input.
-
-    Attributes:
-        hidden: The residual stream that enters block 0, shape `[rows, columns, d]`.
-        args: Positional arguments of each block after the hidden state.
-        kwargs: Keyword arguments of each block: masks, position embeddings, cache.
-        devices: Where each block lives, and so do the tensors among its arguments.
-    """
-
-    hidden: Tensor
-    args: list[tuple[Any, ...]]
-    kwargs: list[dict[str, Any]]
-    devices: list[torch.device]
-
-    def replace(self, old: Any, new: Any) -> "BlockCalls":
-        """Put `new` wherever the very object `old` is passed (the cache, in practice)."""
-        args = [tuple(new if value is old else value for value in call) for call in self.args]
-        kwargs = [{key: new if value is old else value for key, value in call.items()} for call in self.kwargs]
-        return self._replace(args=args, kwargs=kwargs)
-
-    def placed(self, devices: list[torch.device]) -> "BlockCalls":
-        """Put the arguments of each block where it lives; blocks of one device share them."""
-        if all(device == self.hidden.device for device in devices):
-            return self._replace(devices=devices)
-        moved: dict[tuple[int, torch.device], Tensor] = {}
-        args = [_moved(call, device, moved) for call, device in zip(self.args, devices, strict=True)]
-        kwargs = [_moved(call, device, moved) for call, device in zip(self.kwargs, devices, strict=True)]
-        return BlockCalls(self.hidden, args, kwargs, devices)
-
-
-def _moved(value: Any, device: torch.device, moved: dict[tuple[int, torch.device], Tensor]) -> Any:
-    """Move all tensors inside tuples, lists and dictionaries; `moved` holds those that have been, by identity."""
-    if isinstance(value, Tensor):
-        key = (id(value), device)
-        if key not in moved:
-            moved[key] = value.to(device)
-        return moved[key]
-    if type(value) in (tuple, list):
-        return type(value)(_moved(each, device, moved) for each in value)
-    if type(value) is dict:
-        return {name: _moved(each, device, moved) for name, each in value.items()}
-    return value  # a cache, whose layers lie where their blocks do
 
 
 class LanguageModel(nn.Module):
@@ -221,7 +183,7 @@ class LanguageModel(nn.Module):
         )
         calls = BlockCalls(input_ids, [], [], [])
         entering: list[Tensor] = []
-        with _recording(self, calls, entering, lambda hidden: (hidden,) if self._tuples else hidden):
+        with recorded_calls(self._blocks, calls, entering, lambda hidden: (hidden,) if self._tuples else hidden):
             self.model.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -237,10 +199,10 @@ class LanguageModel(nn.Module):
         """Whether a block returns a tuple, found out by calling the first one: it differs between releases."""
         ids = torch.full((1, 1), self.pad_id, device=self.device)
         calls, entering = BlockCalls(ids, [], [], []), cast(list[Tensor], [])
-        with suppress(_BlockReachedError), _recording(self, calls, entering, _stop):
+        with suppress(BlockReachedError), recorded_calls(self._blocks, calls, entering, stop_at_block):
             self.model.base_model(input_ids=ids, use_cache=False)
         block, device = self.block(0), _device_of(self.block(0))
-        args, kwargs = (_moved(part[0], device, {}) for part in (calls.args, calls.kwargs))
+        args, kwargs = (moved_to(part[0], device, {}) for part in (calls.args, calls.kwargs))
         return isinstance(block(entering[0].to(device), *args, **kwargs), tuple)
 
     def new_cache(self) -> DynamicCache:
@@ -306,124 +268,3 @@ def _cache_argument(model: PreTrainedModel) -> str:
     """What the model calls its cache: `past_key_values` is renamed to `cache` from transformers 5.24 on."""
     taken = inspect.signature(model.base_model.forward).parameters
     return "cache" if "cache" in taken else "past_key_values"
-
-
-def stream_of(output: Any) -> Tensor:
-    """The states in what a block or a module of it returns: they are that, or the first item of a tuple."""
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
-
-
-class _BlockReachedError(Exception):
-    """A block has been called, which is all that was wanted."""
-
-
-def _stop(hidden: Tensor) -> Tensor:
-    raise _BlockReachedError
-
-
-@contextmanager
-def _recording(
-    lm: LanguageModel, calls: BlockCalls, entering: list[Tensor], answer: Callable[[Tensor], Any]
-) -> Iterator[None]:
-    """Make every block note its arguments and, instead of being run, return `answer` of its input."""
-    blocks = [lm.block(layer) for layer in range(lm.n_layers)]
-
-    def recorder(*args: Any, **kwargs: Any) -> Any:
-        named = "hidden_states" in kwargs
-        hidden = kwargs.pop("hidden_states") if named else args[0]
-        entering.append(hidden)
-        calls.args.append(args if named else args[1:])
-        calls.kwargs.append(kwargs)
-        return answer(hidden)
-
-    own = [vars(block).get("forward") for block in blocks]  # accelerate wraps the class's in one of the block's own
-    for block in blocks:
-        block.forward = recorder
-    try:
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
-
-
-class FrozenPrefix:
-    """A key-value cache that can be attended to any number of times and never grows.
-
-    Stands in for a Hugging Face cache inside the attention layers: `update` returns the cached columns followed by
-    the new ones and forgets the new ones, so that the same suffix can be run again with other hidden states.
-
-    Args:
-        keys: Keys of each layer, shape `[rows, heads, cached columns, head_dim]`.
-        values: Values of each layer, the same shape.
-    """
-
-    is_compileable = False
-
-    def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
-        self.keys = keys
-        self.values = values
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return the columns of `layer` before and including the new ones."""
-        return torch.cat([self.keys[layer], keys], dim=-2), torch.cat([self.values[layer], values], dim=-2)
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """How many columns are cached, which some attention layers ask for."""
-        return int(self.keys[layer].shape[-2])
-
-    def select(self, rows: Tensor) -> "FrozenPrefix":
-        """Keep only some rows."""
-        return FrozenPrefix(
-            [k.index_select(0, rows.to(k.device)) for k in self.keys],
-            [v.index_select(0, rows.to(v.device)) for v in self.values],
-        )
-
-    def expand(self, rows: int) -> "FrozenPrefix":
-        """Let a prefix of one row stand before any number of rows, without a copy."""
-        return FrozenPrefix(
-            [k.expand(rows, -1, -1, -1) for k in self.keys], [v.expand(rows, -1, -1, -1) for v in self.values]
-        )
-
-    def calls(self, lm: LanguageModel, ids: Tensor, mask: Tensor, positions: Tensor) -> BlockCalls:
-        """How the blocks are called for a suffix after this prefix.
-
-        Args:
-            lm: The language model.
-            ids: Tokens of the suffix, shape `[rows, columns]`.
-            mask: 1 for real tokens, shape `[rows, cached columns + columns]`.
-            positions: Position of each token of the suffix, shape `[rows, columns]`.
-        """
-        if not self.keys:
-            return lm.block_calls(ids, mask, positions)
-        # The model only asks a cache for its length when it makes masks: one that holds a single zero a column will do.
-        blank = ids.new_zeros(1, 1, self.keys[0].shape[-2], 1, dtype=torch.float32)
-        stand_in = DynamicCache()
-        for layer in range(lm.n_layers):
-            stand_in.update(blank, blank, layer)
-        return lm.block_calls(ids, mask, positions, stand_in).replace(stand_in, self)
-
-
-def run_prefix(lm: LanguageModel, ids: Tensor, mask: Tensor) -> FrozenPrefix:
-    """Run the columns that several suffixes will stand after, through all blocks.
-
-    Args:
-        lm: The language model.
-        ids: Tokens, shape `[rows, columns]`; without columns the prefix is empty.
-        mask: 1 for real tokens, shape `[rows, columns]`, padded on either side. A row may have none.
-    """
-    if ids.shape[1] == 0:
-        return FrozenPrefix([], [])
-    cache = DynamicCache()
-    # A row without a real token would attend to nothing and turn into NaN: let it see its padding here. The suffix's
-    # own mask hides that column again.
-    visible = mask.clone()
-    visible[mask.sum(1) == 0, 0] = 1
-    positions = torch.arange(ids.shape[1], device=ids.device) - (mask.cumsum(1) == 0).sum(1, keepdim=True)
-    calls = lm.block_calls(ids, visible, positions.clamp_min(0), cache)
-    lm.run(calls.hidden, calls, 0, lm.n_layers)
-    layers = cast(list[DynamicLayer], cache.layers)
-    return FrozenPrefix(
-        [cast(Tensor, entry.keys) for entry in layers], [cast(Tensor, entry.values) for entry in layers]
-    )

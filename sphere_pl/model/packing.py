@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from sphere_pl.model.attention import Packed, Packing, added
-from sphere_pl.model.language_model import BlockCalls, FrozenPrefix, LanguageModel
+from sphere_pl.model.block_calls import BlockCalls
+from sphere_pl.model.frozen_prefix import FrozenPrefix
+from sphere_pl.model.language_model import LanguageModel
 
 
 class Suffixes(NamedTuple):

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.attention import gradient_attention, packs
+from sphere_pl.model.block_calls import BlockCalls, stream_of
 from sphere_pl.model.families import output_path
-from sphere_pl.model.language_model import BlockCalls, LanguageModel, run_prefix, stream_of
+from sphere_pl.model.frozen_prefix import run_prefix
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.process.failures import out_of_memory
 
@@ -94,10 +96,10 @@ def _kinds(lm: LanguageModel) -> list[int]:
 
 
 def _settings(mixer: nn.Module) -> frozenset[tuple[str, object]]:
-    """What a module is told beside its layer's number: nothing else says which of GPT-Neo's attend to a window."""
-    told = vars(mixer).items()
+    """What a module is given beside its layer's number: nothing else says which of GPT-Neo's attend to a window."""
+    settings = vars(mixer).items()
     return frozenset(
-        (name, value) for name, value in told if isinstance(value, (int, float, str)) and name not in _NUMBERS
+        (name, value) for name, value in settings if isinstance(value, (int, float, str)) and name not in _NUMBERS
     )
 
 
@@ -240,8 +242,8 @@ def _check_padding(lm: LanguageModel, calls: BlockCalls, ids: Tensor) -> None:
         _refuse(lm, "its embeddings take positions of their own and not those that are given", apart, what)
     for layer in _kinds(lm):
         entering = _entering(calls, layer)
-        behind = torch.cat([entering[:, :cut], entering], dim=1).repeat(2, 1, 1)
-        apart = _apart(_run(lm, behind, padded, layer)[:1, cut:], _run(lm, entering, calls, layer))
+        after = torch.cat([entering[:, :cut], entering], dim=1).repeat(2, 1, 1)
+        apart = _apart(_run(lm, after, padded, layer)[:1, cut:], _run(lm, entering, calls, layer))
         if not apart < _LOST:
             _refuse(lm, f"block {layer} reads what is masked", apart, what)
 

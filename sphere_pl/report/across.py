@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK, is_share
+from sphere_pl.report.correlations import correlations
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.figures import (
     PERCENT,
@@ -20,7 +21,7 @@ from sphere_pl.report.figures import (
 )
 from sphere_pl.report.fits import MIN_POINTS, Changes, changes
 from sphere_pl.report.groups import Group, pairs
-from sphere_pl.report.reading import RunData, correlations
+from sphere_pl.report.reading import RunData
 from sphere_pl.report.style import BLUE, FAINT, INK, label
 
 

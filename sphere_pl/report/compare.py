@@ -7,11 +7,13 @@ from pathlib import Path
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK
 from sphere_pl.report import across
+from sphere_pl.report.cards import coefficient
+from sphere_pl.report.correlations import correlations
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.groups import Group, blocks, group_runs
 from sphere_pl.report.html import Html, figure, fold, grid, missing, page, section, table
-from sphere_pl.report.page import REFRESH, coefficient, footer
-from sphere_pl.report.reading import correlations, read_run
+from sphere_pl.report.page import REFRESH, footer
+from sphere_pl.report.reading import read_run
 from sphere_pl.report.style import label
 from sphere_pl.report.tables import csv_table, html_table, latex_table
 from sphere_pl.storage.files import write_text

@@ -10,9 +10,10 @@ from html import escape
 from typing import Any
 
 from sphere_pl.evaluation.metrics.table import ACCURACIES, FIRST_RANK, is_share
+from sphere_pl.report.correlations import Correlation
 from sphere_pl.report.drawing import Drawing, Trace
 from sphere_pl.report.fits import MIN_POINTS, Changes, changes, confidence_ellipse, regression_line
-from sphere_pl.report.reading import Correlation, RunData, Series, number
+from sphere_pl.report.reading import RunData, Series, number
 from sphere_pl.report.style import (
     BLUE,
     FAINT,

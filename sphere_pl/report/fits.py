@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sphere_pl.report.reading import Series, paired
+from sphere_pl.report.correlations import paired
+from sphere_pl.report.reading import Series
 
 MIN_POINTS = 4  # validations below which a cloud says nothing
 

@@ -72,7 +72,7 @@ def compare(
 
 @torch.no_grad()
 def distributions(lm: LanguageModel, states: Tensor) -> list[Tensor]:
-    """Log-probabilities after few states, in the pieces that `compare` takes; none if there are many."""
+    """Log-probabilities after few states `[t, d]`, in the pieces that `compare` takes; none if there are many."""
     return [q for _, q in next_token_distributions(lm, states)] if len(states) <= POSITIONS else []
 
 

@@ -125,7 +125,7 @@ class EditLog(EditorCallback):
         self._restored = state_dict.get("entries")
 
     def _take_up(self, editor: SequentialEditor, header: Header) -> None:
-        """Go on after the checkpoint's last entry; what came after it will be done again."""
+        """Continue after the checkpoint's last entry; what came after it will be done again."""
         try:
             history = read_log(self.run_dir)
         except UserError as error:

@@ -4,7 +4,7 @@ import lightning as L
 from typing_extensions import override
 
 from sphere_pl.data.datamodule import EditLoader
-from sphere_pl.editing.guard import tokens_line
+from sphere_pl.editing.diagnosis import tokens_line
 from sphere_pl.editing.memory_estimate import Need
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.evaluation.made_neighbors import count_made

@@ -6,7 +6,7 @@ import torch
 
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editor import SequentialEditor
-from sphere_pl.model.tokens import MOST_TOKENS
+from sphere_pl.model.batching import MOST_TOKENS
 from sphere_pl.process.memory import free_memory
 from sphere_pl.run.preflight import estimate
 

@@ -9,9 +9,10 @@ from typing_extensions import override
 
 from sphere_pl.process.closing import Dispensable, after_results
 from sphere_pl.report.collapse import collapse
+from sphere_pl.report.correlations import correlations
 from sphere_pl.report.drawing import Drawing, finite
 from sphere_pl.report.figures import change_figures, trend_figure
-from sphere_pl.report.reading import RunData, correlations, read_run
+from sphere_pl.report.reading import RunData, read_run
 
 TABLES = {
     "failed": ("case_id", "subject", "prompt", "wanted", "given"),

@@ -20,14 +20,7 @@ from sphere_pl.api.fit import Given, GivenFit
 from sphere_pl.api.settings import Asked, command_line
 from sphere_pl.api.surroundings import as_python_does, borrowed, left_as_they_were
 from sphere_pl.commands.asking_again import ask_again
-from sphere_pl.commands.export import (
-    choose,
-    write_adapter_folder,
-    write_delta_folder,
-    write_fact_folder,
-    write_model_folder,
-    write_whole,
-)
+from sphere_pl.commands.export_folders import Form, choose, write_form, write_whole
 from sphere_pl.commands.fit import run as run_fit
 from sphere_pl.commands.log import edits_of
 from sphere_pl.commands.predict import Ask, Case, Question, continue_prompts
@@ -39,7 +32,7 @@ from sphere_pl.data.request import EditRequest
 from sphere_pl.editing.prepared import Prepared
 from sphere_pl.errors import UserError
 from sphere_pl.history.continuation import Earlier, earlier_of, open_earlier
-from sphere_pl.history.replay import check_without
+from sphere_pl.history.left_out import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
@@ -226,11 +219,11 @@ class EditingSession:
             self._sides.turn(edited=True)
         return {"edits": results["edits"], "held": results["held"], "scores": results["after"]}
 
-    def export(self, kind: str) -> tuple[Path, list[str]]:
+    def export(self, form: Form) -> tuple[Path, list[str]]:
         """Write the edited model, its adapter or its delta into a new folder beside the states.
 
         Args:
-            kind: `model`, `adapter` or `delta`.
+            form: `model`, `adapter` or `delta`; a session whose facts are in a list writes that, whatever is asked.
 
         Returns:
             The folder, and what is to be said about it.
@@ -241,25 +234,19 @@ class EditingSession:
         run, base = self._edited("export")
         if run.results.get("scored") is not None and run.folder.parent == self.states.folder:
             self.ask_all()  # the card tells how many hold
-        number = 1 + len(list(self.states.folder.glob(f"{kind}-*")))
-        target = self.states.folder / f"{kind}-{number}"
+        number = 1 + len(list(self.states.folder.glob(f"{form}-*")))
+        target = self.states.folder / f"{form}-{number}"
         self._sides.turn(edited=False)
         try:
-            chosen = choose(run, base, None, [])
-            if run.history.header.retrieval is not None:
-                notes = write_whole(target, lambda folder: write_fact_folder(folder, run, chosen))
-            elif kind == "adapter":
-                notes = write_whole(target, lambda folder: write_adapter_folder(folder, run, base, chosen))
-            else:
-                write = write_delta_folder if kind == "delta" else write_model_folder
-                notes = write_whole(target, lambda folder: write(folder, run, base, chosen) or [])
+            chosen = choose(run, base)
+            notes = write_whole(target, lambda folder: write_form(folder, run, base, chosen, form))
         finally:
             self._sides.turn(edited=True)
         return target, notes
 
     def _edited(self, what: str) -> tuple[SavedRun, BaseModel]:
         if self.run is None or self._base is None:
-            raise UserError(f"There is no edit to {what} yet.")
+            raise UserError(f"There is no edit to {what} yet. Edit a fact first.")
         return self.run, self._base
 
     @contextmanager
@@ -326,7 +313,10 @@ class EditingSession:
             UserError: If the session began with a run, and what would be left is no run.
         """
         if self.states.origin is not None:
-            raise UserError("That would take back the run's only edit: what is left is its base model.")
+            raise UserError(
+                "That would take back the run's only edit: what is left is its base model. Serve that "
+                "with --model.name."
+            )
         self._sides.turn(edited=False)
         self.states.clear()
         self.close()

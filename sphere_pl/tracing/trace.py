@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.scoring import answer
-from sphere_pl.model.language_model import FrozenPrefix, LanguageModel, stream_of
-from sphere_pl.model.tokens import Prompt, Tokens, in_context, tokenize
+from sphere_pl.model.block_calls import stream_of
+from sphere_pl.model.frozen_prefix import FrozenPrefix
+from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.tokens import Prompt, Tokens, tokenize
 from sphere_pl.tracing.functional import KINDS, indirect_effects, subject_noise, token_roles, windows
 
 
@@ -92,45 +92,6 @@ class FactTrace(NamedTuple):
     effects: Tensor
 
 
-def true_answer(request: EditRequest) -> Prompt:
-    """The question of a fact with the answer that is right today.
-
-    Raises:
-        UserError: If the record does not say what is right.
-    """
-    if request.target_true is None:
-        where = request.source or f"case {request.case_id}"
-        raise UserError(
-            f"{where}: the record does not say what is true today, so there is nothing to trace. Give facts with a "
-            "true answer: --data.name=known (prompt, subject, attribute), counterfact, or jsonl with target_true."
-        )
-    if not request.subject:
-        raise UserError(
-            f"{request.source or f'case {request.case_id}'}: the record has no subject, whose tokens tracing corrupts. "
-            "Add a field `subject`."
-        )
-    return in_context(request, "", request.target_true.strip())
-
-
-def known_facts(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The facts whose whole answer is the likeliest continuation, token by token, in their order."""
-    answers = answer(lm, prompts)
-    return [prompt for prompt, found in zip(prompts, answers, strict=True) if found.predicted == found.target]
-
-
-@torch.no_grad()
-def embedding_deviation(lm: LanguageModel, prompts: Sequence[Prompt]) -> float:
-    """Standard deviation of all entries of the embeddings of all subjects' tokens."""
-    ids = [
-        token
-        for entry in tokenize(lm.tokenizer, prompts)
-        for token in entry.ids[entry.subject_first : entry.subject_last + 1]
-    ]
-    embedded = lm.model.get_input_embeddings()(torch.tensor(ids, device=lm.device))
-    return float(embedded.float().std(correction=0))
-
-
-@torch.no_grad()
 def check_traceable(lm: LanguageModel) -> None:
     """Refuse models that cannot be run again from the middle of a prompt.
 
@@ -139,7 +100,7 @@ def check_traceable(lm: LanguageModel) -> None:
     """
     if lm.recurrent:
         raise UserError(
-            f"Causal tracing restores states in the middle of a prompt and goes on from there, which a "
+            f"Causal tracing restores states in the middle of a prompt and continues from there, which a "
             f"{lm.model.config.model_type} model cannot do: some of its blocks keep a state in the place of keys and "
             "values. Choose layers by a few short runs instead: python -m sphere_pl fit --model.layers=[...]."
         )

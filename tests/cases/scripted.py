@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from sphere_pl.model.language_model import BlockCalls
+from sphere_pl.model.block_calls import BlockCalls
 from sphere_pl.model.tokens import tokenize
 
 

@@ -2,6 +2,10 @@
 
 import pytest
 
+from sphere_pl.commands.parsers import users_mistakes
+from sphere_pl.errors import UserError
+from sphere_pl.process.failures import DiskFullError
+
 FIT = [
     ("--data.limt 20", "`--data.limt` is no argument", "--data.limit?"),
     ("--limit 20", "`--limit` is no argument", "--data.limit or"),
@@ -67,3 +71,19 @@ def test_a_mistake_in_a_file_names_the_file_and_the_key(command_line, tmp_path, 
     assert len(lines) <= 3
     assert words in lines[0]
     assert meant in lines[1]
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError])
+def test_what_a_setting_refuses_is_the_users_mistake_in_the_same_words(kind):
+    with pytest.raises(UserError, match="must be above 0"), users_mistakes():
+        raise kind("`ridge=0` must be above 0")
+
+
+def test_a_mistake_that_is_known_as_one_keeps_its_kind_and_status():
+    with pytest.raises(DiskFullError), users_mistakes():
+        raise DiskFullError("The disk is full.")
+
+
+def test_what_is_no_mistake_of_the_users_passes_as_it_is():
+    with pytest.raises(KeyError), users_mistakes():
+        raise KeyError("ours")

@@ -8,7 +8,8 @@ import torch
 from sphere_pl.editing.output_targets import optimize_outputs
 from sphere_pl.editing.representations import SubjectStream, capture_output
 from sphere_pl.editing.target_settings import TargetSettings
-from sphere_pl.model.tokens import in_context, kl_prompt, pad, tokenize
+from sphere_pl.model.batching import pad
+from sphere_pl.model.tokens import in_context, kl_prompt, tokenize
 
 CONTEXTS = ["", "You and I. ", "Therefore a pianist. "]
 SETTINGS = TargetSettings(steps=6, learning_rate=0.3, clamp=2.0, weight_decay=0.5, kl_weight=0.5, stop_loss=1.0)

@@ -75,21 +75,6 @@ def test_an_early_edit_leaves_keys_memory_and_update(fit):
         torch.testing.assert_close(solved[name], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_method_that_optimises_weights_refuses_and_says_what_to_do(fit):
-    with pytest.raises(UserError, match=r"FT.*no keys and residuals.*run `fit` again"):
-        solve(fit(method="FT"), ["0"])
-
-
-def test_a_log_of_changes_alone_refuses(fit):
-    with pytest.raises(UserError, match="--edit_log changes"):
-        solve(fit(keep="changes"), ["0"])
-
-
-def test_an_unknown_case_is_named_with_known_ones(fit):
-    with pytest.raises(UserError, match=r"'nine': .*0 \(France\), 1 \(Rome\), 2"):
-        solve(fit(), ["0", "nine"])
-
-
 def test_a_callback_that_the_configuration_does_not_name_is_noticed(fit):
     import lightning as L
 
@@ -101,13 +86,6 @@ def test_a_callback_that_the_configuration_does_not_name_is_noticed(fit):
 
     with pytest.raises(UserError, match=r"does not give the change .*callback of your own"):
         solve(fit(callbacks=[Half()]), ["2"])
-
-
-def test_a_run_without_configuration_refuses(fit):
-    run = fit()
-    (run.folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"config\.yaml"):
-        solve(run, ["0"])
 
 
 def test_a_batch_that_was_rolled_back_stays_so(fit, worse):

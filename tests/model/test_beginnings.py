@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from sphere_pl.model.batching import pad
 from sphere_pl.model.beginnings import Beginnings
-from sphere_pl.model.language_model import LanguageModel, run_prefix
-from sphere_pl.model.tokens import pad
+from sphere_pl.model.frozen_prefix import run_prefix
+from sphere_pl.model.language_model import LanguageModel
 from tests.others import other_lm
 
 ROWS = [[5, 6, 7, 8], [5, 6, 9], [], [5, 6, 7, 3, 2], [4]]

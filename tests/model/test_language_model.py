@@ -5,9 +5,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sphere_pl.editing.representations import SubjectStream
 from sphere_pl.errors import UserError
 from sphere_pl.model.architectures import ARCHITECTURES, architecture_of
+from sphere_pl.model.batching import pad
 from sphere_pl.model.families import edit_sites
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import pad
 from tests.conftest import SIZES
 
 
@@ -45,24 +45,6 @@ def test_left_and_right_padding_give_the_same_logits(tiny_lm, family):
         expected = lm.logits(lm.run(right.hidden, right, 0, lm.n_layers))[mask.bool()]
     assert not torch.equal(turned[1], mask)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_asking_for_block_calls_leaves_the_model_as_it_was(tiny_lm, family):
-    lm = tiny_lm(family)
-    ids, mask, positions = _inputs(lm, ["Rome is a city"])
-    with torch.no_grad():
-        before = lm.model(input_ids=ids).logits
-        lm.block_calls(ids, mask, positions)
-        assert torch.equal(lm.model(input_ids=ids).logits, before)
-    assert all("forward" not in vars(lm.block(layer)) for layer in range(lm.n_layers))
-
-
-def test_blocks_are_restored_when_the_model_fails(tiny_lm):
-    lm = tiny_lm()
-    ids, mask, positions = _inputs(lm, ["Rome is a city"])
-    with pytest.raises(IndexError):
-        lm.block_calls(ids + 10_000, mask, positions)
-    assert "forward" not in vars(lm.block(0))
 
 
 def test_the_model_stays_in_eval_mode(tiny_lm):

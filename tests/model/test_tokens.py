@@ -1,9 +1,8 @@
 import pytest
-import torch
 
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.errors import UserError
-from sphere_pl.model.tokens import Prompt, in_context, kl_prompt, micro_batches, pad, tokenize
+from sphere_pl.model.tokens import Prompt, in_context, kl_prompt, tokenize
 from tests.conftest import make_tokenizer
 
 
@@ -45,19 +44,6 @@ def test_the_essence_prompt_ends_its_subject_where_the_subject_ends():
 def test_a_prompt_longer_than_the_context_is_refused(tiny_lm):
     with pytest.raises(UserError, match="reads at most 8"):
         tokenize(tiny_lm().tokenizer, [Prompt("The capital of France is Paris " * 9)], max_length=8)
-
-
-def test_padding_covers_every_row_on_the_right():
-    ids, mask = pad([[1, 2, 3], [4]], 9, torch.device("cpu"))
-    assert ids.tolist() == [[1, 2, 3], [4, 9, 9]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-def test_micro_batches_hold_every_row_once_and_stay_within_the_budget():
-    lengths = [5, 3, 9, 4, 4, 1, 30]
-    groups = micro_batches(lengths, max_tokens=12)
-    assert sorted(i for group in groups for i in group) == list(range(7))
-    assert all(max(lengths[i] for i in group) * len(group) <= 12 for group in groups if len(group) > 1)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import pytest
 from plotly.graph_objects import Figure
 
 from sphere_pl.report import families, figures
+from sphere_pl.report.correlations import correlations
 from sphere_pl.report.drawing import Drawing
 from sphere_pl.report.fits import confidence_ellipse, regression_line
-from sphere_pl.report.reading import Series, correlations, read_run
+from sphere_pl.report.reading import Series, read_run
 
 EDITS = np.arange(100, 1600, 100.0)
 

@@ -1,14 +1,13 @@
 import json
-import math
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from sphere_pl.errors import UserError
-from sphere_pl.evaluation.metrics.table import PROTOCOLS
 from sphere_pl.report import write_report
-from sphere_pl.report.page import FAILED_SHOWN, REFRESH, _difference
+from sphere_pl.report.facts import FAILED_SHOWN
+from sphere_pl.report.page import REFRESH
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&amp;"
 
@@ -160,20 +159,3 @@ def test_columns_and_results_that_were_not_measured_are_left_out(tmp_path):
 def test_missing_folder_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="is no run folder"):
         write_report(tmp_path / "runs" / "nothing")
-
-
-@pytest.mark.parametrize(
-    ("metric", "before", "after", "shown"),
-    [
-        ("efficacy", 0.1, 0.95, "+85.0"),
-        ("perplexity", 40.0, 50.0, "+25 %"),
-        ("probability/efficacy_magnitude", -0.317, 0.72, "+1.04"),
-        ("fluency", math.nan, 5.0, "–"),
-    ],
-)
-def test_a_change_is_in_points_in_per_cent_or_plain(metric, before, after, shown):
-    assert _difference(metric, before, after) == shown
-
-
-def test_every_protocol_says_what_it_counts():
-    assert [protocol.name for protocol in PROTOCOLS if not protocol.meaning] == []

@@ -10,15 +10,9 @@ import torch
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import tokenize
+from sphere_pl.tracing.facts import true_answer
 from sphere_pl.tracing.functional import KINDS, subject_noise
-from sphere_pl.tracing.trace import (
-    TraceSettings,
-    check_traceable,
-    embedding_deviation,
-    known_facts,
-    trace_fact,
-    true_answer,
-)
+from sphere_pl.tracing.trace import TraceSettings, check_traceable, trace_fact
 from tests.others import other_lm
 
 SETTINGS = TraceSettings(samples=2, window=3, noise=3.0)
@@ -197,30 +191,6 @@ def test_tracing_leaves_the_model_without_hooks(tiny_lm):
     traced(lm, FACT, SETTINGS)
     assert not any(module._forward_hooks for module in lm.modules())
     assert all("forward" not in vars(lm.block(layer)) for layer in range(lm.n_layers))
-
-
-def test_a_fact_is_known_if_every_token_of_its_answer_is_the_likeliest(tiny_lm, monkeypatch):
-    lm = tiny_lm()
-    (said,) = lm.tokenizer(" is", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(lm, "logits", lambda hidden: torch.eye(len(lm.tokenizer))[said].repeat(len(hidden), 1))
-    facts = [true_answer(FACT._replace(target_true=answer)) for answer in ("is", "is is", "is Italy", "Italy is")]
-    assert [fact.target for fact in known_facts(lm, facts)] == ["is", "is is"]
-
-
-def test_the_deviation_is_that_of_the_subjects_embeddings(tiny_lm, requests):
-    lm = tiny_lm("gpt2", bos=True)
-    prompts = [true_answer(request) for request in requests]
-    words = [" France", "Rome", " Anna Karlsson", "Oslo"]  # the tokenizer cuts the space before Oslo off
-    ids = [token for word in words for token in lm.tokenizer(word, add_special_tokens=False)["input_ids"]]
-    values = lm.model.transformer.wte.weight[ids].flatten().tolist()
-    mean = sum(values) / len(values)
-    expected = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
-    assert embedding_deviation(lm, prompts) == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_fact_without_a_true_answer_is_refused():
-    with pytest.raises(UserError, match=r"facts.jsonl, line 3: .*nothing to trace.*--data.name=known"):
-        true_answer(EditRequest("0", "{} is", "Rome", "x", source="facts.jsonl, line 3"))
 
 
 @pytest.mark.parametrize("wrong", [{"facts": 0}, {"samples": 0}, {"noise": 0.0}, {"window": 0}, {"max_tokens": 0}])

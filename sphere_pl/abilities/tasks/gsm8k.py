@@ -57,7 +57,7 @@ def judge(text: str, item: Item) -> int:
     numbers = _NUMBER.findall(conclusion) or _NUMBER.findall(text)
     if not numbers:
         return INVALID
-    # Behind "answer is" the first number counts, in running text the last.
+    # After "answer is" the first number counts, in running text the last.
     said = numbers[0] if "answer is" in text and _NUMBER.search(conclusion) else numbers[-1]
     return int(_value(said) == _value(item.answers[0]))
 

@@ -45,6 +45,14 @@ def record_means(hits: Tensor, record: Tensor) -> Tensor:
 def standard_error(total: Tensor, squares: Tensor, count: Tensor) -> Tensor:
     """Standard error of a mean from sums.
 
+    Args:
+        total: Sum of the values, of any shape.
+        squares: Sum of their squares, of the same shape.
+        count: How many there were.
+
+    Returns:
+        The standard error, of that shape; NaN for a single value.
+
     Example:
         >>> standard_error(torch.tensor(2.0), torch.tensor(2.0), torch.tensor(4.0))
         tensor(0.2887)
