@@ -99,7 +99,8 @@ def draw_effects(effects: Sequence[Effect], path: Path) -> Path:
     panel.set_yticks(range(len(ordered)), [each.name for each in ordered], fontsize=8)
     panel.set_xlabel(
         "share of the edited facts that hold, with SPHERE minus without\n"
-        "above the line: methods that forget the keys of earlier edits; below it: methods that remember them"
+        "above the line: methods that forget the keys of earlier edits\n"
+        "below it: methods that remember them"
     )
     panel.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
