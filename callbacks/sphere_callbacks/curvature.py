@@ -192,7 +192,9 @@ def record_factors(modules: Mapping[str, nn.Module]) -> Iterator[RecordedFactors
         [[3, 3], [2, 2]]
     """
     factors = RecordedFactors(modules)
-    handles = [module.register_forward_hook(_probe(name, factors)) for name, module in modules.items()]
+    handles = [
+        module.register_forward_hook(_probe(name, factors), with_kwargs=True) for name, module in modules.items()
+    ]
     try:
         yield factors
     finally:
@@ -203,9 +205,9 @@ def record_factors(modules: Mapping[str, nn.Module]) -> Iterator[RecordedFactors
 def _probe(name: str, factors: RecordedFactors) -> Any:
     """A hook that adds to a module's output a zero, whose gradient is the output's."""
 
-    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], by_name: dict[str, Tensor], output: Tensor) -> Tensor:
         probe = torch.zeros_like(output).requires_grad_()
-        inputs = args[0].detach()
+        inputs = (*args, *by_name.values())[0].detach()
 
         def take(gradient: Tensor) -> None:
             rows = (inputs.reshape(-1, inputs.shape[-1]).float(), gradient.reshape(-1, gradient.shape[-1]).float())

@@ -125,6 +125,15 @@ def test_logs_what_was_removed(run, recording_logger, factors, updates, weights)
     assert recording_logger.series("curvature/removed")[0] == pytest.approx(1 - float(sum(left)) / 2, rel=1e-4)
 
 
+def test_factors_of_a_module_that_takes_its_input_by_name_are_the_same():
+    layer, rows, found = nn.Linear(6, 5), torch.randn(8, 6), []
+    for given in ([[rows], {}], [[], {"input": rows}]):
+        with record_factors({"weight": layer}) as factors:
+            layer(*given[0], **given[1]).square().sum().backward()
+        found.append(factors.moments()["weight"])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_factors_of_a_plain_module_are_those_of_the_gradients():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double().requires_grad_(False)
