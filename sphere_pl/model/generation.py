@@ -128,6 +128,8 @@ def generate(
 ) -> list[str]:
     """Continue each prompt by its likeliest tokens; one that is too long for the context loses its beginning.
 
+    What is left of it and the answer fill the context; half of that is the prompt's, however many tokens are asked for.
+
     Args:
         lm: The language model.
         prompts: Texts of any length.
@@ -140,9 +142,10 @@ def generate(
     Returns:
         The answers, without special tokens.
     """
-    longest = lm.context - new_tokens
+    longest = max(lm.context - new_tokens, (lm.context + 1) // 2)
     rows = [truncate_left(ids, longest, lm.tokenizer.bos_token_id) for ids in _encode(lm, lm.read(prompts))]
-    batches = micro_batches([len(row) + new_tokens for row in rows], max_tokens, overhead=48 * new_tokens)
+    lengths = [min(len(row) + new_tokens, lm.context) for row in rows]
+    batches = micro_batches(lengths, max_tokens, overhead=48 * new_tokens)
     ended = partial(_ended, lm, end_tokens(lm), stop)
     answers = [""] * len(rows)
     for places in track(batches, name, len(batches)):
@@ -180,6 +183,7 @@ def complete(
     new_tokens: int,
     max_tokens: int = 4096,
     joiners: Sequence[str | None] = (),
+    lines: Sequence[int] = (),
 ) -> list[str]:
     """Let the model answer prompts freely: the likeliest token each time, up to the end of the text or a newline.
 
@@ -189,19 +193,33 @@ def complete(
         new_tokens: How many tokens to write at most.
         max_tokens: Tokens in one forward pass.
         joiners: What stands between each prompt and its answer, where its record says so; none does if left out.
+        lines: How many lines each answer has; one if left out.
     """
     put = [asked(text, joiner) for text, joiner in zip(texts, joiners or [None] * len(texts), strict=True)]
     distinct = list(dict.fromkeys(put))
     written = generate(lm, distinct, new_tokens, max_tokens=max_tokens)
     # A newline in front of the answer does not end it.
-    answers = {prompt: text.strip().split("\n")[0].rstrip() for prompt, text in zip(distinct, written, strict=True)}
-    return [answers[text] for text in put]
+    answers = {prompt: text.strip().split("\n") for prompt, text in zip(distinct, written, strict=True)}
+    kept = zip(put, lines or [1] * len(put), strict=True)
+    return ["\n".join(answers[text][:count]).rstrip() for text, count in kept]
 
 
-def answer_tokens(lm: LanguageModel, answers: Sequence[str]) -> int:
-    """Tokens of the longest answer and a few more: an article, a quotation mark, another spelling."""
+def answer_tokens(lm: LanguageModel, answers: Sequence[str], least: int = 0) -> int:
+    """Tokens of the longest answer and a few more: an article, a quotation mark, another spelling; at least `least`."""
+    if not answers:
+        return least
     rows = lm.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
-    return 4 * ((max(map(len, rows)) + 6) // 4)
+    return max(least, 4 * ((max(map(len, rows)) + 6) // 4))
+
+
+def answer_lines(answers: Sequence[str]) -> int:
+    r"""Lines of the answer that has most.
+
+    Example:
+        >>> answer_lines(["Bergen", "Bergen,\nOslo\n"])
+        2
+    """
+    return max((answer.strip().count("\n") + 1 for answer in answers), default=1)
 
 
 def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int = TEXT_TOKENS) -> list[str]:

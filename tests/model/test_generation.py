@@ -121,6 +121,16 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning(tiny_lm, bos):
     assert generate(lm, [long, "You"], 5) == [slow_text(lm, long, 5, longest=123), slow_text(lm, "You", 5)]
 
 
+@pytest.mark.parametrize("new_tokens", [127, 128, 1000])
+def test_an_answer_of_the_whole_context_or_more_leaves_the_prompt_half_of_it(tiny_lm, new_tokens):
+    lm = tiny_lm("gpt2", bos=True)
+    long = "The river runs to the sea by the water. " * 20
+    assert generate(lm, [long, "You"], new_tokens) == [
+        slow_text(lm, long, 64, longest=64),
+        slow_text(lm, "You", min(new_tokens, 128 - len(lm.tokenizer("You")["input_ids"]))),
+    ]
+
+
 def test_no_prompts_have_no_texts(tiny_lm):
     assert generate(tiny_lm(), [], 5) == []
 
