@@ -192,8 +192,7 @@ class Ask:
     def _text(self, prompt: str) -> str:
         if not self.chat:
             return without_space(prompt)
-        form = chat_form(self.sides.lm.tokenizer)
-        return form.before + prompt + form.after
+        return chat_form(self.sides.lm.tokenizer).around(prompt)
 
 
 def converse(ask: Ask, asked: Sequence[Question], console: Console) -> None:

@@ -19,11 +19,24 @@ class Form(NamedTuple):
 
     Attributes:
         before: In front of the question and of any context.
-        after: After it; the answer follows directly, as the template has brought it about.
+        after: After it.
+        joiner: What stands between that and the answer, where the template has put a question: mostly nothing.
+        keeps: Whether the template keeps white space that ends a question, which many leave out.
     """
 
     before: str = ""
     after: str = ""
+    joiner: str = ""
+    keeps: bool = False
+
+    def around(self, question: str) -> str:
+        r"""A question as it is asked in this form.
+
+        Example:
+            >>> Form("[user]", "[assistant]").around("Where is Rome?\n")
+            '[user]Where is Rome?[assistant]'
+        """
+        return self.before + (question if self.keeps or not self.after else question.rstrip()) + self.after
 
 
 class EditRequest(NamedTuple):
@@ -83,7 +96,7 @@ class EditRequest(NamedTuple):
     @property
     def asked(self) -> str:
         """The question in its form, as the model is asked it."""
-        return self.form.before + self.question + self.form.after
+        return self.form.around(self.question)
 
     @property
     def subject_end(self) -> int:
@@ -310,6 +323,8 @@ def _check_texts(where: str, request: EditRequest) -> None:
 
 
 def _texts(request: EditRequest) -> Iterator[str]:
+    """Those that the record gives; a form is none of its own."""
     for value in request:
-        for part in (value,) if isinstance(value, str) else value or ():
+        parts = (value,) if isinstance(value, str) else () if isinstance(value, Form) else value or ()
+        for part in parts:
             yield from (part,) if isinstance(part, str) else part

@@ -100,7 +100,7 @@ def request_prompt(request: EditRequest, text: str, answer: str) -> Prompt:
 
 
 def in_form(prompt: Prompt, form: Form) -> Prompt:
-    """A prompt with what its form puts around it; the answer follows a template's last character directly.
+    """A prompt with what its form puts around it; the answer follows as the template has it.
 
     Example:
         >>> in_form(Prompt("Is it so?", "Yes", 2), Form("<user>", "<answer>"))
@@ -110,9 +110,7 @@ def in_form(prompt: Prompt, form: Form) -> Prompt:
         return prompt
     moved = len(form.before) if prompt.subject_end else 0
     start, end = prompt.subject_start + moved, prompt.subject_end + moved
-    return Prompt(
-        form.before + prompt.text + form.after, prompt.target, end, start, "" if form.after else prompt.joiner
-    )
+    return Prompt(form.around(prompt.text), prompt.target, end, start, form.joiner if form.after else prompt.joiner)
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[Encoded]:
