@@ -10,6 +10,7 @@ import pytest
 from tokenizers import AddedToken, processors
 
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.data.formats.jsonl import write_jsonl
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.editing.checks import check_subjects
 from sphere_pl.errors import UserError
@@ -213,6 +214,10 @@ def test_values_of_other_shapes_are_read_where_it_is_plain_what_they_mean(read):
         ("Near Sa\u0303o Paulo is", "São Paulo"),
         ("The Boeing\u00a0747 was made by", "Boeing 747"),
         ("The ﬁrst one is", "first"),
+        ("O’Brien’s town is", "O'Brien"),
+        ("Where is the “Spider\u2013Man” of Rome?", '"Spider-Man"'),
+        ("The Spider\u2011Man of Rome is", "Spider-Man"),
+        ("The Côte d'Ivoire is", "Co\u0302te d’Ivoire"),
         ("한국의 수도는", "\u1112\u1161\u11ab\u1100\u116e\u11a8"),
     ],
 )
@@ -295,3 +300,48 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path):
     packed = EditDataModule(path=str(tmp_path / "facts.parquet"), columns=columns)
     packed.setup("fit")
     assert packed.requests[0]._replace(source="") == data.requests[0]._replace(source="")
+
+
+BRACES = [
+    ("If \\frac{a}{b} is half of X, then X is", "X"),
+    ("$\\mathbf{X}^{2}$ is", "X"),
+    ('{"name": "Anna", "instrument":', "Anna"),
+    ("def f(x):\n    return {x: Rome}  # Rome is in", "Rome"),
+    ("void main() { /* Rome is in", "Rome"),
+    ("The %s of {0} and {subject} in Rome is", "Rome"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "subject"), BRACES)
+def test_braces_in_a_prompt_that_names_its_subject_are_text(read, prompt, subject):
+    record = {"prompt": prompt, "subject": subject, "target": "so", "wordings": [f"{{x}} {prompt}"]}
+    (request,) = read(record)
+    start, end = request.subject_span
+    assert (request.question, request.question[start:end]) == (prompt, subject)
+    assert start == prompt.rindex(subject)
+    assert [each.replace("{}", subject, 1) for each in request.wordings] == [f"{{x}} {prompt}"]
+    (again,) = read(write_jsonl(request))
+    assert again == request
+    tokenizer = make_tokenizer()
+    (tokens,) = tokenize(tokenizer, [in_context(request, "So it is. ", "so")])
+    assert tokenizer.decode(tokens.ids[: tokens.subject_last + 1]).startswith(f"So it is. {prompt[:end]}")
+
+
+@pytest.mark.parametrize(("prompt", "subject"), BRACES)
+def test_braces_are_text_in_every_format_that_names_its_subject(read, prompt, subject):
+    question = {"zsre": "src", "wikibigedit": "update"}
+    for name, record in {
+        "zsre": {"answers": ["so"], "rephrase": "x", "loc": "nq question: x", "loc_ans": "y"},
+        "wikibigedit": {"ans": "so"},
+        "knowedit": {"target_new": "so", "locality": {}},
+        "uniedit": {},
+    }.items():
+        fields = {question.get(name, "prompt"): prompt, "subject": subject, **record}
+        (request,) = read({"edit": {**fields, "target": "so"}} if name == "uniedit" else fields)
+        assert request.question == prompt
+        assert request.prompt.count("{}") == 1
+
+
+def test_stray_braces_beside_a_place_for_the_subject_are_refused_with_what_to_do(read):
+    with pytest.raises(UserError, match=r"stray braces.*write the subject itself in the place of '\{\}'"):
+        read({"prompt": "\\frac{a}{b} of {} is", "subject": "X", "target": "so"})

@@ -9,7 +9,7 @@ from typing import Any
 
 from sphere_pl.data.fields import NAMES, field_of, is_unused
 from sphere_pl.data.records import Number, Record
-from sphere_pl.data.request import EditRequest, blank_subject, shorten
+from sphere_pl.data.request import EditRequest, blank_subject, has_stray_braces, shorten
 from sphere_pl.errors import UserError
 from sphere_pl.text.numbers import counted
 from sphere_pl.text.usage import did_you_mean
@@ -84,10 +84,17 @@ def write_jsonl(request: EditRequest) -> dict[str, Any]:
     question.
     """
     fields = {name: getattr(request, _ATTRIBUTE.get(name, name)) for name in NAMES}
+    fields["prompt"] = _written(request.prompt, request.subject)
+    fields["wordings"] = tuple(_written(wording, request.subject) for wording in request.wordings)
     fields["portability_answers"] = [answers[0] for answers in request.portability_answers]
     return {
         name: value for name, value in fields.items() if value not in (None, (), []) and (value or name == "joiner")
     }
+
+
+def _written(template: str, subject: str) -> str:
+    """A prompt as it is read again: with its subject, where other braces stand beside the place for it."""
+    return template.replace("{}", subject, 1) if subject and has_stray_braces(template) else template
 
 
 def _rename(record: Record) -> Record:
