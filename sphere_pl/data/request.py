@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked
-from sphere_pl.text.scripts import is_mark
+from sphere_pl.text.scripts import is_later_jamo, is_mark
 
 _BROKEN = "\ufffd"  # what stands where bytes were no text
 # Signs of print for those that a keyboard has; each stands for one.
@@ -208,7 +208,7 @@ def _typed(text: str) -> str:
 
 def _attaches(character: str) -> bool:
     """Whether a character is one with the one before it in normal form: an accent, the end of a Korean syllable."""
-    return is_mark(character) or "\u1160" <= character <= "\u11ff"
+    return is_mark(character) or is_later_jamo(character)
 
 
 def check_request(request: EditRequest) -> EditRequest:

@@ -23,7 +23,7 @@ from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import check_length, check_target
+from sphere_pl.model.tokens import check_length, check_written
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 
@@ -135,22 +135,22 @@ class Preparation(NamedTuple):
         max_tokens: int,
         same: float,
     ) -> KeyPlan:
-        """Find out which requests share a key, say so, and refuse those that are too long.
+        """Find out which requests share a key, say so, and refuse those that cannot be written or are too long.
 
         Raises:
-            UserError: If one has no room after the longest context template or no token for its target.
+            UserError: If one has no room after the longest context template or no token for its subject or target.
         """
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
-        if self.method.needs_targets:
-            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
+        check_written(self.lm.tokenizer, _all_phrasings(plan))
+        if self.method.needs_targets:
+            found = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
+            plan = plan._replace(requests=found.requests, alike=found.alike)
         report_keys(plan)
         longest, most = max(contexts, key=len), self.lm.context
-        for place in range(len(requests)):
-            for phrasing in plan.phrasings(place):
-                check_target(self.lm.tokenizer, phrasing)
-                check_length(self.lm.tokenizer, phrasing, longest, most)
+        for phrasing in _all_phrasings(plan):
+            check_length(self.lm.tokenizer, phrasing, longest, most)
         return plan
 
     @property
@@ -161,6 +161,10 @@ class Preparation(NamedTuple):
     def _known_directions(self) -> Directions | None:
         prepared = self.prepared
         return None if prepared is None else partial(prepared.directions, [self.model_hash, self._layers])
+
+
+def _all_phrasings(plan: KeyPlan) -> list[EditRequest]:
+    return [phrasing for place in range(len(plan.requests)) for phrasing in plan.phrasings(place)]
 
 
 @doing("measuring target norms")
