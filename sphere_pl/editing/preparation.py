@@ -23,7 +23,7 @@ from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import check_length, check_written
+from sphere_pl.model.tokens import check_length, check_probes, check_written
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 
@@ -143,15 +143,24 @@ class Preparation(NamedTuple):
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
-        check_written(self.lm.tokenizer, _all_phrasings(plan))
+        self._check_texts(plan, range(len(requests)), contexts)
         if self.method.needs_targets:
             found = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
             plan = plan._replace(requests=found.requests, alike=found.alike)
         report_keys(plan)
-        longest, most = max(contexts, key=len), self.lm.context
-        for phrasing in _all_phrasings(plan):
-            check_length(self.lm.tokenizer, phrasing, longest, most)
+        opened = [at for at, request in enumerate(requests) if plan.requests[at].form != request.form]
+        self._check_texts(plan, opened, contexts)
         return plan
+
+    def _check_texts(self, plan: KeyPlan, places: Sequence[int], contexts: Sequence[str]) -> None:
+        """Refuse requests of a plan that cannot be written, or that are too long, themselves or their probes."""
+        tokenizer, longest, most = self.lm.tokenizer, max(contexts, key=len), self.lm.context
+        phrasings = [phrasing for place in places for phrasing in plan.phrasings(place)]
+        check_written(tokenizer, phrasings)
+        for phrasing in phrasings:
+            check_length(tokenizer, phrasing, longest, most)
+        for place in places:
+            check_probes(tokenizer, plan.requests[place], most)
 
     @property
     def _layers(self) -> list[int]:
@@ -161,10 +170,6 @@ class Preparation(NamedTuple):
     def _known_directions(self) -> Directions | None:
         prepared = self.prepared
         return None if prepared is None else partial(prepared.directions, [self.model_hash, self._layers])
-
-
-def _all_phrasings(plan: KeyPlan) -> list[EditRequest]:
-    return [phrasing for place in range(len(plan.requests)) for phrasing in plan.phrasings(place)]
 
 
 @doing("measuring target norms")

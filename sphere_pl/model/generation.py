@@ -229,21 +229,22 @@ def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int
         lm: The language model.
         prompts: Beginnings.
         seed: Seed of the sampling.
-        length: Tokens of each text, the beginning included.
+        length: Tokens of each text, the beginning included; one that is as long is not continued.
 
     Returns:
         The texts, each with its beginning.
     """
     generator = torch.Generator(lm.output_device).manual_seed(seed)
     encoded = _encode(lm, lm.read(prompts))
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    room = min(length, lm.context)
+    order = sorted((index for index, row in enumerate(encoded) if len(row) < room), key=lambda i: len(encoded[i]))
     texts = list(prompts)
     for start in range(0, len(order), TEXTS_TOGETHER):
         places = order[start : start + TEXTS_TOGETHER]
-        longest = max(1, length - len(encoded[places[0]]))
+        longest = length - len(encoded[places[0]])
         written = decode(lm, [encoded[place] for place in places], longest, sampler(generator, top_k=5))
         for place, tokens in zip(places, written, strict=True):
-            kept = tokens[: max(0, length - len(encoded[place]))]
+            kept = tokens[: length - len(encoded[place])]
             texts[place] += lm.tokenizer.decode(kept, skip_special_tokens=True)
     return texts
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sphere_pl.data.request import EditRequest, Form
+from sphere_pl.data.request import EditRequest, Form, shorten
 from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked, joined, opens_with_template, separator
 from sphere_pl.text.scripts import is_later_jamo
@@ -24,6 +24,7 @@ LOGITS_AT_ONCE = 3 * 2**21  # numbers, 24 MiB: larger blocks of memory are new t
 CONTEXT_OPENERS = ("The", "Therefore", "Because", "I", "You")
 _UNASSIGNED = ("\U0010fffe", "\ue123")  # no tokenizer has tokens for them, but of their bytes
 _READ = ("Lu", "Ll", "Lt", "Lo", "Nd", "Nl", "No", "So", "Sc", "Sm")  # categories of letters, numbers and symbols
+_MARKS = 2  # tokens that a tokenizer puts around a text
 _TOGETHER = 256  # requests that are tokenised together
 _ANCHORS = ("\n", ".", "a")  # texts that a continuation is tokenised after; it merges with one of them at most
 
@@ -192,6 +193,30 @@ def check_length(tokenizer: Any, request: EditRequest, context: str, max_length:
             f"{request.source or f'case {request.case_id}'}: prompt, target and a context template have{form} "
             f"{len(tokens.ids)} tokens, but the model reads at most {max_length}. Shorten the record or leave it out."
         )
+
+
+def check_probes(tokenizer: Any, request: EditRequest, max_length: int) -> None:
+    """Refuse a request with a paraphrase, neighbour or question that does not fit into the model's context.
+
+    Raises:
+        UserError: Naming the record's source and the probe.
+    """
+    wanted = [request.target_new] * len(request.paraphrases)
+    right = request.neighbor_answers or ("",) * len(request.neighbors)
+    follow = [answers[0] for answers in request.portability_answers] or [""] * len(request.portability)
+    probes = zip(
+        (*request.paraphrases, *request.neighbors, *request.portability), (*wanted, *right, *follow), strict=True
+    )
+    for text, answer in probes:
+        whole = request_prompt(request, text, answer).whole
+        # No tokenizer makes more tokens of a text than it has bytes, but for those that mark its ends.
+        length = len(encode(tokenizer, [whole])[0].ids) if len(whole.encode()) + _MARKS > max_length else 0
+        if length > max_length:
+            raise UserError(
+                f"{request.source or f'case {request.case_id}'}: a paraphrase, neighbour or other probe, "
+                f"{shorten(text, 60)}, has {length} tokens with its answer, but the model reads at most {max_length}. "
+                "Shorten it or leave it out."
+            )
 
 
 def check_target(tokenizer: Any, request: EditRequest) -> None:
