@@ -173,7 +173,8 @@ def _tokens(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None
     """What the tokenizer makes of them."""
     unwritable = [error for request in requests if (error := _refusal(tokenizer, request)) is not None]
     if unwritable:
-        yield f"{counted(len(unwritable), 'target')} cannot be written: {unwritable[0]}"
+        edits = counted(len(unwritable), "edit has a subject or a target", "edits have a subject or a target")
+        yield f"{edits} that cannot be written: {unwritable[0]}"
     tokens = tokenize(tokenizer, [in_context(request, "", request.target_new) for request in requests])
     long = [request for request, found in zip(requests, tokens, strict=True) if longest and len(found.ids) > longest]
     if long:

@@ -21,7 +21,7 @@ from sphere_pl.data.chat import chat_form
 from sphere_pl.data.files import read_records
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
-from sphere_pl.model.generation import continue_texts, likeliest, text_until_end
+from sphere_pl.model.generation import answer_tokens, continue_texts, likeliest, text_until_end
 from sphere_pl.model.guesses import continue_guessed
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode
@@ -110,7 +110,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--loop", action="store_true", help="answer prompts as they are typed, until the input ends")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
-    parser.add_argument("--max_tokens", type=int, default=20, help="tokens of each answer (default: 20)")
+    parser.add_argument(
+        "--max_tokens", type=int, default=20, help="tokens of each answer, more if the wanted one has (default: 20)"
+    )
     parser.add_argument(
         "--limit", type=int, default=10, help="how many of the run's own edits to ask for (default: 10)"
     )
@@ -174,12 +176,14 @@ class Ask:
             UserError: If a prompt is empty, or leaves no room for an answer in the model's context.
         """
         lm, prompts = self.sides.lm, [self._text(question.prompt) for question in asked]
+        # An answer that is cut off before the wanted one ends would be taken for another one.
+        room = answer_tokens(lm, [text for each in asked for text in each.accepted], self.max_tokens)
         before = [""] * len(prompts)
         if self.sides.has_unedited:
             self.sides.turn(edited=False)
-            before = continue_prompts(lm, prompts, self.max_tokens)
+            before = continue_prompts(lm, prompts, room)
         self.sides.turn(edited=True)
-        after = continue_prompts(lm, prompts, self.max_tokens, before if self.sides.has_unedited else ())
+        after = continue_prompts(lm, prompts, room, before if self.sides.has_unedited else ())
         return [
             Case(q.prompt, b, a, q.wanted, begins_with(a.strip(), q.accepted) if q.accepted else None)
             for q, b, a in zip(asked, before, after, strict=True)
@@ -188,8 +192,7 @@ class Ask:
     def _text(self, prompt: str) -> str:
         if not self.chat:
             return without_space(prompt)
-        form = chat_form(self.sides.lm.tokenizer)
-        return form.before + prompt + form.after
+        return chat_form(self.sides.lm.tokenizer).around(prompt)
 
 
 def converse(ask: Ask, asked: Sequence[Question], console: Console) -> None:

@@ -31,6 +31,7 @@ from sphere_pl.history.log import log_digest
 from sphere_pl.history.rebuild import restrained
 from sphere_pl.history.saved import EDITED, RESULTS, BaseModel, SavedRun, save_matrices
 from sphere_pl.history.undo import Undone, is_exact, write_without
+from sphere_pl.model.generation import answer_tokens
 from sphere_pl.process.closing import after_results
 from sphere_pl.process.console import say
 from sphere_pl.progress import tracking
@@ -41,7 +42,7 @@ from sphere_pl.text.matching import begins_with
 from sphere_pl.text.names import option
 from sphere_pl.text.numbers import counted
 
-_ANSWER = 8  # tokens that a removed fact's answer is judged and shown by
+_ANSWER = 8  # tokens that a removed fact's answer is judged and shown by, at least
 
 
 class Measured(NamedTuple):
@@ -53,6 +54,7 @@ class Measured(NamedTuple):
         after: Those of the run without the removed edits.
         found: What results.json says of the last one.
         answers: For each removed edit, what the three write.
+        tokens: How many tokens each of them is given.
     """
 
     before: Scores
@@ -60,6 +62,7 @@ class Measured(NamedTuple):
     after: Scores
     found: dict[str, Any]
     answers: list[tuple[str, ...]]
+    tokens: int
 
     @property
     def returned(self) -> int:
@@ -185,16 +188,18 @@ def _measure(
     with tracking(quiet) as track:
         count = len(remaining)
         unedited = evaluator.measure_unedited(base.lm, remaining, track, count)
-        answers = [continue_prompts(base.lm, prompts, _ANSWER)]
+        wanted = [text for each in removed for text in (each.target_new, *each.aliases)]
+        room = answer_tokens(base.lm, wanted, _ANSWER)
+        answers = [continue_prompts(base.lm, prompts, room)]
         scores = []
         for weights, held in zip(both, (run.history.requests, remaining), strict=True):
             base.write(dict(weights))
             read_edits(base.lm, run, held)
             scores.append(evaluator.score_end(base.lm, count, count, unedited.neighbors, track))
-            answers.append(continue_prompts(base.lm, prompts, _ANSWER, answers[0]))
+            answers.append(continue_prompts(base.lm, prompts, room, answers[0]))
         failures = look_at_failures(base.lm, evaluator.missed)
     found = scored_again(evaluator, unedited.scores, scores[1], failures)
-    return Measured(unedited.scores, scores[0], scores[1], found, list(zip(*answers, strict=True)))
+    return Measured(unedited.scores, scores[0], scores[1], found, list(zip(*answers, strict=True)), room)
 
 
 def _show(
@@ -215,8 +220,8 @@ def _show(
     )
     of = f"of {counted(len(removed), 'answer')}"
     say(
-        f"{counted(measured.returned, f'{of} is', f'{of} are')} the unedited model's again, in all of the {_ANSWER} "
-        f"tokens shown; {counted(still, 'still begins', 'still begin')} with what was taken back.",
+        f"{counted(measured.returned, f'{of} is', f'{of} are')} the unedited model's again, in all of the "
+        f"{measured.tokens} tokens shown; {counted(still, 'still begins', 'still begin')} with what was taken back.",
         console,
     )
     say(f"Efficacy of the other {counted(undone.history.edits, 'edit')}: {held:.3f} before, {after:.3f} now.", console)

@@ -7,7 +7,8 @@ from jinja2.exceptions import TemplateError
 from sphere_pl.data.request import Form, shorten
 from sphere_pl.errors import UserError
 
-_QUESTION = "The-question-goes-here"  # no template changes it, whatever it does to white space and brackets
+# No template changes them, whatever it does to white space and brackets.
+_QUESTION, _ANSWER = "The-question-goes-here", "The-answer-goes-here"
 
 
 Chat = Literal["plain", "chat", "both"]
@@ -65,11 +66,8 @@ def chat_form(tokenizer: Any, system: str | None = None) -> Form:
             "`data.chat` asks facts as a chat model is asked, but this model's tokenizer has no chat template. Choose "
             "--data.chat=plain, or a model that was tuned for chat."
         )
-    turns = [{"role": "user", "content": _QUESTION}]
-    if system is not None:
-        turns.insert(0, {"role": "system", "content": system})
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = _filled_in(tokenizer, system)
     except (TemplateError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         advice = "leave out --data.system, or choose --data.chat=plain" if system is not None else "choose plain"
@@ -78,7 +76,27 @@ def chat_form(tokenizer: Any, system: str | None = None) -> Form:
         lost = "the question once" if text.count(_QUESTION) != 1 else f"the system prompt {shorten(system)}"
         raise UserError(f"The tokenizer's chat template does not hold {lost}. Choose --data.chat=plain.")
     before, _, after = text.partition(_QUESTION)
-    return Form(_without_added(tokenizer, before), after)
+    keeps = _filled_in(tokenizer, system, question=f"{_QUESTION} \n") != text
+    return Form(_without_added(tokenizer, before), after, _joiner(tokenizer, system, text), keeps)
+
+
+def _filled_in(tokenizer: Any, system: str | None, question: str = _QUESTION, answer: str | None = None) -> str:
+    """The template with a question, and with an answer to it if there is one."""
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": question})
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None))
+
+
+def _joiner(tokenizer: Any, system: str | None, asked: str) -> str:
+    """The white space that the template puts between a question and its answer: a space in Llama 2's and Mistral's."""
+    try:
+        text = _filled_in(tokenizer, system, answer=_ANSWER)
+    except (TemplateError, TypeError, ValueError):  # one that takes no answers
+        return ""
+    between, found, _ = text.removeprefix(asked).partition(_ANSWER)
+    return between if found and text.startswith(asked) and between.isspace() else ""
 
 
 def _without_added(tokenizer: Any, before: str) -> str:

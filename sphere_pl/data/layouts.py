@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -18,6 +19,7 @@ from sphere_pl.errors import UserError
 _JSON_ERRORS = (ValueError, RecursionError)  # malformed, a number of thousands of digits, or nested without end
 _DELIMITERS = ",;\t|"
 _LEVELS = 3  # of objects around a list of records
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')  # a cell as a whole
 _COMMENTS = ("#", "//")  # what a line of JSON never begins with
 
 
@@ -192,6 +194,8 @@ def table(
 ) -> Iterator[Record]:
     """Records of a table, or of one with tabs and no quotation marks, as GLUE's files are.
 
+    Rows and nameless columns that hold nothing, as spreadsheets leave them at the end, say nothing.
+
     Args:
         path: Where the text is from, for messages.
         text: The rows.
@@ -204,15 +208,18 @@ def table(
     first = next(rows, (1, []))
     headed = set(columns) <= set(first[1])
     names = first[1] if headed else list(columns)
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}, line 1: the header names a column twice: {', '.join(names)[:200]}.")
-    for index, (line, cells) in enumerate(rows if headed else chain([first], rows)):
+    named = [name for name in names if name.strip()]
+    if len(set(named)) < len(named):
+        raise UserError(f"{path}, line 1: the header names a column twice: {', '.join(named)[:200]}.")
+    filled = (row for row in (rows if headed else chain([first], rows)) if plain or any(map(str.strip, row[1])))
+    for index, (line, cells) in enumerate(filled):
         if len(cells) != len(names):
             raise UserError(
                 f"{path}, line {line}: the row does not have as many cells as the header ({len(cells)}, not "
                 f"{len(names)}: {', '.join(names)[:200]})."
             )
-        yield _record(path, line, index, dict(zip(names, cells, strict=True)))._replace(cells=True)
+        fields = {name: cell for name, cell in zip(names, cells, strict=True) if name.strip() or cell.strip()}
+        yield _record(path, line, index, fields)._replace(cells=True)
 
 
 def _delimiter(text: str, given: str) -> tuple[str, str]:
@@ -232,18 +239,55 @@ def _delimiter(text: str, given: str) -> tuple[str, str]:
 
 def _cells(path: Path, text: str, delimiter: str, plain: bool) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, each with the line it begins on."""
-    # StringIO, not splitlines(): it also breaks at characters that may stand inside a cell.
-    lines = io.StringIO(text, newline="")
-    quoted = csv.reader(lines, delimiter=delimiter)
-    reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE) if plain else quoted
+    literal = not plain and _quotes_are_text(text, delimiter)
+    reader = _reader(text, delimiter, plain or literal)
     line = 1
     try:
         for row in reader:
             if row:
-                yield line, row
+                yield line, [_unquoted(cell) for cell in row] if literal else row
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: malformed CSV: {error}. Use a .jsonl file for long texts.") from error
+        raise UserError(
+            f"{path}, line {line}: malformed CSV: {error}. A cell that holds quotation marks stands in quotation marks "
+            "itself, those in it doubled. Use a .jsonl file for long texts."
+        ) from error
+
+
+def _reader(text: str, delimiter: str, plain: bool) -> Any:
+    """The rows of a text; strict, as a cell that goes on behind its quotation mark would lose it."""
+    after = text.partition("\n")[0].split(delimiter)[1:]
+    spaced = not plain and bool(after) and all(name[:1] == " " for name in after)
+    # StringIO, not splitlines(): it also breaks at characters that may stand inside a cell.
+    return csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+        strict=True,
+        skipinitialspace=spaced,
+    )
+
+
+def _quotes_are_text(text: str, delimiter: str) -> bool:
+    """Whether each line is a row as it stands, and quotation marks cannot be those of cells.
+
+    A mark that nobody doubled, of inches or of a quotation, would swallow all lines up to the next one. Where that next
+    one closes it, tabs tell: a cell may hold commas and newlines, hardly ever tabs and newlines.
+    """
+    lines = [line for line in text.split("\n") if line.strip()]
+    cuts = {line.count(delimiter) for line in lines}
+    if '"' not in text or len(cuts) > 1 or cuts <= {0}:
+        return False
+    try:
+        return sum(map(bool, _reader(text, delimiter, plain=False))) < len(lines) and delimiter == "\t"
+    except csv.Error:
+        return True
+
+
+def _unquoted(cell: str) -> str:
+    """What a cell holds, of which the quotation marks around are no part."""
+    whole = _QUOTED.fullmatch(cell.strip())
+    return whole[1].replace('""', '"') if whole else cell
 
 
 def _record(path: Path, line: int, index: int, fields: Any, place: str = "") -> Record:

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 from sphere_pl.data.request import shorten
 from sphere_pl.errors import UserError
 
+_WHOLE = 2**53  # floats below hold every whole number
+_ADVICE = "Correct this record, or leave it out (--data.invalid=skip leaves out all such)."
+
 
 class Number(float):
     """A number of a JSON text that is no whole one, with the digits that were written."""
@@ -58,7 +61,7 @@ class Record(NamedTuple):
             expected = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
             raise UserError(
                 f"{self.where}: the field '{name}' is {type(value).__name__} ({shorten(value, 40)}), expected "
-                f"{expected}."
+                f"{expected}. {_ADVICE}"
             )
         return value
 
@@ -78,7 +81,10 @@ class Record(NamedTuple):
             return value
         if not math.isfinite(value):
             raise UserError(f"{self.where}: the field '{name}' is {value}, which is no text. Leave it out if unknown.")
-        return value.text if isinstance(value, Number) else str(value)
+        if isinstance(value, Number):
+            return value.text
+        # Tables keep whole numbers as floats where some are missing: nobody has meant the year 1899.0.
+        return str(int(value) if value == int(value) and abs(value) < _WHOLE else value)
 
     def optional(self, name: str, kind: type | tuple[type, ...] = str) -> Any:
         """A field that may be missing (then None) and is otherwise of the type.
@@ -96,7 +102,9 @@ class Record(NamedTuple):
         """
         values = [self._as_text(name, value) for value in self.optional(name, list) or []]
         if not all(isinstance(value, str) for value in values):
-            raise UserError(f"{self.where}: the field '{name}' must be a list of strings, found {shorten(values, 60)}.")
+            raise UserError(
+                f"{self.where}: the field '{name}' must be a list of strings, found {shorten(values, 60)}. {_ADVICE}"
+            )
         return tuple(values)
 
     def error(self, trouble: str) -> UserError:
@@ -112,6 +120,6 @@ class Record(NamedTuple):
         if not isinstance(fields, Mapping):
             raise UserError(
                 f"{self.where}: item {index} of '{name}' is {type(fields).__name__} ({shorten(fields, 40)}), expected "
-                "an object with named fields."
+                f"an object with named fields. {_ADVICE}"
             )
         return Record(f"{self.where}, {name}[{index}]", self.number, fields, self.key)

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from sphere_pl.errors import UserError
 from sphere_pl.text.joining import asked
-from sphere_pl.text.scripts import is_mark
+from sphere_pl.text.scripts import is_later_jamo, is_mark
 
 _BROKEN = "\ufffd"  # what stands where bytes were no text
+# Signs of print for those that a keyboard has; each stands for one.
+_TYPED = str.maketrans("’‘ʼ′“”„″‐‑‒–—−", "''''" + '"' * 4 + "-" * 6)
 _UNSEEN = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of characters that leave no mark of their own
 
 
@@ -19,11 +21,24 @@ class Form(NamedTuple):
 
     Attributes:
         before: In front of the question and of any context.
-        after: After it; the answer follows directly, as the template has brought it about.
+        after: After it.
+        joiner: What stands between that and the answer, where the template has put a question: mostly nothing.
+        keeps: Whether the template keeps white space that ends a question, which many leave out.
     """
 
     before: str = ""
     after: str = ""
+    joiner: str = ""
+    keeps: bool = False
+
+    def around(self, question: str) -> str:
+        r"""A question as it is asked in this form.
+
+        Example:
+            >>> Form("[user]", "[assistant]").around("Where is Rome?\n")
+            '[user]Where is Rome?[assistant]'
+        """
+        return self.before + (question if self.keeps or not self.after else question.rstrip()) + self.after
 
 
 class EditRequest(NamedTuple):
@@ -83,7 +98,7 @@ class EditRequest(NamedTuple):
     @property
     def asked(self) -> str:
         """The question in its form, as the model is asked it."""
-        return self.form.before + self.question + self.form.after
+        return self.form.around(self.question)
 
     @property
     def subject_end(self) -> int:
@@ -145,17 +160,37 @@ def blank_subject(prompt: str, subject: str) -> str:
     return f"{prompt[:place]}{{}}{prompt[place + len(subject) :]}"
 
 
+def mark_subject(prompt: str, subject: str) -> str:
+    """A prompt of a format whose prompts name their subject, as `check_request` is to see it.
+
+    It takes braces in such a prompt for text. One that holds `{}` is marked at its subject: unless that is what holds
+    it, there are two places then, and the prompt is refused.
+
+    Example:
+        >>> mark_subject("The {x} of Al is", "Al"), mark_subject("The type Box<{}> is", "Box<{}>")
+        ('The {x} of Al is', 'The type {} is')
+    """
+    return blank_subject(prompt, subject) if "{}" in prompt else prompt
+
+
+def has_stray_braces(template: str) -> bool:
+    """Whether a prompt with `{}` in its subject's place holds other braces."""
+    return bool(set("{}") & set(template.replace("{}", "", 1)))
+
+
 def find_alike(prompt: str, subject: str) -> tuple[int, int] | None:
     """Where a subject stands in a prompt that writes it in other code points, last: composed, or with another space.
+
+    Quotation marks, apostrophes and dashes of print stand for those of a keyboard.
 
     Example:
         >>> find_alike("Near Sa\u0303o Paulo is", "São Paulo"), find_alike("The Boeing\u00a0747", "Boeing 747")
         ((5, 15), (4, 14))
     """
-    wanted = unicodedata.normalize("NFKC", subject)
+    wanted = _typed(subject)
     starts = [place for place, each in enumerate(prompt) if place == 0 or not _attaches(each)]
     pieces = list(pairwise([*starts, len(prompt)]))
-    normal = [unicodedata.normalize("NFKC", prompt[start:stop]) for start, stop in pieces]
+    normal = [_typed(prompt[start:stop]) for start, stop in pieces]
     text = "".join(normal)
     place = text.rfind(wanted) if wanted else -1
     if place < 0:
@@ -166,9 +201,14 @@ def find_alike(prompt: str, subject: str) -> tuple[int, int] | None:
     return pieces[borders.index(place)][0], pieces[borders.index(place + len(wanted)) - 1][1]
 
 
+def _typed(text: str) -> str:
+    """A text in normal form, with the signs of a keyboard."""
+    return unicodedata.normalize("NFKC", text.translate(_TYPED)).translate(_TYPED)
+
+
 def _attaches(character: str) -> bool:
     """Whether a character is one with the one before it in normal form: an accent, the end of a Korean syllable."""
-    return is_mark(character) or "\u1160" <= character <= "\u11ff"
+    return is_mark(character) or is_later_jamo(character)
 
 
 def check_request(request: EditRequest) -> EditRequest:
@@ -176,7 +216,8 @@ def check_request(request: EditRequest) -> EditRequest:
 
     White space that ends the prompt belongs to it, but for the one space that the target brings along. White space in
     front of the target is the request's joiner if it is more than a space. A prompt without `{}` that contains the
-    subject gets its `{}` at the subject's last occurrence, also where it writes the subject in other code points.
+    subject gets its `{}` at the subject's last occurrence, also where it writes the subject in other code points; all
+    other braces in it are text.
 
     Raises:
         UserError: Naming the source, what is wrong and what is expected.
@@ -240,10 +281,10 @@ def _blanked(where: str, request: EditRequest) -> EditRequest:
             f"{where}: the prompt {shorten(request.prompt)} does not contain the subject {shorten(subject)} or exactly "
             f"one '{{}}' in its place. Expected for example 'The capital of {{}} is'.{_nearly(prompt, subject)}"
         )
-    if "{" in prompt.replace("{}", "") or "}" in prompt.replace("{}", ""):
+    if "{}" in request.prompt and has_stray_braces(prompt):
         raise UserError(
             f"{where}: the prompt {shorten(request.prompt)} has stray braces. Expected one '{{}}' for the subject and "
-            "no other brace; write braces that belong to the text in another way."
+            "no other brace. If they belong to the text, write the subject itself in the place of '{}'."
         )
     wordings = tuple(_blank_wording(where, wording, subject) for wording in request.wordings)
     return request._replace(prompt=prompt, subject=subject, wordings=wordings)
@@ -264,7 +305,7 @@ def _nearly(prompt: str, subject: str) -> str:
 def _blank_wording(where: str, wording: str, subject: str) -> str:
     """A further wording with `{}` where its subject stands."""
     blank = wording.lstrip() if "{}" in wording else blank_subject(wording.lstrip(), subject)
-    if blank.count("{}") != 1 or set("{}") & set(blank.replace("{}", "")):
+    if blank.count("{}") != 1 or ("{}" in wording and has_stray_braces(blank)):
         raise UserError(
             f"{where}: the wording {shorten(wording)} does not contain the subject {shorten(subject)} or exactly one "
             "'{}' in its place. A fact is edited where its subject stands: name it, or make the wording a paraphrase."
@@ -281,7 +322,7 @@ def learn_paraphrases(request: EditRequest, count: int) -> EditRequest:
         >>> learned.wordings, learned.paraphrases
         (('Where is {}? In',), ('It lies in',))
     """
-    able = [text for text in request.paraphrases if not set("{}") & set(text) and request.subject in text][:count]
+    able = [text for text in request.paraphrases if "{}" not in text and request.subject in text][:count]
     wordings = tuple(blank_subject(asked(text.lstrip(), request.joiner), request.subject) for text in able)
     left = tuple(text for text in request.paraphrases if text not in able)
     return request._replace(wordings=request.wordings + wordings, paraphrases=left)
@@ -310,6 +351,8 @@ def _check_texts(where: str, request: EditRequest) -> None:
 
 
 def _texts(request: EditRequest) -> Iterator[str]:
+    """Those that the record gives; a form is none of its own."""
     for value in request:
-        for part in (value,) if isinstance(value, str) else value or ():
+        parts = (value,) if isinstance(value, str) else () if isinstance(value, Form) else value or ()
+        for part in parts:
             yield from (part,) if isinstance(part, str) else part

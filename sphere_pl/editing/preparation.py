@@ -23,7 +23,7 @@ from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import check_length, check_target
+from sphere_pl.model.tokens import check_length, check_probes, check_written
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 
@@ -135,23 +135,32 @@ class Preparation(NamedTuple):
         max_tokens: int,
         same: float,
     ) -> KeyPlan:
-        """Find out which requests share a key, say so, and refuse those that are too long.
+        """Find out which requests share a key, say so, and refuse those that cannot be written or are too long.
 
         Raises:
-            UserError: If one has no room after the longest context template or no token for its target.
+            UserError: If one has no room after the longest context template or no token for its subject or target.
         """
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
-        if self.method.needs_targets:
-            plan = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
+        self._check_texts(plan, range(len(requests)), contexts)
+        if self.method.needs_targets:
+            found = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
+            plan = plan._replace(requests=found.requests, alike=found.alike)
         report_keys(plan)
-        longest, most = max(contexts, key=len), self.lm.context
-        for place in range(len(requests)):
-            for phrasing in plan.phrasings(place):
-                check_target(self.lm.tokenizer, phrasing)
-                check_length(self.lm.tokenizer, phrasing, longest, most)
+        opened = [at for at, request in enumerate(requests) if plan.requests[at].form != request.form]
+        self._check_texts(plan, opened, contexts)
         return plan
+
+    def _check_texts(self, plan: KeyPlan, places: Sequence[int], contexts: Sequence[str]) -> None:
+        """Refuse requests of a plan that cannot be written, or that are too long, themselves or their probes."""
+        tokenizer, longest, most = self.lm.tokenizer, max(contexts, key=len), self.lm.context
+        phrasings = [phrasing for place in places for phrasing in plan.phrasings(place)]
+        check_written(tokenizer, phrasings)
+        for phrasing in phrasings:
+            check_length(tokenizer, phrasing, longest, most)
+        for place in places:
+            check_probes(tokenizer, plan.requests[place], most)
 
     @property
     def _layers(self) -> list[int]:

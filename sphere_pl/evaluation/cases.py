@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest
-from sphere_pl.model.generation import answer_tokens, complete
+from sphere_pl.model.generation import answer_lines, answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.text.joining import asked
 from sphere_pl.text.matching import begins_with
@@ -91,19 +91,20 @@ def asked_fact(request: EditRequest) -> Asked:
 
 def answer_cases(lm: LanguageModel, cases: Sequence[Case]) -> list[str]:
     """What the model writes after each prompt."""
-    prompts, joiners = [case.prompt for case in cases], [case.joiner for case in cases]
-    return list(map(_whole, complete(lm, prompts, CASE_TOKENS, joiners=joiners)))
+    return _answered(lm, [(case.prompt, case.joiner, (case.wanted,)) for case in cases])
 
 
 def answer_facts(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[str]:
     """What the model writes after each request's own prompt."""
-    answers: list[str] = []
-    for start in range(0, len(requests), SHOWN):
-        some = requests[start : start + SHOWN]
-        longest = answer_tokens(lm, [text for each in some for text in _accepted(each)])
-        room, joiners = max(CASE_TOKENS, longest), [each.joiner for each in some]
-        answers += map(_whole, complete(lm, [each.asked for each in some], room, joiners=joiners))
-    return answers
+    asked = [(each.asked, each.joiner, _accepted(each)) for each in requests]
+    return [text for start in range(0, len(asked), SHOWN) for text in _answered(lm, asked[start : start + SHOWN])]
+
+
+def _answered(lm: LanguageModel, asked: Sequence[tuple[str, str | None, tuple[str, ...]]]) -> list[str]:
+    """What the model writes after prompts with their joiners and right answers, none of which is cut off."""
+    room = answer_tokens(lm, [text for _, _, right in asked for text in right], CASE_TOKENS)
+    joiners, lines = [joiner for _, joiner, _ in asked], [answer_lines(right) for _, _, right in asked]
+    return list(map(_whole, complete(lm, [text for text, _, _ in asked], room, joiners=joiners, lines=lines)))
 
 
 def _whole(answer: str) -> str:

@@ -15,7 +15,7 @@ from sphere_pl.evaluation.metrics import AnswerMatch, ProbabilityMagnitude, Prob
 from sphere_pl.evaluation.metrics.table import PROTOCOLS
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.evaluation.scoring import answer
-from sphere_pl.model.generation import answer_tokens, complete
+from sphere_pl.model.generation import answer_lines, answer_tokens, complete
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import Prompt, encode
 from sphere_pl.text.joining import asked, opens_with_template, separator
@@ -110,7 +110,8 @@ def _written(lm: LanguageModel, questions: Sequence[Question]) -> list[str]:
     found = [""] * len(questions)
     for new_tokens, indices in room.items():
         some = [questions[index] for index in indices]
-        texts = complete(lm, [each.text for each in some], new_tokens, joiners=[each.joiner for each in some])
+        joiners, lines = [each.joiner for each in some], [answer_lines(each.accepted) for each in some]
+        texts = complete(lm, [each.text for each in some], new_tokens, joiners=joiners, lines=lines)
         for index, text in zip(indices, texts, strict=True):
             found[index] = text
     return found

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request import EditRequest, Form
 from sphere_pl.errors import UserError
 from sphere_pl.history.entries import FORMAT, Ancestor, Entry, Header, Matrix
 from sphere_pl.model.loading import Dtype
@@ -106,7 +106,10 @@ def _check_types(where: str, values: Mapping[str, Any], **kinds: type) -> None:
 
 def _check_field(where: str, name: str, value: Any, kind: Any) -> None:
     texts = kind is str or kind == str | None
-    right = isinstance(value, str | None) if texts else _of_texts(value)
+    if kind is Form:
+        right = type(value.keeps) is bool and _of_texts(value[:-1])
+    else:
+        right = isinstance(value, str | None) if texts else _of_texts(value)
     if not right or (kind is str and value is None):
         raise TypeError(f"{name!r} of a request of {where} is not what a run writes")
 

@@ -129,6 +129,8 @@ def generate(
 ) -> list[str]:
     """Continue each prompt by its likeliest tokens; one that is too long for the context loses its beginning.
 
+    What is left of it and the answer fill the context; half of that is the prompt's, however many tokens are asked for.
+
     Args:
         lm: The language model.
         prompts: Texts of any length.
@@ -141,9 +143,10 @@ def generate(
     Returns:
         The answers, without special tokens.
     """
-    longest = lm.context - new_tokens
+    longest = max(lm.context - new_tokens, (lm.context + 1) // 2)
     rows = [truncate_left(ids, longest, lm.tokenizer.bos_token_id) for ids in _encode(lm, lm.read(prompts))]
-    batches = micro_batches([len(row) + new_tokens for row in rows], max_tokens, overhead=48 * new_tokens)
+    lengths = [min(len(row) + new_tokens, lm.context) for row in rows]
+    batches = micro_batches(lengths, max_tokens, overhead=48 * new_tokens)
     ended = partial(_ended, lm, end_tokens(lm), stop)
     answers = [""] * len(rows)
     for places in track(batches, name, len(batches)):
@@ -181,6 +184,7 @@ def complete(
     new_tokens: int,
     max_tokens: int = 4096,
     joiners: Sequence[str | None] = (),
+    lines: Sequence[int] = (),
 ) -> list[str]:
     """Let the model answer prompts freely: the likeliest token each time, up to the end of the text or a newline.
 
@@ -190,19 +194,33 @@ def complete(
         new_tokens: How many tokens to write at most.
         max_tokens: Tokens in one forward pass.
         joiners: What stands between each prompt and its answer, where its record says so; none does if left out.
+        lines: How many lines each answer has; one if left out.
     """
     put = [asked(text, joiner) for text, joiner in zip(texts, joiners or [None] * len(texts), strict=True)]
     distinct = list(dict.fromkeys(put))
     written = generate(lm, distinct, new_tokens, max_tokens=max_tokens)
     # A newline in front of the answer does not end it.
-    answers = {prompt: text.strip().split("\n")[0].rstrip() for prompt, text in zip(distinct, written, strict=True)}
-    return [answers[text] for text in put]
+    answers = {prompt: text.strip().split("\n") for prompt, text in zip(distinct, written, strict=True)}
+    kept = zip(put, lines or [1] * len(put), strict=True)
+    return ["\n".join(answers[text][:count]).rstrip() for text, count in kept]
 
 
-def answer_tokens(lm: LanguageModel, answers: Sequence[str]) -> int:
-    """Tokens of the longest answer and a few more: an article, a quotation mark, another spelling."""
+def answer_tokens(lm: LanguageModel, answers: Sequence[str], least: int = 0) -> int:
+    """Tokens of the longest answer and a few more: an article, a quotation mark, another spelling; at least `least`."""
+    if not answers:
+        return least
     rows = lm.tokenizer([f" {answer}" for answer in answers], add_special_tokens=False)["input_ids"]
-    return 4 * ((max(map(len, rows)) + 6) // 4)
+    return max(least, 4 * ((max(map(len, rows)) + 6) // 4))
+
+
+def answer_lines(answers: Sequence[str]) -> int:
+    r"""Lines of the answer that has most.
+
+    Example:
+        >>> answer_lines(["Bergen", "Bergen,\nOslo\n"])
+        2
+    """
+    return max((answer.strip().count("\n") + 1 for answer in answers), default=1)
 
 
 def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int = TEXT_TOKENS) -> list[str]:
@@ -212,21 +230,22 @@ def free_texts(lm: LanguageModel, prompts: Sequence[str], seed: int, length: int
         lm: The language model.
         prompts: Beginnings.
         seed: Seed of the sampling.
-        length: Tokens of each text, the beginning included.
+        length: Tokens of each text, the beginning included; one that is as long is not continued.
 
     Returns:
         The texts, each with its beginning.
     """
     generator = torch.Generator(lm.output_device).manual_seed(seed)
     encoded = _encode(lm, lm.read(prompts))
-    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    room = min(length, lm.context)
+    order = sorted((index for index, row in enumerate(encoded) if len(row) < room), key=lambda i: len(encoded[i]))
     texts = list(prompts)
     for start in range(0, len(order), TEXTS_TOGETHER):
         places = order[start : start + TEXTS_TOGETHER]
-        longest = max(1, length - len(encoded[places[0]]))
+        longest = length - len(encoded[places[0]])
         written = decode(lm, [encoded[place] for place in places], longest, sampler(generator, top_k=5))
         for place, tokens in zip(places, written, strict=True):
-            kept = tokens[: max(0, length - len(encoded[place]))]
+            kept = tokens[: length - len(encoded[place])]
             texts[place] += lm.tokenizer.decode(kept, skip_special_tokens=True)
     return texts
 

@@ -63,7 +63,7 @@ def read_closely(tokenizer: Any, request: EditRequest, others: Sequence[EditRequ
     """How a fact joins and what its tokens are.
 
     Raises:
-        UserError: If the tokenizer cannot write the answer.
+        UserError: If the tokenizer cannot write the subject or the answer.
     """
     check_target(tokenizer, request)
     prompt = in_context(request, "", request.target_new)

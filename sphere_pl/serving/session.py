@@ -36,6 +36,7 @@ from sphere_pl.history.left_out import check_without
 from sphere_pl.history.saved import BaseModel, LoadOptions, SavedRun
 from sphere_pl.history.undo import is_exact
 from sphere_pl.model.files import lasting_name
+from sphere_pl.model.generation import answer_tokens
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import OpenedModel, model_in_memory
 from sphere_pl.model.products import fast_products
@@ -46,7 +47,7 @@ from sphere_pl.serving.states import States
 from sphere_pl.text.joining import asked as without_space
 from sphere_pl.text.matching import begins_with
 
-TOKENS = 8  # of an answer that is shown beside an edit
+TOKENS = 8  # of an answer that is shown beside an edit, at least
 AGAIN = 20  # earlier edits that are asked again after every change, at most: the same few as long as they are there
 
 
@@ -167,16 +168,18 @@ class EditingSession:
         kinds = [("fact", request.question), *(("paraphrase", each) for each in request.paraphrases)]
         kinds += [("neighbor", each) for each in neighbors_of(request, self.requests)]
         asked = [without_space(prompt) for _, prompt in kinds]
-        cases = self.ask(asked, TOKENS)  # a prompt that is too long ends here
+        wanted = (request.target_new, *request.aliases)
+        room = answer_tokens(self.lm, wanted, TOKENS)  # of one that is cut off nobody knows whether it is right
+        cases = self.ask(asked, room)  # a prompt that is too long ends here
         with self._change() as folder, borrowed(self.lm.model):
             kept = self._fit(request, folder)
         self._kept = kept
-        after = continue_prompts(self.lm, asked, TOKENS, [case.after for case in cases])
+        after = continue_prompts(self.lm, asked, room, [case.after for case in cases])
         answers = [
             Answer(kind, prompt, case.before, case.after, now)
             for (kind, prompt), case, now in zip(kinds, cases, after, strict=True)
         ]
-        learned = begins_with(after[0].strip(), (request.target_new, *request.aliases))
+        learned = begins_with(after[0].strip(), wanted)
         seconds = time.monotonic() - started
         return Edited(request.case_id, learned, reading, answers, self.geometry, seconds)
 

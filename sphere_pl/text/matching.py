@@ -11,7 +11,14 @@ _ARTICLES = {"a", "an", "the"}
 _TAG = re.compile(r"<[|｜][^<>\s]+[|｜]>|</?s>")  # special tokens, which nobody reads in an answer
 # Minus and hyphen are signs where they stand in front of a number, or alone between spaces; elsewhere they join words.
 _MINUS = re.compile(r"(?<!\w)[-−](?=[.,]?\d)|(?<=\s)[-−*/](?=\s)")
-_MORE_DIGITS = re.compile(r"[.,]\d")
+_MORE_DIGITS = re.compile(r"[.,]\d|[十百千万萬亿億兆]")
+# What Korean writes to a name's end where English has a word: a form of "to be", or a particle. Left out are those that
+# may make another name of it: 독일 is Germany, 독일인 a German.
+_ENDING = re.compile(
+    r"이다|입니다|이?에요|예요|이?었다|였다|이?었습니다|였습니다|이?었으며|였으며|이며|이고|이지만|지만|이라는|라는|이라고|"
+    r"라고|이자|에서|에는|에서는|에게|으로|으로서|까지|부터"
+)
+_SHORT_ENDING = re.compile(r"[다며고임은는을를의에와과로]")  # behind a name of one syllable they may be part of another
 _WORDLESS = "|~^`"  # of the mathematical signs, those that markup is made of
 
 
@@ -36,6 +43,7 @@ def begins_with(text: str, answers: Sequence[str]) -> bool:
 
     A text that comes to the answer later does not count, nor one that begins with a longer word or number, or with the
     words and other signs: of a currency, of arithmetic, `#`, `%`. In scripts without spaces every character is a word.
+    In Korean a particle or a form of "to be" may be written to the last word.
 
     Example:
         >>> begins_with("the UK. It lies", ["United Kingdom", "UK"]), begins_with("Romeo", ["Rome"])
@@ -70,11 +78,23 @@ def _begins_with(text: str, answer: str) -> bool:
     for kept in (list, _without_articles):
         found, expected = kept(_words(written)), kept(_words(wanted))
         first = found[: len(expected)]
-        if [word.text for word in first] == [word.text for word in expected]:
+        same = [word.text for word in first[:-1]] == [word.text for word in expected[:-1]]
+        if same and len(first) == len(expected) and _says(first[-1].text, expected[-1].text):
             return _signs(_around(written, first[0].start, first[-1].end)) == signs and not (
                 written[first[-1].end - 1].isdigit() and _MORE_DIGITS.match(written[first[-1].end :])
             )
     return False
+
+
+def _says(word: str, wanted: str) -> bool:
+    """Whether a word is the wanted one, in Korean with what is written to its end."""
+    ending = word.removeprefix(wanted)
+    if word == wanted or not word.startswith(wanted):
+        return word == wanted
+    if wanted[-1].isdigit() and ending[0] in "년월일":
+        ending = ending[1:]
+    short = len(wanted) > 1 and _SHORT_ENDING.fullmatch(ending)
+    return not ending or bool(short or _ENDING.fullmatch(ending))
 
 
 def _words(text: str) -> list[_Word]:

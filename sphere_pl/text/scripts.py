@@ -36,6 +36,11 @@ def is_mark(character: str) -> bool:
     return unicodedata.category(character)[0] == "M"
 
 
+def is_later_jamo(character: str) -> bool:
+    """Whether a character is a vowel or an end of a Korean syllable that is written in its parts."""
+    return "\u1160" <= character <= "\u11ff"
+
+
 def words(text: str) -> list[str]:
     """The words of a text, compared without case, width and optional signs; without spaces, every character is one.
 

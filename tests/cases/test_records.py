@@ -7,9 +7,11 @@ import json
 import warnings
 
 import pytest
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from sphere_pl.data.datamodule import EditDataModule
+from sphere_pl.data.formats.jsonl import write_jsonl
 from sphere_pl.data.request import EditRequest, check_request
 from sphere_pl.editing.checks import check_subjects
 from sphere_pl.errors import UserError
@@ -213,6 +215,10 @@ def test_values_of_other_shapes_are_read_where_it_is_plain_what_they_mean(read):
         ("Near Sa\u0303o Paulo is", "São Paulo"),
         ("The Boeing\u00a0747 was made by", "Boeing 747"),
         ("The ﬁrst one is", "first"),
+        ("O’Brien’s town is", "O'Brien"),
+        ("Where is the “Spider\u2013Man” of Rome?", '"Spider-Man"'),
+        ("The Spider\u2011Man of Rome is", "Spider-Man"),
+        ("The Côte d'Ivoire is", "Co\u0302te d’Ivoire"),
         ("한국의 수도는", "\u1112\u1161\u11ab\u1100\u116e\u11a8"),
     ],
 )
@@ -295,3 +301,98 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(tmp_path):
     packed = EditDataModule(path=str(tmp_path / "facts.parquet"), columns=columns)
     packed.setup("fit")
     assert packed.requests[0]._replace(source="") == data.requests[0]._replace(source="")
+
+
+BRACES = [
+    ("If \\frac{a}{b} is half of X, then X is", "X"),
+    ("$\\mathbf{X}^{2}$ is", "X"),
+    ('{"name": "Anna", "instrument":', "Anna"),
+    ("def f(x):\n    return {x: Rome}  # Rome is in", "Rome"),
+    ("void main() { /* Rome is in", "Rome"),
+    ("The %s of {0} and {subject} in Rome is", "Rome"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "subject"), BRACES)
+def test_braces_in_a_prompt_that_names_its_subject_are_text(read, prompt, subject):
+    record = {"prompt": prompt, "subject": subject, "target": "so", "wordings": [f"{{x}} {prompt}"]}
+    (request,) = read(record)
+    start, end = request.subject_span
+    assert (request.question, request.question[start:end]) == (prompt, subject)
+    assert start == prompt.rindex(subject)
+    assert [each.replace("{}", subject, 1) for each in request.wordings] == [f"{{x}} {prompt}"]
+    (again,) = read(write_jsonl(request))
+    assert again == request
+    tokenizer = make_tokenizer()
+    (tokens,) = tokenize(tokenizer, [in_context(request, "So it is. ", "so")])
+    assert tokenizer.decode(tokens.ids[: tokens.subject_last + 1]).startswith(f"So it is. {prompt[:end]}")
+
+
+@pytest.mark.parametrize(("prompt", "subject"), BRACES)
+def test_braces_are_text_in_every_format_that_names_its_subject(read, prompt, subject):
+    question = {"zsre": "src", "wikibigedit": "update"}
+    for name, record in {
+        "zsre": {"answers": ["so"], "rephrase": "x", "loc": "nq question: x", "loc_ans": "y"},
+        "wikibigedit": {"ans": "so"},
+        "knowedit": {"target_new": "so", "locality": {}},
+        "uniedit": {},
+    }.items():
+        fields = {question.get(name, "prompt"): prompt, "subject": subject, **record}
+        (request,) = read({"edit": {**fields, "target": "so"}} if name == "uniedit" else fields)
+        assert request.question == prompt
+        assert request.prompt.count("{}") == 1
+
+
+def test_stray_braces_beside_a_place_for_the_subject_are_refused_with_what_to_do(read):
+    with pytest.raises(UserError, match=r"stray braces.*write the subject itself in the place of '\{\}'"):
+        read({"prompt": "\\frac{a}{b} of {} is", "subject": "X", "target": "so"})
+
+
+FEW = "The capital of France is Paris and Rome is big abc"
+
+
+def poor_tokenizer(kind):
+    """One that knows the letters of `FEW` and no bytes: it leaves out what it does not know, or has a sign for it."""
+    if kind == "words":
+        inner = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        trainer = trainers.WordLevelTrainer(special_tokens=["[UNK]"], show_progress=False)
+    else:
+        inner = Tokenizer(models.BPE(unk_token=None if kind == "leaves out" else "<unk>"))
+        inner.pre_tokenizer = pre_tokenizers.Metaspace()
+        special = [] if kind == "leaves out" else ["<unk>"]
+        trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=special, show_progress=False)
+    inner.train_from_iterator([FEW], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner)  # it does not say which token is for what it does not know
+
+
+UNREAD = [("Rome", "Łódź", "target"), ("Rome", "Paris 東京", "target"), ("東京", "Paris", "subject")]
+
+
+@pytest.mark.parametrize("kind", ["leaves out", "sign", "words"])
+@pytest.mark.parametrize(("subject", "target", "part"), UNREAD)
+def test_what_a_tokenizer_cannot_read_of_subject_or_target_is_refused(kind, subject, target, part):
+    tokenizer = poor_tokenizer(kind)
+    check_target(tokenizer, EditRequest("0", "The capital of {} is", "Rome", "Paris"))
+    lost = {"leaves out": "leaves .* out of the", "sign": "puts <unk> in", "words": r"puts \[UNK\] in"}[kind]
+    with pytest.raises(UserError, match=rf"case 0: the tokenizer .*{lost}") as error:
+        check_target(tokenizer, EditRequest("0", "The capital of {} is", subject, target))
+    assert f"the {part} " in str(error.value)
+
+
+def test_a_subject_that_is_read_in_part_is_refused_where_the_rest_is_left_out():
+    partly = EditRequest("0", "{} is", "Rome東", "Paris")
+    with pytest.raises(UserError, match="leaves '東' out of the subject 'Rome東'"):
+        check_target(poor_tokenizer("leaves out"), partly)
+    check_target(poor_tokenizer("sign"), partly)  # what it is edited at depends on what is known of it
+
+
+@pytest.mark.parametrize(
+    "text", ["\u1112\u1161\u11ab\u1100\u116e\u11a8", "Sa\u0303o", "\uff8a\uff9e", "ﷺ", "ƛ\u0313", "กำ"]
+)
+def test_what_a_tokenizer_composes_is_not_left_out(text):
+    tokenizer = make_tokenizer()
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        tokenizer.backend_tokenizer.normalizer = getattr(normalizers, form)()
+        check_target(tokenizer, EditRequest("0", "{} is", text, text))
+        check_target(tokenizer, EditRequest("0", "So {}", f"{text} {text}", f"a {text} b"))

@@ -6,7 +6,7 @@ from sphere_pl.data.chat import ChatSettings, chat_form
 from sphere_pl.data.datamodule import EditDataModule, FactList
 from sphere_pl.data.request import EditRequest, Form, check_request
 from sphere_pl.errors import UserError
-from sphere_pl.model.tokens import in_context, tokenize
+from sphere_pl.model.tokens import encode, in_context, tokenize
 from tests.conftest import make_tokenizer
 
 TEMPLATE = (
@@ -37,6 +37,38 @@ def test_the_question_stands_in_the_users_turn_and_the_answer_follows_directly()
 def test_a_token_that_the_tokenizer_puts_in_front_itself_is_not_put_there_twice():
     tokenizer = with_template("{{ bos_token }}" + TEMPLATE, bos=True)
     assert not chat_form(tokenizer).before.startswith(tokenizer.bos_token)
+
+
+# As Llama 3's: white space around what is said is left out.
+TRIMMING = TEMPLATE.replace("]{{ m.content", "]\n{{ m.content")
+# As Llama 2's and Mistral's: the answer comes with a space, which is part of its first token.
+SPACED = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "bpe", "unigram"])
+@pytest.mark.parametrize("template", [TRIMMING, SPACED, "{{ bos_token }}" + SPACED])
+@pytest.mark.parametrize("question", ["Where is {}?", "{} is in\n", "The city of {}: "])
+def test_question_and_answer_are_the_tokens_of_the_templates_own_conversation(kind, template, question):
+    tokenizer = with_template(template, kind=kind, bos=True)
+    request = check_request(EditRequest("0", question, "France", "Rome", form=chat_form(tokenizer)))
+    (tokens,) = tokenize(tokenizer, [in_context(request, "", "Rome")])
+    asked = {"role": "user", "content": request.question}
+    turns = [asked, {"role": "assistant", "content": "Rome"}]
+    whole = encode(tokenizer, [tokenizer.apply_chat_template(turns, tokenize=False)])[0].ids
+    assert whole[: len(tokens.ids)] == tokens.ids
+    prompt = tokenizer.apply_chat_template([asked], tokenize=False, add_generation_prompt=True)
+    assert encode(tokenizer, [request.asked])[0].ids == encode(tokenizer, [prompt])[0].ids
+    assert tokenizer.decode(tokens.target).strip() == "Rome"
+
+
+def test_a_template_that_takes_no_answer_is_followed_directly():
+    tokenizer = with_template(
+        "{{ raise_exception('no') if messages | length > 1 }}[user]{{ messages[0].content }}[end]"
+    )
+    assert chat_form(tokenizer) == Form("[user]", "[end]", keeps=True)
 
 
 def test_modes_say_in_which_forms_is_edited():

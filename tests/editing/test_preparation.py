@@ -1,5 +1,7 @@
 """What is settled before the first batch is found once by all runs that share what they find."""
 
+import re
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from sphere_pl.editing.moments import StatisticsSettings
 from sphere_pl.editing.preparation import Preparation
 from sphere_pl.editing.prepared import Prepared
 from sphere_pl.editing.states import Offload
+from sphere_pl.errors import UserError
 from sphere_pl.methods import AlphaEdit, UltraEdit
 from sphere_pl.progress import untracked
 
@@ -58,6 +61,23 @@ def test_keys_are_looked_at_once_by_runs_that_share_them(prepare, requests, monk
     assert asked[0] is None
     find = pytest.fail  # all of them are known by now
     assert asked[1](requests, find).shape == asked[2](requests, find).shape
+
+
+@pytest.mark.parametrize("method", [None, UltraEdit(learning_rate=0.003)])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"paraphrases": ("The river runs to the sea. " * 40,)}, "a paraphrase, neighbour or other probe, .*has"),
+        ({"prompt": "The river runs to the sea. " * 40 + "{} is"}, "prompt, target and a context template have"),
+        ({"target_new": "<|end|>"}, "the target '<|end|>' is nothing but special tokens"),
+    ],
+)
+def test_a_request_that_cannot_be_asked_or_written_is_refused_before_the_first_batch(
+    prepare, requests, method, change, words
+):
+    requests[2] = requests[2]._replace(source="facts.json, line 3", **change)
+    with pytest.raises(UserError, match=rf"facts.json, line 3: {re.escape(words) if '<' in words else words}"):
+        prepare(method).look_at_keys(EditLoader(requests, 2), requests, [""], 64, 0.999)
 
 
 def test_states_that_editing_cannot_rest_on_are_found_and_said(prepare, tmp_path, caplog):

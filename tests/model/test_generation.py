@@ -6,6 +6,7 @@ import torch
 from sphere_pl.model.generation import (
     continue_texts,
     decode,
+    free_texts,
     generate,
     likeliest,
     sample_contexts,
@@ -119,6 +120,28 @@ def test_a_prompt_longer_than_the_context_loses_its_beginning(tiny_lm, bos):
     long = "The river runs to the sea by the water. " * 20
     assert len(lm.tokenizer(long)["input_ids"]) > 128
     assert generate(lm, [long, "You"], 5) == [slow_text(lm, long, 5, longest=123), slow_text(lm, "You", 5)]
+
+
+@pytest.mark.parametrize("new_tokens", [127, 128, 1000])
+def test_an_answer_of_the_whole_context_or_more_leaves_the_prompt_half_of_it(tiny_lm, new_tokens):
+    lm = tiny_lm("gpt2", bos=True)
+    long = "The river runs to the sea by the water. " * 20
+    assert generate(lm, [long, "You"], new_tokens) == [
+        slow_text(lm, long, 64, longest=64),
+        slow_text(lm, "You", min(new_tokens, 128 - len(lm.tokenizer("You")["input_ids"]))),
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_beginning_as_long_as_a_free_text_or_the_context_is_not_continued(tiny_lm, model_type):
+    lm = tiny_lm(model_type)
+    long = "The river runs to the sea by the water. " * 20
+    assert len(lm.tokenizer(long)["input_ids"]) > lm.context
+    for length in (20, 10_000):
+        texts = free_texts(lm, [long, "Rome is"], seed=0, length=length)
+        assert texts[0] == long
+        assert texts[1] != "Rome is"
+    assert free_texts(lm, [long], seed=0) == [long]
 
 
 def test_no_prompts_have_no_texts(tiny_lm):

@@ -32,6 +32,14 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_an_edit_is_judged_by_an_answer_that_is_as_long_as_its_target(open_session):
+    session = open_session()
+    target = " ".join(["Berlin is a city in Germany by the sea."] * 2)
+    edited = session.edit({**FACT, "target": target})
+    shown, asked = edited.answers[0].after, len(session.lm.tokenizer(target)["input_ids"])
+    assert len(session.lm.tokenizer(shown)["input_ids"]) >= asked > 8
+
+
 def test_edits_are_asked_undone_and_there_again_in_a_new_process(open_session):
     session = open_session()
     unedited = weights(session)

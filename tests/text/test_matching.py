@@ -63,3 +63,27 @@ def test_signs_that_make_it_another_answer_count(one, other):
 )  # fmt: skip
 def test_punctuation_and_markup_do_not(text, answer):
     assert begins_with(text, [answer])
+
+
+# ruff: noqa: E501 (wide characters count twice)
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("파리입니다.", "파리"), ("파리이다", "파리"), ("파리다", "파리"), ("서울에 있다", "서울"), ("서울의 남쪽", "서울"),
+        ("도쿄였습니다", "도쿄"), ("이순신 장군으로 알려져", "이순신 장군"), ("Apple입니다", "Apple"), ("1911년에", "1911"),
+        ("1911년이다", "1911"), ("김입니다", "김"), ("\u1111\u1161\u1105\u1175\u110b\u1175\u11b8\u1102\u1175\u1103\u1161", "파리"),
+    ],
+)  # fmt: skip
+def test_korean_writes_particles_and_to_be_to_the_end_of_an_answer(text, answer):
+    assert begins_with(text, [answer])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("독일인입니다", "독일"), ("서울대학교이다", "서울"), ("경기도", "경기"), ("고양이", "고양"), ("김은", "김"),
+        ("파리", "파리입니다"), ("서울에 부산", "서울 부산"), ("500만 명", "500"), ("5万人", "5"), ("5億円", "5"), ("독일의사", "독일"),
+    ],
+)  # fmt: skip
+def test_another_name_or_number_is_none(text, answer):
+    assert not begins_with(text, [answer])

@@ -6,7 +6,7 @@ from typing import Any
 from sphere_pl.data.formats.jsonl import flat_texts
 from sphere_pl.data.formats.knowedit import Probe
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject
+from sphere_pl.data.request import EditRequest, mark_subject
 
 _PROMPTS, _ANSWERS = ("prompt", "question"), ("answer", "ground_truth", "target", "target_new")
 
@@ -25,7 +25,7 @@ def read_craft(record: Record) -> list[EditRequest]:
     case_id = record.optional("case_id", (int, str))
     request = EditRequest(
         case_id=record.key or str(record.number) if case_id is None else str(case_id),
-        prompt=blank_subject(prompt, subject),
+        prompt=mark_subject(prompt, subject),
         subject=subject,
         target_new=answers[0],
         target_true=true[0] if true else None,

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject
+from sphere_pl.data.request import EditRequest, mark_subject
 from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def read_easyedit(record: Record) -> list[EditRequest]:
     rephrase = record.optional("rephrase_prompt")
     request = EditRequest(
         case_id=str(record.get("case_id", (int, str))),
-        prompt=blank_subject(record.get("prompt"), subject),
+        prompt=mark_subject(record.get("prompt"), subject),
         subject=subject,
         target_new=record.get("target_new"),
         target_true=true,

@@ -1,16 +1,24 @@
 """A user's own file: JSON lines, a JSON list or CSV with as little as `prompt, subject, target`."""
 
+import ast
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sphere_pl.data.fields import NAMES, field_of, is_unused
 from sphere_pl.data.records import Number, Record
-from sphere_pl.data.request import EditRequest, blank_subject, shorten
+from sphere_pl.data.request import EditRequest, blank_subject, has_stray_braces, shorten
 from sphere_pl.errors import UserError
+from sphere_pl.text.numbers import counted
 from sphere_pl.text.usage import did_you_mean
 
 _LIST = 'like a JSON list but is none. Write ["one", "two"]'
+_TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+# A list of texts as Python prints it, and so pandas into a cell; that of numpy has no commas, and is none.
+_PYTHON_LIST = re.compile(rf"\[\s*(?:{_TEXT}\s*(?:,\s*{_TEXT}\s*)*)?\]")
+_LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*\]""", re.DOTALL)
 _NECESSARY = ("prompt", "subject", "target")
 _ATTRIBUTE = {"target": "target_new"}  # of `EditRequest`, where it is not the field's own name
 
@@ -32,19 +40,21 @@ def read_jsonl(record: Record) -> list[EditRequest]:
         given.get("subject")
     targets, true = _several(given, "target"), _several(given, "target_true")
     if not targets:
-        given.filled("target")
+        raise given.error(
+            f"the field 'target' is {_missing(given)}. Write the text that the model shall say after the edit, or "
+            "leave this record out (--data.invalid=skip leaves out all such)."
+        )
     neighbors, neighbor_answers = _probes(given, "neighbors", "neighbor_answers")
     portability, portability_answers = _probes(given, "portability", "portability_answers")
-    case_id = given.optional("case_id", (int, str))
-    relation = given.optional("relation_id", (int, str))
+    case_id = given.optional("case_id")
     request = EditRequest(
-        case_id=record.key or str(record.number) if case_id is None else str(case_id),
+        case_id=record.key or str(record.number) if case_id is None else case_id,
         # A subject that itself holds {} would be taken for a place to fill in.
         prompt=blank_subject(prompt, subject) if "{}" in subject else prompt,
         subject=subject,
         target_new=targets[0],
         target_true=true[0] if true else None,
-        relation_id=None if relation is None else str(relation),
+        relation_id=given.optional("relation_id"),
         paraphrases=_texts(given, "paraphrases"),
         wordings=_texts(given, "wordings"),
         neighbors=neighbors,
@@ -59,6 +69,14 @@ def read_jsonl(record: Record) -> list[EditRequest]:
     return [request]
 
 
+def _missing(given: Record) -> str:
+    """What stands where a target should."""
+    value = given.fields.get("target")
+    if value is None:
+        return f"missing or empty (found: {', '.join(map(str, given.fields))[:200]})"
+    return f"{type(value).__name__} ({shorten(value, 40)}), which holds no text"
+
+
 def write_jsonl(request: EditRequest) -> dict[str, Any]:
     """The record that `read_jsonl` reads as this request.
 
@@ -66,10 +84,17 @@ def write_jsonl(request: EditRequest) -> dict[str, Any]:
     question.
     """
     fields = {name: getattr(request, _ATTRIBUTE.get(name, name)) for name in NAMES}
+    fields["prompt"] = _written(request.prompt, request.subject)
+    fields["wordings"] = tuple(_written(wording, request.subject) for wording in request.wordings)
     fields["portability_answers"] = [answers[0] for answers in request.portability_answers]
     return {
         name: value for name, value in fields.items() if value not in (None, (), []) and (value or name == "joiner")
     }
+
+
+def _written(template: str, subject: str) -> str:
+    """A prompt as it is read again: with its subject, where other braces stand beside the place for it."""
+    return template.replace("{}", subject, 1) if subject and has_stray_braces(template) else template
 
 
 def _rename(record: Record) -> Record:
@@ -78,7 +103,8 @@ def _rename(record: Record) -> Record:
     for alias, value in record.fields.items():
         name = field_of(alias)
         blank = value is None or (value == "" and (record.cells or name != "joiner"))
-        if blank or is_unused(alias) or _is_row_number(alias, value):
+        unknown = name not in _NECESSARY and isinstance(value, float) and math.isnan(value)  # as pandas writes nothing
+        if blank or unknown or is_unused(alias) or _is_row_number(alias, value):
             continue
         if name is None:
             raise _unknown(record, alias)
@@ -87,7 +113,8 @@ def _rename(record: Record) -> Record:
                 f"{record.where}: the field '{name}' is given twice, once as {alias!r}. Keep one of them, or leave "
                 f"this one out: --data.columns '{{{alias}: null}}'."
             )
-        fields[name] = value
+        alone = name in ("prompt", "subject") and isinstance(value, list) and len(value) == 1
+        fields[name] = value[0] if alone else value
     return record._replace(fields=fields)
 
 
@@ -133,8 +160,8 @@ def flat_texts(record: Record, name: str, value: Any) -> Iterator[str]:
     Raises:
         UserError: If there is something else among them.
     """
-    if isinstance(value, str) and record.cells and name == "aliases" and value.lstrip().startswith("["):
-        value = _parsed(record, name, value, _LIST)
+    if isinstance(value, str) and record.cells and _LIST_OF_TEXTS.fullmatch(value.strip()):
+        value = _listed(record, name, value.strip())
     if isinstance(value, list):
         for part in value:
             yield from flat_texts(record, name, part)
@@ -155,7 +182,10 @@ def _probes(record: Record, name: str, answers: str) -> tuple[tuple[str, ...], t
         raise UserError(f"{record.where}: the answers of '{name}' are given twice, in it and as '{answers}'. Keep one.")
     found = [_probe(record.inner(name, index, fields)) for index, fields in enumerate(listed)]
     if any(right for _, right in found) and not all(right for _, right in found):
-        raise UserError(f"{record.where}: some of '{name}' have an answer and some have none. Expected one for each.")
+        raise UserError(
+            f"{record.where}: some of '{name}' have an answer and some have none. Expected one for each: "
+            "add those that are missing, or take these prompts out."
+        )
     return tuple(prompt for prompt, _ in found), tuple(right for _, right in found if right)
 
 
@@ -173,8 +203,22 @@ def _texts(record: Record, name: str) -> tuple[str, ...]:
         return (record.get(name),) if isinstance(value, int | float) else record.strings(name)
     if not value.lstrip().startswith("["):
         return (value,)
-    parsed = _parsed(record, name, value, _LIST)
-    return record._replace(fields={name: parsed}).strings(name)
+    listed = _listed(record, name, value.strip())
+    return record._replace(fields={name: listed}).strings(name) if isinstance(listed, list) else (value,)
+
+
+def _listed(record: Record, name: str, text: str) -> Any:
+    """What a text holds that is written as a list; the text, should it only begin so: `[INST] Hi`, `[1] says`.
+
+    Raises:
+        UserError: If it begins as a list of texts does and is none.
+    """
+    if _PYTHON_LIST.fullmatch(text):
+        return ast.literal_eval(text)
+    try:
+        return json.loads(text, parse_float=Number)
+    except (ValueError, RecursionError):
+        return _parsed(record, name, text, _LIST) if text[1:].lstrip()[:1] in ("'", '"') else text
 
 
 def _parsed(record: Record, name: str, value: str, expected: str) -> Any:
@@ -187,11 +231,11 @@ def _parsed(record: Record, name: str, value: str, expected: str) -> Any:
 def _matching(record: Record, name: str, prompts: tuple[str, ...]) -> tuple[str, ...]:
     """Answers to prompts: one for each; one answer serves all; none if none is known."""
     answers = _texts(record, name)
-    if len(answers) == 1:
+    if len(answers) == 1 and prompts:
         return answers * len(prompts)
     if answers and len(answers) != len(prompts):
-        raise UserError(
-            f"{record.where}: the field '{name}' has {len(answers)} answers for {len(prompts)} prompts. Expected one "
-            "for each, or one for all."
+        raise record.error(
+            f"the field '{name}' has {counted(len(answers), 'answer')} for {counted(len(prompts), 'prompt')}. Expected "
+            "one for each, or one for all. Add what is missing, or leave both out of this record."
         )
     return answers

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject, shorten
+from sphere_pl.data.request import EditRequest, mark_subject, shorten
 from sphere_pl.errors import UserError
 
 
@@ -31,7 +31,7 @@ def read_knowedit(record: Record) -> list[EditRequest]:
     paraphrases = (record.optional("rephrase_prompt") or record.optional("rephrase"),)
     request = EditRequest(
         case_id=str(record.number if case_id is None else case_id),
-        prompt=blank_subject(record.get("prompt"), subject),
+        prompt=mark_subject(record.get("prompt"), subject),
         subject=subject,
         target_new=record.get("target_new"),
         target_true=true[0] if true else None,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject
+from sphere_pl.data.request import EditRequest, mark_subject
 
 _SAME_FACT = ["h_e", "r_e", "t_e", "f"]  # a path of one hop, the edited fact itself: the question is a rephrasing
 _YES_OR_NO = " The answer is (Yes/No):"  # how the authors ask whether two paths lead to the same entity
@@ -33,7 +33,7 @@ def read_uniedit(record: Record) -> list[EditRequest]:
     follow = [each for each in general if not (each.rephrases and each.answer.strip() == target.strip())]
     request = EditRequest(
         case_id=record.key or str(record.number),
-        prompt=blank_subject(edit.get("prompt"), subject),
+        prompt=mark_subject(edit.get("prompt"), subject),
         subject=subject,
         target_new=target,
         paraphrases=tuple(each.prompt for each in general if each not in follow),

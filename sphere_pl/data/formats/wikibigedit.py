@@ -1,7 +1,7 @@
 """WikiBigEdit (Thede et al. 2025): half a million changes of Wikidata as questions."""
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject
+from sphere_pl.data.request import EditRequest, mark_subject
 
 
 def read_wikibigedit(record: Record) -> list[EditRequest]:
@@ -16,7 +16,7 @@ def read_wikibigedit(record: Record) -> list[EditRequest]:
     paraphrases = (record.optional("rephrase"), record.optional("personas"))
     request = EditRequest(
         case_id=str(record.number),
-        prompt=blank_subject(record.get("update"), subject),
+        prompt=mark_subject(record.get("update"), subject),
         subject=subject,
         target_new=record.get("ans"),
         paraphrases=tuple(text for text in paraphrases if text and text.strip()),

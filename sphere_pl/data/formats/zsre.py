@@ -1,7 +1,7 @@
 """ZsRE in the MEND evaluation form (Levy et al. 2017, Mitchell et al. 2022), as MEMIT and SPHERE use it."""
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, blank_subject, find_alike, shorten
+from sphere_pl.data.request import EditRequest, find_alike, mark_subject, shorten
 from sphere_pl.errors import UserError
 
 MARK = "nq question: "
@@ -32,7 +32,7 @@ def read_zsre(record: Record) -> list[EditRequest]:
         raise UserError(f"{record.where}: the field 'loc' is {shorten(probe)}, expected it to hold {MARK!r}.")
     request = EditRequest(
         case_id=str(record.number),
-        prompt=blank_subject(source, subject),
+        prompt=mark_subject(source, subject),
         subject=subject,
         target_new=answers[0],
         paraphrases=(record.get("rephrase"),),
