@@ -52,6 +52,30 @@ def test_counterfact_without_its_optional_lists(schemas):
     assert request.target_id is None
 
 
+def test_counterfact_with_texts_for_objects(schemas):
+    fields = schemas("counterfact")
+    (with_ids,) = read("counterfact", fields)
+    fields["requested_rewrite"] |= {"target_new": "English", "target_true": "French"}
+    (request,) = read("counterfact", fields)
+    assert request == with_ids._replace(target_id=None)
+
+
+def test_counterfact_without_a_true_object_knows_no_answers_of_neighbours(schemas):
+    fields = schemas("counterfact")
+    del fields["requested_rewrite"]["target_true"]
+    (request,) = read("counterfact", fields)
+    assert request.target_true is None
+    assert len(request.neighbors) == 2
+    assert request.neighbor_answers == ()
+
+
+def test_a_conversation_is_refused_with_how_to_ask_in_one():
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is Rome?"}]
+    for fields in ({"prompt": messages}, {"prompt": messages[1:]}, {"messages": messages}, messages[1]):
+        with pytest.raises(UserError, match=f"{WHERE}: .* is a conversation, .* choose --data.chat=chat"):
+            read("jsonl", {"subject": "Rome", "target": "Spain", **fields})
+
+
 def test_zsre_edits_in_the_first_true_answer(schemas):
     (request,) = read("zsre", schemas("zsre"))
     assert request.prompt == "What university did {} attend?"

@@ -19,6 +19,10 @@ _TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 # A list of texts as Python prints it, and so pandas into a cell; that of numpy has no commas, and is none.
 _PYTHON_LIST = re.compile(rf"\[\s*(?:{_TEXT}\s*(?:,\s*{_TEXT}\s*)*)?\]")
 _LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*\]""", re.DOTALL)
+_CONVERSATION = (
+    "is a conversation, of which one question is edited. Write that as the text of 'prompt', a system prompt as "
+    "--data.system, and choose --data.chat=chat: the model's own template makes the conversation of them."
+)
 _NECESSARY = ("prompt", "subject", "target")
 _ATTRIBUTE = {"target": "target_new"}  # of `EditRequest`, where it is not the field's own name
 
@@ -100,12 +104,16 @@ def _written(template: str, subject: str) -> str:
 def _rename(record: Record) -> Record:
     """The record under our names, without empty cells and what is no part of the edit."""
     fields: dict[str, Any] = {}
+    if _is_conversation(record.fields):
+        raise record.error(f"this {_CONVERSATION}")
     for alias, value in record.fields.items():
         name = field_of(alias)
         blank = value is None or (value == "" and (record.cells or name != "joiner"))
         unknown = name not in _NECESSARY and isinstance(value, float) and math.isnan(value)  # as pandas writes nothing
         if blank or unknown or is_unused(alias) or _is_row_number(alias, value):
             continue
+        if _is_conversation(value):
+            raise record.error(f"the field {shorten(alias, 40)} {_CONVERSATION}")
         if name is None:
             raise _unknown(record, alias)
         if name in fields:
@@ -116,6 +124,12 @@ def _rename(record: Record) -> Record:
         alone = name in ("prompt", "subject") and isinstance(value, list) and len(value) == 1
         fields[name] = value[0] if alone else value
     return record._replace(fields=fields)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a value is what a chat template is given: messages with a role and a content, or one of them."""
+    messages = value if isinstance(value, list) else [value]
+    return bool(messages) and all(isinstance(each, Mapping) and {"role", "content"} <= set(each) for each in messages)
 
 
 def _is_row_number(alias: str, value: Any) -> bool:
