@@ -209,11 +209,11 @@ def about(name: str) -> Iterator[None]:
     """Add to an error that a function raises on a tensor which weight the tensor was.
 
     Example:
-        >>> with about("net.0.weight"):
-        ...     raise ValueError("`weight` has a NaN.")
-        Traceback (most recent call last):
-        ...
-        ValueError: `weight` has a NaN.
+        >>> try:
+        ...     with about("net.0.weight"):
+        ...         raise ValueError("`weight` has a NaN.")
+        ... except ValueError as error:
+        ...     print(*error.__notes__)
         This is about `net.0.weight`.
     """
     try:
