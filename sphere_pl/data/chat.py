@@ -1,5 +1,6 @@
 """The chat form of a question: as the user's turn of the tokenizer's own template."""
 
+import re
 from typing import Any, Literal, NamedTuple
 
 from jinja2.exceptions import TemplateError
@@ -8,6 +9,8 @@ from sphere_pl.data.request import Form, shorten
 from sphere_pl.errors import UserError
 
 # No template changes them, whatever it does to white space and brackets.
+_THOUGHT = re.compile(r"<([a-z:_]*think[a-z]*)>\s*\Z")  # `<think>`, `<seed:think>`, at the end
+_SWITCH = "enable_thinking"  # as Qwen3, SmolLM3, GLM 4.5 and Hunyuan call it
 _QUESTION, _ANSWER = "The-question-goes-here", "The-answer-goes-here"
 
 
@@ -54,6 +57,10 @@ def has_template(tokenizer: Any) -> bool:
 def chat_form(tokenizer: Any, system: str | None = None) -> Form:
     """What the tokenizer's template puts around a question that the model is to answer.
 
+    A fact is an answer and no thought: where a template knows of thinking it is switched off, and a thought that is
+    opened all the same is closed. What the template writes in front of an answer, such as an empty thought or the name
+    of a channel, stands in front of this one.
+
     Args:
         tokenizer: A Hugging Face tokenizer.
         system: The system prompt; if None the template's own, should it have one.
@@ -77,7 +84,11 @@ def chat_form(tokenizer: Any, system: str | None = None) -> Form:
         raise UserError(f"The tokenizer's chat template does not hold {lost}. Choose --data.chat=plain.")
     before, _, after = text.partition(_QUESTION)
     keeps = _filled_in(tokenizer, system, question=f"{_QUESTION} \n") != text
-    return Form(_without_added(tokenizer, before), after, _joiner(tokenizer, system, text), keeps)
+    opening = _opening(tokenizer, system, text)
+    joiner = opening if opening.isspace() else ""
+    return Form(
+        _without_added(tokenizer, before), _without_thought(after + opening.removeprefix(joiner)), joiner, keeps
+    )
 
 
 def _filled_in(tokenizer: Any, system: str | None, question: str = _QUESTION, answer: str | None = None) -> str:
@@ -86,17 +97,30 @@ def _filled_in(tokenizer: Any, system: str | None, question: str = _QUESTION, an
     turns.append({"role": "user", "content": question})
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None))
+    # By what the template says: tokenizers that are not Hugging Face's own refuse what they do not know.
+    options = {_SWITCH: False} if _SWITCH in str(tokenizer.chat_template) else {}
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None, **options))
 
 
-def _joiner(tokenizer: Any, system: str | None, asked: str) -> str:
-    """The white space that the template puts between a question and its answer: a space in Llama 2's and Mistral's."""
+def _opening(tokenizer: Any, system: str | None, asked: str) -> str:
+    """What the template puts between a question and its answer: a space in Llama 2's and Mistral's, mostly nothing."""
     try:
         text = _filled_in(tokenizer, system, answer=_ANSWER)
     except (TemplateError, TypeError, ValueError):  # one that takes no answers
         return ""
     between, found, _ = text.removeprefix(asked).partition(_ANSWER)
-    return between if found and text.startswith(asked) and between.isspace() else ""
+    return between if found and text.startswith(asked) else ""
+
+
+def _without_thought(after: str) -> str:
+    r"""The end of a template, with the thought closed that it opens: what follows is the answer.
+
+    Example:
+        >>> _without_thought("<|Assistant|><think>\n"), _without_thought("<|Assistant|>")
+        ('<|Assistant|><think>\n\n</think>\n\n', '<|Assistant|>')
+    """
+    opened = _THOUGHT.search(after)
+    return f"{after.rstrip()}\n\n</{opened[1]}>\n\n" if opened else after
 
 
 def _without_added(tokenizer: Any, before: str) -> str:

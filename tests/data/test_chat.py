@@ -64,6 +64,33 @@ def test_question_and_answer_are_the_tokens_of_the_templates_own_conversation(ki
     assert tokenizer.decode(tokens.target).strip() == "Rome"
 
 
+# As Qwen3's: an empty thought stands in front of an answer, in a prompt only where thinking is switched off.
+SWITCHED = TEMPLATE.replace("]{{ m.content", "]{{ '<think></think>' if m.role == 'assistant' }}{{ m.content").replace(
+    "[assistant]\n{% endif %}", "[assistant]{{ '<think></think>' if enable_thinking is false }}{% endif %}"
+)
+# As those of models that always think: the prompt opens a thought.
+THINKING = SWITCHED.replace("{{ '<think></think>' if enable_thinking is false }}", "<think>")
+# As gpt-oss's: an answer has a channel, which the model writes itself.
+CHANNEL = TEMPLATE.replace("]{{ m.content", "]{{ '<channel>final<message>' if m.role == 'assistant' }}{{ m.content")
+CHANNEL = CHANNEL.replace("[assistant]\n", "[assistant]")
+
+
+@pytest.mark.parametrize("template", [SWITCHED, THINKING, CHANNEL])
+def test_an_answer_stands_where_the_templates_own_conversation_has_it_and_is_no_thought(template):
+    tokenizer = with_template(template)
+    request = check_request(EditRequest("0", "Where is {}?", "Rome", "Spain", form=chat_form(tokenizer)))
+    turns = [{"role": "user", "content": request.question}, {"role": "assistant", "content": "Spain"}]
+    conversation = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert conversation.startswith(in_context(request, "", "Spain").whole)
+    assert not request.asked.endswith(("[assistant]", "<think>"))
+
+
+def test_a_thought_that_a_conversation_does_not_hold_is_closed():
+    # As DeepSeek-R1's, whose conversations leave thoughts out.
+    form = chat_form(with_template(TEMPLATE.replace("[assistant]\n{% endif", "[assistant]<think>\n{% endif")))
+    assert form == Form("[user]", "[end]\n[assistant]<think>\n\n</think>\n\n")
+
+
 def test_a_template_that_takes_no_answer_is_followed_directly():
     tokenizer = with_template(
         "{{ raise_exception('no') if messages | length > 1 }}[user]{{ messages[0].content }}[end]"
