@@ -8,9 +8,9 @@ from jinja2.exceptions import TemplateError
 from sphere_pl.data.request import Form, shorten
 from sphere_pl.errors import UserError
 
-# No template changes them, whatever it does to white space and brackets.
 _THOUGHT = re.compile(r"<([a-z:_]*think[a-z]*)>\s*\Z")  # `<think>`, `<seed:think>`, at the end
 _SWITCH = "enable_thinking"  # as Qwen3, SmolLM3, GLM 4.5 and Hunyuan call it
+# No template changes them, whatever it does to white space and brackets.
 _QUESTION, _ANSWER = "The-question-goes-here", "The-answer-goes-here"
 
 
