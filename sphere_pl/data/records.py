@@ -76,6 +76,24 @@ class Record(NamedTuple):
             raise UserError(f"{self.where}: the field '{name}' is empty. Correct this record, or leave it out.")
         return text
 
+    def entity(self, name: str) -> str:
+        """A text that must be there, by itself or as `{"str": ..., "id": ...}`, as CounterFact writes objects.
+
+        Raises:
+            UserError: If it is missing or of another type.
+        """
+        inside = ".str" if isinstance(self.get(name, object), Mapping) else ""
+        return str(self.get(f"{name}{inside}"))
+
+    def entity_id(self, name: str) -> str | None:
+        """The id beside such a text, if there is one.
+
+        Raises:
+            UserError: If it is of another type.
+        """
+        value = self.get(name, object)
+        return self.inner(name, 0, value).optional("id") if isinstance(value, Mapping) else None
+
     def _as_text(self, name: str, value: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return value

@@ -60,6 +60,14 @@ def test_counterfact_with_texts_for_objects(schemas):
     assert request == with_ids._replace(target_id=None)
 
 
+def test_mquake_with_texts_for_objects(schemas):
+    fields = schemas("mquake")
+    with_ids = read("mquake", fields)
+    for rewrite in fields["requested_rewrite"]:
+        rewrite |= {name: rewrite[name]["str"] for name in ("target_new", "target_true")}
+    assert read("mquake", fields) == [each._replace(target_id=None) for each in with_ids]
+
+
 def test_counterfact_without_a_true_object_knows_no_answers_of_neighbours(schemas):
     fields = schemas("counterfact")
     del fields["requested_rewrite"]["target_true"]

@@ -28,19 +28,18 @@ def read_mquake(record: Record) -> list[EditRequest]:
 
 
 def _read_rewrite(record: Record, index: int, rewrite: Record) -> EditRequest:
-    target, question = rewrite.get("target_new.str"), rewrite.optional("question")
+    target, question = rewrite.entity("target_new"), rewrite.optional("question")
     relation = rewrite.optional("relation_id")
-    true = rewrite.optional("target_true", dict)
     return EditRequest(
         case_id=f"{record.get('case_id', (int, str))}-{index}",
         prompt=rewrite.get("prompt"),
         subject=rewrite.filled("subject"),
         target_new=target,
-        target_true=None if true is None else rewrite.get("target_true.str"),
+        target_true=None if rewrite.optional("target_true", object) is None else rewrite.entity("target_true"),
         relation_id=relation,
         paraphrases=(question,) if question and question.strip() else (),
         source=record.where,
-        target_id=rewrite.inner("target_new", 0, rewrite.get("target_new", dict)).optional("id"),
+        target_id=rewrite.entity_id("target_new"),
         aliases=_aliases(record, target),
     )
 
