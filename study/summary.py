@@ -123,8 +123,9 @@ def processors(results: Sequence[Result]) -> str:
     models = grouped(there, lambda each: MODELS[each.key.model]).items()
     names = "; ".join(f"{model}'s {', '.join(dict.fromkeys(each.name for each in some))}" for model, some in models)
     return (
-        f"{names} ran on a processor without units for bfloat16, which takes products in float32 and rounds "
-        "them ([Speed](speed.md#what-a-processor-without-units-for-bfloat16-does)): from the other rows they differ by "
+        f"{names} ran on a processor without units for bfloat16 that are faster than those for float32, in which "
+        "products are taken then and rounded "
+        "([Speed](speed.md#what-a-processor-without-units-for-bfloat16-does)): from the other rows they differ by "
         "that rounding as well, whose part was not measured by itself. "
     )
 

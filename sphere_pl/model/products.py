@@ -31,7 +31,7 @@ SHARE = 0.1  # of the free memory: as much as copies of weights may take
 _PIECE = 2**24  # numbers that become float32 at once: 64 MiB
 _FEW = 8  # rows: up to these oneDNN's products of 16 bits were faster on both kinds of processors where 128 are slower
 _CPU = torch.device("cpu")
-_ALL = {"", "ALL", "DEFAULT"}  # what leaves no instructions out
+_NO_LIMIT = {"", "ALL", "DEFAULT"}  # values of ONEDNN_MAX_CPU_ISA that leave no instructions out
 _HALVES = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
 
 
@@ -98,7 +98,7 @@ def _is_halved(processor: Mapping[str, Any]) -> bool:
         processor: What `torch.cpu.get_capabilities` says of it.
     """
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
-    if not processor.get("avx512_f") or (processor.get("amx_bf16") and (allowed in _ALL or "AMX" in allowed)):
+    if not processor.get("avx512_f") or (processor.get("amx_bf16") and (allowed in _NO_LIMIT or "AMX" in allowed)):
         return False
     intel = str(processor.get("cpu_name", "")).startswith("Intel")
     return not processor.get("avx512_bf16") or bool(intel and processor.get("avx512_fp16"))
