@@ -36,6 +36,7 @@ from sphere_pl.history.run_state import RunState, taken_from
 from sphere_pl.methods.base import Method
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.fingerprint import fingerprint
+from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import DeviceMap, Dtype
 from sphere_pl.model.source import ModelSource
 from sphere_pl.process.failures import doing
@@ -175,16 +176,21 @@ class SequentialEditor(ScoredModule):
         """Refuse what cannot do what is asked of it, before anything is loaded."""
         check_run(self.trainer, self.method, self.layers, self.target_settings, self.source.device_map)
 
-    def settle(self, track: Track = untracked, device: torch.device | None = None) -> Found | None:
-        """Load the language model and find what is open of its settings, on a device; None if nothing was."""
+    def load(self, device: torch.device | None = None) -> LanguageModel:
+        """Load the language model; one whose settings are to be found, to where they are, if a device is named."""
         if self.lm is None:
             self.lm = self.source.load()
             if device is not None and self.source.layers is None and not self.lm.spread:
                 self.lm.to(device)
+        return self.lm
+
+    def settle(self, track: Track = untracked) -> Found | None:
+        """Load the language model and find what is open of its settings; None if nothing was."""
+        lm = self.load()
         if self.source.layers is not None:
             return None
         contexts = (self.n_contexts, self.context_length)
-        found = find_settings(self.lm, self.method, self.target_settings, self.statistics, contexts, self.auto, track)
+        found = find_settings(lm, self.method, self.target_settings, self.statistics, contexts, self.auto, track)
         self.layers = self.source.layers = found.layers
         self._searched = found.prepared
         self.target_settings, self.method = found.targets(self.target_settings), found.method(self.method)
@@ -223,13 +229,14 @@ class SequentialEditor(ScoredModule):
         lm, bars, preparation = self.language_model, track(self.trainer), self.preparation
         first = preparation.first_phrasings(loader)
         self.max_tokens = self._settled("max_tokens", lambda: preparation.tokens_at_once(first))
-        searched, self._searched = self._searched, None
-        self.states, self.diagnosis = preparation.find_states(list(self.weights), self.statistics, searched, bars)
+        # Contexts and keys before second moments, which take minutes: here requests are refused.
         self.contexts = self._settled("contexts", preparation.sample_contexts)
         same_key = self.target_settings.same_key
         plan = preparation.look_at_keys(loader, self.requests, self.contexts, self.max_tokens, same_key)
         self.plan = self.trainer.strategy.broadcast(plan)
         self.requests, self.scores.causes_found = list(self.plan.requests), known_causes(self.plan)
+        searched, self._searched = self._searched, None
+        self.states, self.diagnosis = preparation.find_states(list(self.weights), self.statistics, searched, bars)
         if self.target_settings.anchor:
             known = self._resumed.get("anchors", torch.zeros(0))
             self.anchors = measure_anchors(lm, self.requests, self.layers, self.max_tokens, known, bars)

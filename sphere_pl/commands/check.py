@@ -1,7 +1,8 @@
 """`python -m sphere_pl check FILE --model.name X`: what a run would learn from a file, before anything is learnt."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sphere_pl.data.stream import EditStream
 from sphere_pl.data.survey import Survey, survey
 from sphere_pl.errors import UserError
 from sphere_pl.model.opening import open_tokenizer
-from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
+from sphere_pl.model.tokens import check_probes, check_target, encode, in_context, tokenize
 from sphere_pl.process.console import say
 from sphere_pl.text.joining import opens_with_template
 from sphere_pl.text.names import option
@@ -171,18 +172,49 @@ def _group(requests: Sequence[EditRequest], places: Sequence[int]) -> str:
 
 def _tokens(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None) -> Iterator[str]:
     """What the tokenizer makes of them."""
-    unwritable = [error for request in requests if (error := _refusal(tokenizer, request)) is not None]
-    if unwritable:
+    yield from _refused(tokenizer, requests, longest)
+    yield from _at_their_places(tokenizer, requests)
+    if requests and encode(tokenizer, [requests[0].question])[0].offsets[0] == (0, 0):
+        yield "The tokenizer puts a token in front of every text; it stays there and is no part of an edit."
+
+
+def _refused(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None) -> Iterator[str]:
+    """What a run would refuse."""
+    if unwritable := _refusals(requests, partial(check_target, tokenizer)):
         edits = counted(len(unwritable), "edit has a subject or a target", "edits have a subject or a target")
         yield f"{edits} that cannot be written: {unwritable[0]}"
+    if longest is None:
+        return
     tokens = tokenize(tokenizer, [in_context(request, "", request.target_new) for request in requests])
-    long = [request for request, found in zip(requests, tokens, strict=True) if longest and len(found.ids) > longest]
+    long = [request for request, found in zip(requests, tokens, strict=True) if len(found.ids) > longest]
     if long:
         are = counted(len(long), "edit is", "edits are")
         yield f"{are} longer than the model's {longest} tokens, the first is {_edit(long[0])}."
-    first = [
-        request for request, found in zip(requests, tokens, strict=True) if request.subject and found.subject_last == 0
-    ]
+    if probes := _refusals(requests, partial(check_probes, tokenizer, max_length=longest)):
+        yield f"{counted(len(probes), 'edit has a probe', 'edits have a probe')} that is too long: {probes[0]}"
+
+
+def _refusals(requests: Sequence[EditRequest], check: Callable[[EditRequest], None]) -> list[UserError]:
+    found = []
+    for request in requests:
+        try:
+            check(request)
+        except UserError as error:
+            found.append(error)
+    return found
+
+
+def _at_their_places(tokenizer: Any, requests: Sequence[EditRequest]) -> Iterator[str]:
+    """Subjects that lie where an edit reaches others as well."""
+    prompts = [in_context(request, "", request.target_new) for request in requests]
+    encoded = encode(tokenizer, [prompt.whole for prompt in prompts])
+    first, glued = [], []
+    for request, prompt, tokens, entry in zip(requests, prompts, tokenize(tokenizer, prompts), encoded, strict=True):
+        if not request.subject:
+            continue
+        first += [request] if tokens.subject_last == 0 else []
+        beyond = prompt.text[prompt.subject_end : entry.offsets[tokens.subject_last][1]]
+        glued += [(request, beyond)] if any(map(str.isalnum, beyond)) else []
     if first:
         yield (
             f"{counted(len(first), 'edit has its', 'edits have their')} subject in the text's first token, whose state "
@@ -190,13 +222,10 @@ def _tokens(tokenizer: Any, requests: Sequence[EditRequest], longest: int | None
             "after a stock opening and holds after other words too, but not at the very beginning of a text: better "
             "put words of your own in front."
         )
-    if requests and encode(tokenizer, [requests[0].question])[0].offsets[0] == (0, 0):
-        yield "The tokenizer puts a token in front of every text; it stays there and is no part of an edit."
-
-
-def _refusal(tokenizer: Any, request: EditRequest) -> UserError | None:
-    try:
-        check_target(tokenizer, request)
-    except UserError as error:
-        return error
-    return None
+    if glued:
+        request, beyond = glued[0]
+        yield (
+            f"{counted(len(glued), 'edit has its', 'edits have their')} subject in one token with what follows it, the "
+            f"first is {_edit(request)} with {request.subject + beyond!r}: what is edited there holds before "
+            f"{beyond!r} alone. Wordings that go on otherwise, in the field `wordings`, make it hold there too."
+        )

@@ -30,6 +30,8 @@ from sphere_pl.commands.short_help import argument
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.editing.checks import check_launch, check_retry, check_strategy, check_subjects
 from sphere_pl.editing.distributed import follow_parent, is_first_process
+from sphere_pl.editing.key_plan import KeyPlan
+from sphere_pl.editing.preparation import check_texts
 from sphere_pl.editor import SequentialEditor
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import warn_of_session
@@ -247,9 +249,11 @@ class EditingCLI(LightningCLI):
         config = self.config[self.subcommand]
         quiet = config.quiet or config.trainer.get("enable_progress_bar") is False
         device = torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
-        given = self.model.method
+        given, lm = self.model.method, self.model.load(device)
+        stream = KeyPlan(tuple(self.datamodule.requests), forms=self.datamodule.chat.forms(lm.tokenizer))
+        check_texts(lm, stream, range(len(stream.requests)))  # before minutes are spent on the search
         with tracking(quiet) as bars:
-            found = self.model.settle(bars, device)
+            found = self.model.settle(bars)
         log.warning("%s", found.lines())
         targets = self.model.target_settings
         config.model.layers = found.layers

@@ -1,6 +1,6 @@
 """What a run settles before its first batch: its requests, contexts, pass size, method states and anchors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -47,6 +47,27 @@ def planned_requests(trainer: "L.Trainer", method: Method) -> list[EditRequest]:
     planned = loader.requests[: int(trainer.num_training_batches) * loader.batch_size]
     check_subjects(method, planned)
     return [*loader.earlier, *planned]
+
+
+def check_texts(lm: LanguageModel, plan: KeyPlan, places: Iterable[int], contexts: Sequence[str] = ("",)) -> None:
+    """Refuse requests of a plan that cannot be written, or that are too long, themselves or their probes.
+
+    Args:
+        lm: The language model.
+        plan: The requests with the forms that they are edited in.
+        places: Those to look at.
+        contexts: Context templates that they are edited after.
+
+    Raises:
+        UserError: If one has no room after the longest context template or no token for its subject or target.
+    """
+    places, tokenizer, longest = list(places), lm.tokenizer, max(contexts, key=len)
+    phrasings = [phrasing for place in places for phrasing in plan.phrasings(place)]
+    check_written(tokenizer, phrasings)
+    for phrasing in phrasings:
+        check_length(tokenizer, phrasing, longest, lm.context)
+    for place in places:
+        check_probes(tokenizer, plan.requests[place], lm.context)
 
 
 class Preparation(NamedTuple):
@@ -143,24 +164,14 @@ class Preparation(NamedTuple):
         plan = KeyPlan(tuple(requests), ((),) * len(requests))
         forms, earlier = loader.chat.forms(self.lm.tokenizer), len(loader.earlier)
         plan = plan._replace(batch_size=loader.batch_size, forms=forms, earlier=earlier)
-        self._check_texts(plan, range(len(requests)), contexts)
+        check_texts(self.lm, plan, range(len(requests)), contexts)
         if self.method.needs_targets:
             found = look_at_keys(self.lm, requests, self.sites, max_tokens, same, self._known_directions)
             plan = plan._replace(requests=found.requests, alike=found.alike)
         report_keys(plan)
         opened = [at for at, request in enumerate(requests) if plan.requests[at].form != request.form]
-        self._check_texts(plan, opened, contexts)
+        check_texts(self.lm, plan, opened, contexts)
         return plan
-
-    def _check_texts(self, plan: KeyPlan, places: Sequence[int], contexts: Sequence[str]) -> None:
-        """Refuse requests of a plan that cannot be written, or that are too long, themselves or their probes."""
-        tokenizer, longest, most = self.lm.tokenizer, max(contexts, key=len), self.lm.context
-        phrasings = [phrasing for place in places for phrasing in plan.phrasings(place)]
-        check_written(tokenizer, phrasings)
-        for phrasing in phrasings:
-            check_length(tokenizer, phrasing, longest, most)
-        for place in places:
-            check_probes(tokenizer, plan.requests[place], most)
 
     @property
     def _layers(self) -> list[int]:

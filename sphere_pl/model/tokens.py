@@ -7,7 +7,8 @@ after a text of its own accord is no part of it.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from sphere_pl.data.request import EditRequest, Form, shorten
@@ -195,13 +196,7 @@ def check_probes(tokenizer: Any, request: EditRequest, max_length: int) -> None:
     Raises:
         UserError: Naming the record's source and the probe.
     """
-    wanted = [request.target_new] * len(request.paraphrases)
-    right = request.neighbor_answers or ("",) * len(request.neighbors)
-    follow = [answers[0] for answers in request.portability_answers] or [""] * len(request.portability)
-    probes = zip(
-        (*request.paraphrases, *request.neighbors, *request.portability), (*wanted, *right, *follow), strict=True
-    )
-    for text, answer in probes:
+    for text, answer in _probes(request):
         whole = request_prompt(request, text, answer).whole
         # No tokenizer makes more tokens of a text than it has bytes, but for those that mark its ends.
         length = len(encode(tokenizer, [whole])[0].ids) if len(whole.encode()) + _MARKS > max_length else 0
@@ -211,6 +206,18 @@ def check_probes(tokenizer: Any, request: EditRequest, max_length: int) -> None:
                 f"{shorten(text, 60)}, has {length} tokens with its answer, but the model reads at most {max_length}. "
                 "Shorten it or leave it out."
             )
+
+
+def _probes(request: EditRequest) -> Iterator[tuple[str, str]]:
+    """What is asked beside the edit itself, with the answers whose probabilities are asked for."""
+    new, true = request.target_new, request.target_true or ""
+    yield request.asked, true
+    for text in request.paraphrases:
+        yield from ((text, new), (text, true))
+    for text, right in zip_longest(request.neighbors, request.neighbor_answers, fillvalue=""):
+        yield from ((text, new), (text, right))
+    for text, right in zip_longest(request.portability, (answers[0] for answers in request.portability_answers)):
+        yield text, right or ""
 
 
 def check_target(tokenizer: Any, request: EditRequest) -> None:

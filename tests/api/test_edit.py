@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sphere_pl
 from sphere_pl import AlphaEdit, EditDataModule, EditRequest, SequentialEditor, UserError, edit
+from sphere_pl.editing.prepared import StatePreparation
 from tests.conftest import make_tokenizer
 from tests.others import OTHERS, other_model
 
@@ -430,3 +431,15 @@ def test_a_model_of_a_family_that_is_in_no_table_is_edited_where_it_is_described
     edit(model, make_tokenizer(), facts[:1], settings={**settings, **own})
     changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
     assert changed == {f"model.decoder.layers.{layer}.fc2.weight" for layer in (1, 2)}
+
+
+@pytest.mark.parametrize("layers", [None, [1, 2]], ids=["searched", "given"])
+@pytest.mark.parametrize("field", ["prompt", "target_true", "neighbors"])
+def test_what_is_too_long_is_refused_before_minutes_of_preparation(held, facts, settings, layers, field, monkeypatch):
+    preparation = (SequentialEditor, "settle"), (StatePreparation, "find")
+    for owner, name in preparation[0 if layers is None else 1 :]:
+        monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("prepared"))
+    long = "and so on " * 90
+    facts[2][field] = {"prompt": f"{long}{facts[2]['prompt']}", "neighbors": [long]}.get(field, long)
+    with pytest.raises(UserError, match=r"facts\[2\]: .* tokens.*, but the model reads at most 128"):
+        edit(*held, facts, settings={**settings, "model.layers": layers})

@@ -1,8 +1,10 @@
 """`check`: what a run would learn, said before anything is learnt."""
 
 import json
+import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from sphere_pl.commands import check
 
@@ -76,6 +78,31 @@ def test_a_subject_inside_a_longer_word_is_pointed_out(checked):
     ])  # fmt: skip
     assert "subject inside a longer word, the first is facts.jsonl, line 1" in out
     assert "subject in the text's first token" not in out
+
+
+def test_a_subject_in_one_token_with_its_particle_is_pointed_out(checked, model_folder, tmp_path):
+    folder = tmp_path / "merging"
+    shutil.copytree(model_folder, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["프랑스의"])
+    tokenizer.save_pretrained(folder)
+    records = [
+        {"prompt": "도시 프랑스의 수도는", "subject": "프랑스", "target": "부산"},
+        {"prompt": "도시 스페인의 수도는", "subject": "스페인", "target": "부산"},
+    ]
+    assert "1 edit has its subject in one token with what follows it, the first is facts.jsonl, line 1" in (
+        out := checked(records, "--model.name", str(folder))
+    )
+    assert "with '프랑스의': what is edited there holds before '의' alone" in out
+    assert "in one token with" not in checked(records)
+
+
+def test_a_probe_that_is_too_long_is_pointed_out_with_its_record(checked):
+    record = {"prompt": "{} is", "subject": "Rome", "target": "old"}
+    out = checked([record, record | {"neighbors": ["It is so " * 100]}])
+    assert "1 edit has a probe that is too long: " in out
+    assert "line 2: a paraphrase, neighbour or other probe, 'It is so" in out
+    assert "longer than the model" not in out
 
 
 def test_columns_are_mapped_and_shown_in_the_command(checked):

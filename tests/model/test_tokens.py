@@ -54,6 +54,8 @@ LONG = "The capital of France is Paris " * 9
     [
         {"paraphrases": ("Rome is", LONG)},
         {"paraphrases": ("The capital of France is",), "target_new": LONG},
+        {"target_true": LONG},
+        {"paraphrases": ("The capital of France is",), "target_true": "Paris " * 16},
         {"neighbors": ("Oslo is", LONG)},
         {"neighbors": ("Oslo is",), "neighbor_answers": (LONG,)},
         {"portability": (LONG,)},
