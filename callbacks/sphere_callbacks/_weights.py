@@ -1,6 +1,7 @@
 """Finding the weights that an optimizer changes, and seeing them all as ``[d_out, d_in]``."""
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -15,6 +16,8 @@ from torch.optim import Optimizer
 from sphere_callbacks.functional import computes_in_double
 
 log = logging.getLogger(__name__)
+# What Fabric, torch.compile, activation checkpointing and FSDP put into the names of what they wrap.
+_WRAPPERS = re.compile(r"(?<![^.])(_forward_module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 
 
 class EditedWeight(NamedTuple):
@@ -76,7 +79,8 @@ def edited_weights(
 
     Args:
         optimizers: The optimizers to look through.
-        module: Names the parameters of groups that have no ``"name"``.
+        module: Names the parameters of groups that have no ``"name"``, as if nothing were wrapped by Fabric or
+            ``torch.compile``.
         pattern: Shell-style pattern that the name must fit.
         with_grad: Only those that have a gradient now.
         any_shape: Biases and whatever else is no matrix as well; they are never transposed.
@@ -93,7 +97,7 @@ def edited_weights(
         >>> [found.name for found in edited_weights([SGD(model.parameters())], model)]
         ['weight']
     """
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): _WRAPPERS.sub("", name) for name, parameter in module.named_parameters()}
     found: dict[tuple[int, str], EditedWeight] = {}  # two optimizers may share a weight
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         for parameter in group["params"]:

@@ -2,7 +2,9 @@ import logging
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from sphere_callbacks import HypersphericalEnergy, Loop, SparseProjection
 from sphere_callbacks._weights import edited_weights
@@ -83,3 +85,28 @@ def test_biases_are_listed_on_request_and_never_transposed():
 def test_a_pattern_that_is_no_string_is_refused(modules):
     with pytest.raises(TypeError, match=r"`SparseProjection\(modules=.*must be one shell-style pattern"):
         SparseProjection(modules=modules)
+
+
+@pytest.mark.parametrize("wrapped", ["fabric", "compiled", "compiled inside", "checkpointed"])
+def test_a_wrapped_module_has_the_names_and_patterns_of_the_bare_one(wrapped):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)))
+    bare = [found.name for found in edited_weights([torch.optim.SGD(model.parameters())], model)]
+    if wrapped == "fabric":
+        model = Fabric(accelerator="cpu", devices=1).setup(model)
+    elif wrapped == "compiled":
+        model = torch.compile(model, backend="eager")
+    elif wrapped == "compiled inside":
+        model[1] = torch.compile(model[1], backend="eager")
+    else:
+        model[1] = checkpoint_wrapper(model[1])
+    optimizers = [torch.optim.SGD(model.parameters())]
+    assert len(set(bare) & {name for name, _ in model.named_parameters()}) < 2
+    assert [found.name for found in edited_weights(optimizers, model)] == bare == ["0.weight", "1.0.weight"]
+    assert [found.name for found in edited_weights(optimizers, model, "1.*")] == ["1.0.weight"]
+
+
+def test_a_layer_of_ones_own_that_ends_like_a_wrapper_keeps_its_name():
+    model = torch.nn.ModuleDict({"my_orig_mod": torch.nn.Linear(3, 2)})
+    assert [found.name for found in edited_weights([torch.optim.SGD(model.parameters())], model)] == [
+        "my_orig_mod.weight"
+    ]
