@@ -272,10 +272,7 @@ def _blanked(where: str, request: EditRequest) -> EditRequest:
     subject, prompt = request.subject.strip(), request.prompt
     _check_seen(where, "the subject", subject, "the name of what the fact is about")
     if "{}" not in prompt:
-        prompt = blank_subject(prompt, subject)
-    if "{}" not in prompt and (place := find_alike(prompt, subject)) is not None:
-        subject = prompt[slice(*place)]
-        prompt = f"{prompt[: place[0]]}{{}}{prompt[place[1] :]}"
+        prompt, subject = _blank_alike(prompt, subject)
     if prompt.count("{}") != 1:
         raise UserError(
             f"{where}: the prompt {shorten(request.prompt)} does not contain the subject {shorten(subject)} or exactly "
@@ -288,6 +285,15 @@ def _blanked(where: str, request: EditRequest) -> EditRequest:
         )
     wordings = tuple(_blank_wording(where, wording, subject) for wording in request.wordings)
     return request._replace(prompt=prompt, subject=subject, wordings=wordings)
+
+
+def _blank_alike(prompt: str, subject: str) -> tuple[str, str]:
+    """A prompt with `{}` where its subject stands, in these code points or in others, and the subject as it has it."""
+    blank = blank_subject(prompt, subject)
+    place = find_alike(prompt, subject) if blank == prompt else None
+    if place is None:
+        return blank, subject
+    return f"{prompt[: place[0]]}{{}}{prompt[place[1] :]}", prompt[slice(*place)]
 
 
 def _nearly(prompt: str, subject: str) -> str:
@@ -303,8 +309,8 @@ def _nearly(prompt: str, subject: str) -> str:
 
 
 def _blank_wording(where: str, wording: str, subject: str) -> str:
-    """A further wording with `{}` where its subject stands."""
-    blank = wording.lstrip() if "{}" in wording else blank_subject(wording.lstrip(), subject)
+    """A further wording with `{}` where its subject stands; it is asked with the subject as the prompt writes it."""
+    blank = wording.lstrip() if "{}" in wording else _blank_alike(wording.lstrip(), subject)[0]
     if blank.count("{}") != 1 or ("{}" in wording and has_stray_braces(blank)):
         raise UserError(
             f"{where}: the wording {shorten(wording)} does not contain the subject {shorten(subject)} or exactly one "
@@ -322,8 +328,10 @@ def learn_paraphrases(request: EditRequest, count: int) -> EditRequest:
         >>> learned.wordings, learned.paraphrases
         (('Where is {}? In',), ('It lies in',))
     """
-    able = [text for text in request.paraphrases if "{}" not in text and request.subject in text][:count]
-    wordings = tuple(blank_subject(asked(text.lstrip(), request.joiner), request.subject) for text in able)
+    plain = [text for text in request.paraphrases if "{}" not in text]
+    blank = {text: _blank_alike(asked(text.lstrip(), request.joiner), request.subject)[0] for text in plain}
+    able = [text for text in plain if "{}" in blank[text]][:count]
+    wordings = tuple(blank[text] for text in able)
     left = tuple(text for text in request.paraphrases if text not in able)
     return request._replace(wordings=request.wordings + wordings, paraphrases=left)
 

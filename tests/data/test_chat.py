@@ -4,7 +4,7 @@ import pytest
 
 from sphere_pl.data.chat import ChatSettings, chat_form
 from sphere_pl.data.datamodule import EditDataModule, FactList
-from sphere_pl.data.request import EditRequest, Form, check_request
+from sphere_pl.data.request import EditRequest, Form, check_request, learn_paraphrases
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import encode, in_context, tokenize
 from tests.conftest import make_tokenizer
@@ -120,6 +120,14 @@ def test_modes_say_in_which_forms_is_edited():
 def test_what_a_template_cannot_do_is_one_message(template, system, message):
     with pytest.raises(UserError, match=message):
         chat_form(with_template(template), system)
+
+
+@pytest.mark.parametrize("written", ["Sa\u0303o\u00a0Luís’s", "São Luís's"])
+def test_a_wording_may_write_its_subject_in_other_code_points(written):
+    request = EditRequest("0", "{} mayor is", "São Luís's", "Ana", wordings=(f"Who is {written} mayor?",))
+    assert check_request(request).wordings == ("Who is {} mayor?",)
+    learned = learn_paraphrases(request._replace(wordings=(), paraphrases=("So it is", f"Here {written} mayor is")), 1)
+    assert (learned.wordings, learned.paraphrases) == (("Here {} mayor is",), ("So it is",))
 
 
 def test_a_wording_names_its_subject():
