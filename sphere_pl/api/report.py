@@ -13,6 +13,7 @@ from sphere_pl.api.fit import GivenFit
 from sphere_pl.api.session import Session, stored_sums
 from sphere_pl.api.settings import Asked
 from sphere_pl.data.request import shorten
+from sphere_pl.report.verdict import remarks
 from sphere_pl.run.results import show_table
 from sphere_pl.text.numbers import counted
 
@@ -67,7 +68,7 @@ class EditReport:
         return tuple(fact for fact in self.facts if fact.given)
 
     def __str__(self) -> str:
-        """The table of before and after, then a line for each failed fact."""
+        """The table of before and after, a line for each failed fact, and how facts that hold have to be asked."""
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", newline="\n")
         console = Console(file=stream, width=_WIDTH, force_terminal=False, force_jupyter=False, no_color=True)
@@ -80,6 +81,7 @@ class EditReport:
         for fact in self.failed:
             wanted, given = shorten(fact.target), shorten(fact.given)
             yield f"failed: {shorten(fact.prompt)} -> {wanted}, but the model writes {given}"
+        yield from remarks(self.results)
 
     def __repr__(self) -> str:
         return (

@@ -6,7 +6,7 @@ from typing import Any
 
 from sphere_pl.report.html import Html, mark, section, table, text
 from sphere_pl.report.reading import RunData, number
-from sphere_pl.report.verdict import MEANINGS, after_opening
+from sphere_pl.report.verdict import MEANINGS, remarks
 from sphere_pl.text.numbers import percent
 
 FAILED_SHOWN = 50
@@ -25,7 +25,7 @@ def _facts(run: RunData) -> Html:
     chat = any("chat_after" in fact for fact in facts)
     head = ("", "asked", "wanted", "before", "after", *(("", "after, in chat") if chat else ()))
     asked = "What the model writes after each fact's own prompt, unedited and after all edits."
-    caption = " ".join([asked, *after_opening(run.results)])
+    caption = " ".join([asked, *remarks(run.results)])
     return section("The facts", caption, table(head, [_fact(fact, chat) for fact in facts], "text"))
 
 

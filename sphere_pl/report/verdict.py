@@ -56,9 +56,9 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
     first = verdict(results)
     if not first:
         return []
-    opening = after_opening(results)
+    noted = remarks(results)
     if results["held"] == asked_facts(results):
-        return [f"✓ {first}.", *opening]
+        return [f"✓ {first}.", *noted]
     moved = f", the weights moved by {share_moved(results)} of their norm" if not results["held"] else ""
     names = named(results)
     lines = [f"✗ {first}{moved}; failed: {names[0]}"]
@@ -66,16 +66,34 @@ def closing_lines(results: Mapping[str, Any]) -> list[str]:
         lines = [f"✗ {first}{moved}; failed:", *(f"  {name}" for name in names)]
     if results.get("advice"):
         lines.append(f"What to turn: {'; '.join(results['advice'])}")
-    return [*lines, *opening]
+    return [*lines, *noted]
 
 
-def after_opening(results: Mapping[str, Any]) -> list[str]:
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of facts that hold: how they have to be asked."""
+    return [*_after_opening(results), *_in_chat(results)]
+
+
+def _after_opening(results: Mapping[str, Any]) -> list[str]:
     """A sentence on facts that were edited and asked after an opening, if there are any."""
     count = results.get("at_sink") or 0
     if not count:
         return []
     who = "One fact begins with its subject" if count == 1 else f"{count:,} facts begin with their subject"
     return [f"{who}, where this model has one key for all tokens: ask after other words, not at the start of a text."]
+
+
+def _in_chat(results: Mapping[str, Any]) -> list[str]:
+    """A sentence where facts hold as they were edited, in plain text, and most of them not as a chat asks for them."""
+    right = [bool(fact["chat_right"]) for fact in results.get("facts") or [] if "chat_right" in fact]
+    share = sum(right) / len(right) if right else (results.get("after") or {}).get("chat/efficacy")
+    if results.get("edited_as") != "plain" or share is None or 2 * share * asked_facts(results) >= results["held"]:
+        return []
+    how_many = numbers.percent(share, digits=0) if share else "none"
+    return [
+        f"Asked in the model's chat template {how_many} of them hold{'' if share else 's'}: they were edited as plain "
+        "text. --data.chat both edits each fact in both forms."
+    ]
 
 
 def share_moved(results: Mapping[str, Any]) -> str:

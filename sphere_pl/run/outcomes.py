@@ -37,6 +37,7 @@ def say_outcomes(trainer: "L.Trainer", editor: SequentialEditor, weights_moved: 
         "advice": advice(editor, causes, found),
         "facts": [fact | ({} if fact["right"] else {"cause": causes[fact["edit"] - 1]}) for fact in facts],
         "edited_again": [place + 1 for place in getattr(trainer.train_dataloader, "edited_again", ())],
+        "edited_as": editor.evaluator.chat.mode,
         "at_sink": sum(_at_sink(each) for each in editor.plan.requests[: editor.edits_seen]),
         "weights_moved": weights_moved,
         "made_neighbors": {"records": sum(map(bool, made)), "prompts": sum(map(len, made))},

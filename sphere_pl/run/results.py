@@ -40,6 +40,7 @@ from sphere_pl.trainers import callbacks_of
 # Entries of results.json that no callback's summary may have the name of.
 OWN = (
     "model", "method", "method_name", "transforms", "edits", "data", "before", "after", "scored", "held", "at_sink",
+    "edited_as",
     "failed", "failed_edits", "causes", "advice", "facts", "edited_again", "weights_moved", "made_neighbors", "cases",
     "statistics", "retried", "skipped", "seconds_per_edit", "seconds_total", "seconds_saving", "peak_memory_bytes",
     "versions", "seed", "continues", "edited_sha256", "edit_log_sha256",

@@ -24,6 +24,36 @@ def test_facts_that_hold_after_an_opening_alone_are_counted(held, at_sink, who):
     assert closing_lines(results(held=held, at_sink=at_sink))[-1].startswith(f"{who} with ")
 
 
+CHAT = {"held": 4, "edited_as": "plain"}
+IN_CHAT = "of them hold: they were edited as plain text. --data.chat both edits each fact in both forms."
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"after": {"chat/efficacy": 0.25}}, f"Asked in the model's chat template 25 % {IN_CHAT}"),
+        ({"facts": [{"chat_right": False}] * 4}, f"chat template none {IN_CHAT.replace('hold', 'holds', 1)}"),
+        ({"facts": [{"chat_right": each < 1} for each in range(4)], "after": {"chat/efficacy": 1.0}}, "25 %"),
+    ],
+)
+def test_facts_that_do_not_hold_in_a_chat_are_said_not_to_with_what_edits_them_there(found, said):
+    assert said in closing_lines(results(**CHAT, **found))[-1]
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"after": {"chat/efficacy": 0.5}},
+        {"facts": [{"chat_right": True}] * 4, "after": {"chat/efficacy": 0.0}},
+        {"facts": [{"right": True}] * 4},
+        {"after": {"chat/efficacy": 0.0}, "edited_as": "both"},
+        {"after": {"chat/efficacy": 0.0}, "held": 0},
+    ],
+)
+def test_nothing_is_said_of_a_chat_that_was_not_asked_or_that_editing_both_forms_would_not_help(found):
+    assert "chat" not in closing_lines(results(**CHAT | found))[-1]
+
+
 def test_the_one_that_failed_is_named_with_what_the_model_says_and_what_to_turn():
     first, second = closing_lines(results())
     assert first == '✗ 3 of 4 facts hold; failed: Oslo: wanted "Norway", says "in Spain �" (overwritten)'
