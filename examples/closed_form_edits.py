@@ -64,7 +64,7 @@ for index in range(args.steps):
     loop.global_step += 1
     _, _, loss = look(prompts, targets)
     logged = {name: float(loop.callback_metrics[name]) for name in ("energy/change", "projection/removed")}
-    print(f"batch {index} before {float(before):.3f} loss {float(loss.detach()):.3f} energy {logged['energy/change']:+.4%} "
+    print(f"batch {index} before {float(before):.3f} loss {loss.item():.3f} energy {logged['energy/change']:+.4%} "
           f"removed {logged['projection/removed']:.1%}")  # fmt: skip
 for callback in callbacks:
     callback.on_train_end(loop, model)

@@ -29,7 +29,7 @@ for index in range(args.steps):
     fabric.call("on_train_batch_end", loop, model, None, batch, index)
     loop.global_step += 1
     logged = {name: float(loop.callback_metrics[name]) for name in ("energy/change", "projection/removed")}
-    print(f"step {index} loss {float(loss.detach()):.3f} energy {logged['energy/change']:+.4%} "
+    print(f"step {index} loss {loss.item():.3f} energy {logged['energy/change']:+.4%} "
           f"removed {logged['projection/removed']:.1%}")  # fmt: skip
     if loop.should_stop:
         break

@@ -32,7 +32,7 @@ for index in range(args.steps):
         callback.on_train_batch_end(loop, model, None, batch, index)
     loop.global_step += 1
     logged = {name: float(loop.callback_metrics[name]) for name in ("energy/change", "projection/removed")}
-    print(f"step {index} loss {float(loss.detach()):.3f} energy {logged['energy/change']:+.4%} "
+    print(f"step {index} loss {loss.item():.3f} energy {logged['energy/change']:+.4%} "
           f"removed {logged['projection/removed']:.1%}")  # fmt: skip
     if loop.should_stop:
         print(callbacks[-1].last_reason)

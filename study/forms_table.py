@@ -49,14 +49,30 @@ def forms_section(found: Mapping[str, Mapping[str, Any]] | None = None) -> str:
         *(_row(name, result, found[USUAL]) for name, result in found.items()),
         "",
         "A second wording is learnt with `--data.edit_paraphrases 1`, or from the field `wordings` ([Data](data.md)). "
-        f"{_left(found)}",
+        f"{_left(found)}".rstrip(),
         "",
     ]
     return "\n".join(lines)
 
 
 def in_short(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a second wording does, in a line; empty before both were run."""
+    """What a second wording does, and the chat form, in a line each; of those that were run."""
+    return "\n".join(line for line in (_of_wording(found), _of_chat(found)) if line)
+
+
+def _of_chat(found: Mapping[str, Mapping[str, Any]]) -> str:
+    if not {USUAL, "chat"} <= {*found}:
+        return ""
+    held = {name: share(found[name]["outcomes"]["written"]).value for name in (USUAL, "chat")}
+    in_chat = {name: found[name]["after"]["chat/efficacy"] for name in (USUAL, "chat")}
+    return (
+        f"- **Do edits hold in a chat?** Asked in the chat template, teacher-forced, {in_chat[USUAL]:.0%} of them: "
+        f"they were edited as plain text. Edited in both (`--data.chat both`) {in_chat['chat']:.0%} hold in a chat "
+        f"and {held['chat']:.0%} as plain text, where {held[USUAL]:.0%} did."
+    )
+
+
+def _of_wording(found: Mapping[str, Mapping[str, Any]]) -> str:
     if not {USUAL, "wording"} <= {*found}:
         return ""
     usual, worded = (share(found[name]["outcomes"]["written_paraphrase"]) for name in (USUAL, "wording"))

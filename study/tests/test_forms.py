@@ -64,6 +64,11 @@ def test_every_form_is_compared_with_the_default_on_the_same_facts():
     assert "| 1.00 ± 0.00 | **+0.75 ± 0.07**, p < 0.001 |" in wording
     assert forms_section({}) == ""
     assert "25%, and 100% where one other wording" in in_short(found)
+    assert "chat" not in in_short(found)
+    found["chat"] = result("chat", "+" * 20 + "-" * 20, after={"chat/efficacy": 0.75})
+    said = in_short(found).splitlines()[1]
+    assert "25% of them: they were edited as plain text. Edited in both (`--data.chat both`) 75% hold" in said
+    assert said.endswith("in a chat and 50% as plain text, where 25% did.")
     assert in_short({}) == ""
 
 
