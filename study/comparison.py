@@ -28,6 +28,7 @@ RUN = (
     "longest_retry",
     "recommended",
     "recommended_300",
+    "rival_300",
     "compositions",
 )
 NAMES = {

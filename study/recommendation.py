@@ -33,10 +33,11 @@ def recommended(rows: Sequence[Result]) -> Result | None:
 def told_apart(results: Sequence[Result]) -> str:
     """How often the recommended method is told apart from its rivals, in words."""
     again, once = _against(results, RIVAL, AGAIN), _against(results, RIVAL)
-    itself = _against(results, RECOMMENDED, AGAIN)
+    itself, both = _against(results, RECOMMENDED, AGAIN), _against(results, RIVAL, AGAIN, AGAIN)
+    alike = f" Where both edit failed facts again it holds {_counted(both, NAMES[RIVAL])}." if both else ""
     return (
         f"on the same facts, told apart at 5 %, it holds {_counted(again, NAMES[RIVAL])}, and "
-        f"{_counted(itself, 'without that')}. Without that it holds {_counted(once, NAMES[RIVAL])}."
+        f"{_counted(itself, 'without that')}. Without that it holds {_counted(once, NAMES[RIVAL])}.{alike}"
     )
 
 
@@ -86,9 +87,11 @@ def command(each: Result, spec: Spec) -> str:
     return " ".join(word.replace("=", " ", 1) for word in given if word != "--projection.strength=0")
 
 
-def _against(results: Sequence[Result], method: str, variant: str = "plain") -> list[Exchanged]:
+def _against(
+    results: Sequence[Result], method: str, variant: str = "plain", its_variant: str = "plain"
+) -> list[Exchanged]:
     groups = [rows for model in MODELS for rows in of_model(results, model).values()]
-    pairs = [(find(rows, RECOMMENDED, variant), find(rows, method)) for rows in groups]
+    pairs = [(find(rows, RECOMMENDED, variant), find(rows, method, its_variant)) for rows in groups]
     found = [mine.against(other) for mine, other in pairs if mine is not None and other is not None]
     return [each for each in found if each is not None]
 
@@ -101,7 +104,8 @@ def _rows(results: Sequence[Result], model: str, spec: Spec) -> list[str]:
             continue
         better = [each for each in rows if _beats(each, mine) and each.perplexity <= mine.perplexity]
         for each in (mine, *better):
-            others = [find(rows, method) for method in (RECOMMENDED, RIVAL, RETRIEVAL)]
+            rival = find(rows, RIVAL, mine.key.variant) or find(rows, RIVAL)
+            others = [find(rows, RECOMMENDED), rival, find(rows, RETRIEVAL)]
             cells = [
                 f"up to {edits:,} facts",
                 MODELS[model],

@@ -69,3 +69,17 @@ def test_what_is_recommended_edits_failed_facts_again_where_that_was_run():
         in said
     )
     assert said.endswith("Without that it holds more than MEMIT with memory in 0 of 1 settings and fewer in 0.")
+
+
+def test_a_rival_whose_failed_facts_were_edited_again_is_the_one_to_beat():
+    rows = [
+        make_result(written=HALF),
+        make_result("memit_seq", written=HALF),
+        make_result(variant="retry", written=MOST),
+        make_result("memit_seq", "retry", written=MOST),
+    ]
+    (mine,) = recommendation(rows, read_spec()).splitlines()[2:]
+    assert mine.endswith("| **+0.40 ± 0.11**, p 0.008 | +0.00 ± 0.00, p 1.000 |  |")
+    assert told_apart(rows).endswith(
+        "Where both edit failed facts again it holds more than MEMIT with memory in 0 of 1 settings and fewer in 0."
+    )
