@@ -12,7 +12,8 @@ from sphere_pl.data.stream import EditStream
 from sphere_pl.data.survey import Survey, survey
 from sphere_pl.errors import UserError
 from sphere_pl.model.opening import open_tokenizer
-from sphere_pl.model.tokens import check_probes, check_target, encode, in_context, tokenize
+from sphere_pl.model.token_checks import check_probes, check_target
+from sphere_pl.model.tokens import encode, in_context, tokenize
 from sphere_pl.process.console import say
 from sphere_pl.text.joining import opens_with_template
 from sphere_pl.text.names import option

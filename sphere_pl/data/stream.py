@@ -16,7 +16,8 @@ from sphere_pl.data.formats import FORMATS, Format
 from sphere_pl.data.hub import hub_records, is_saved_set
 from sphere_pl.data.recognition import OWN, formats_of
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditBatch, EditRequest, check_request, learn_paraphrases
+from sphere_pl.data.request import EditBatch, EditRequest
+from sphere_pl.data.request_checks import check_request, learn_paraphrases
 from sphere_pl.data.review import (
     Conflicts,
     refuse_contradictions,

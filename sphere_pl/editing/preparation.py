@@ -23,7 +23,7 @@ from sphere_pl.methods.base import Method
 from sphere_pl.model.families import EditSite
 from sphere_pl.model.generation import sample_contexts
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import check_length, check_probes, check_written
+from sphere_pl.model.token_checks import check_length, check_probes, check_written
 from sphere_pl.process.failures import doing
 from sphere_pl.progress import Track
 

@@ -8,7 +8,8 @@ from sphere_pl.data.datamodule import FactList
 from sphere_pl.data.request import EditRequest
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.made_neighbors import made_prompts
-from sphere_pl.model.tokens import check_target, in_context, tokenize
+from sphere_pl.model.token_checks import check_target
+from sphere_pl.model.tokens import in_context, tokenize
 
 _NEEDED = {
     "prompt": "give the question, with {} or the subject in it",

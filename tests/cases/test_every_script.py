@@ -9,11 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from sphere_pl.data.formats.jsonl import read_jsonl
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, check_request
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request_checks import check_request
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.answers import EditingMetrics, answer_requests, prompts
 from sphere_pl.evaluation.protocols import generation_scores, probability_scores
-from sphere_pl.model.tokens import check_target, encode, in_context, request_prompt, tokenize
+from sphere_pl.model.token_checks import check_target
+from sphere_pl.model.tokens import encode, in_context, request_prompt, tokenize
 from sphere_pl.text.joining import asked
 from tests.cases.scripted import ScriptedModel
 from tests.conftest import make_tokenizer

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sphere_pl.data.datamodule import EditDataModule
 from sphere_pl.data.formats.jsonl import write_jsonl
-from sphere_pl.data.request import EditRequest, check_request
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request_checks import check_request
 from sphere_pl.editing.checks import check_subjects
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.answers import answer_requests
@@ -22,7 +23,8 @@ from sphere_pl.evaluation.scoring import perplexity
 from sphere_pl.methods import FT, MEMIT, LocFTBF, UltraEdit
 from sphere_pl.model.generation import complete
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.model.tokens import check_target, encode, in_context, tokenize
+from sphere_pl.model.token_checks import check_target
+from sphere_pl.model.tokens import encode, in_context, tokenize
 from sphere_pl.text.matching import begins_with
 from tests.conftest import TEXT, make_tokenizer
 

@@ -4,7 +4,8 @@ import pytest
 
 from sphere_pl.data.chat import ChatSettings, chat_form
 from sphere_pl.data.datamodule import EditDataModule, FactList
-from sphere_pl.data.request import EditRequest, Form, check_request, learn_paraphrases
+from sphere_pl.data.request import EditRequest, Form
+from sphere_pl.data.request_checks import check_request, learn_paraphrases
 from sphere_pl.errors import UserError
 from sphere_pl.model.tokens import encode, in_context, tokenize
 from tests.conftest import make_tokenizer

@@ -14,7 +14,8 @@ from sphere_pl.data.formats import FORMATS
 from sphere_pl.data.formats.easyedit import keep_paraphrases
 from sphere_pl.data.formats.jsonl import read_jsonl, write_jsonl
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, check_request
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request_checks import check_request
 from sphere_pl.errors import UserError
 
 NAMES = sorted(set(FORMATS) - {"csv", "hf"})

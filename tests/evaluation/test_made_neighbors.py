@@ -1,6 +1,7 @@
 import pytest
 
-from sphere_pl.data.request import EditRequest, check_request
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.request_checks import check_request
 from sphere_pl.evaluation import made_neighbors
 from sphere_pl.evaluation.cases import answer_facts
 from sphere_pl.evaluation.evaluator import Evaluator

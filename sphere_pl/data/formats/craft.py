@@ -6,7 +6,8 @@ from typing import Any
 from sphere_pl.data.formats.jsonl import flat_texts
 from sphere_pl.data.formats.knowedit import Probe
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, mark_subject
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.subject import mark_subject
 
 _PROMPTS, _ANSWERS = ("prompt", "question"), ("answer", "ground_truth", "target", "target_new")
 

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, mark_subject
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.subject import mark_subject
 from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import Any
 
 from sphere_pl.data.fields import NAMES, field_of, is_unused
 from sphere_pl.data.records import Number, Record
-from sphere_pl.data.request import EditRequest, blank_subject, has_stray_braces, shorten
+from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.subject import blank_subject, has_stray_braces
 from sphere_pl.errors import UserError
 from sphere_pl.text.numbers import counted
 from sphere_pl.text.usage import did_you_mean

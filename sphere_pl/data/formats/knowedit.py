@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, mark_subject, shorten
+from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.subject import mark_subject
 from sphere_pl.errors import UserError
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, mark_subject
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.subject import mark_subject
 
 _SAME_FACT = ["h_e", "r_e", "t_e", "f"]  # a path of one hop, the edited fact itself: the question is a rephrasing
 _YES_OR_NO = " The answer is (Yes/No):"  # how the authors ask whether two paths lead to the same entity

@@ -1,7 +1,8 @@
 """WikiBigEdit (Thede et al. 2025): half a million changes of Wikidata as questions."""
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, mark_subject
+from sphere_pl.data.request import EditRequest
+from sphere_pl.data.subject import mark_subject
 
 
 def read_wikibigedit(record: Record) -> list[EditRequest]:

@@ -1,7 +1,8 @@
 """ZsRE in the MEND evaluation form (Levy et al. 2017, Mitchell et al. 2022), as MEMIT and SPHERE use it."""
 
 from sphere_pl.data.records import Record
-from sphere_pl.data.request import EditRequest, find_alike, mark_subject, shorten
+from sphere_pl.data.request import EditRequest, shorten
+from sphere_pl.data.subject import find_alike, mark_subject
 from sphere_pl.errors import UserError
 
 MARK = "nq question: "
