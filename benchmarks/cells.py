@@ -75,7 +75,9 @@ def run_cell(cell: Cell, folder: Path, results: Path, paths: Sequence[str], thre
     if finished(results):
         return
     command = [sys.executable, "-m", "sphere_pl", "fit", *cell.arguments, *paths, f"--run_dir={folder}", "--quiet=true"]
-    if checkpoint_paths(folder / "checkpoints") and not (folder / "results.json").exists():
+    if (folder / "results.json").exists():  # of a run that nobody waited for, or that had other arguments
+        command.append("--overwrite")
+    elif checkpoint_paths(folder / "checkpoints"):
         command.append("--ckpt_path=last")  # it was cut off: a new run in its folder would be refused
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     began, load = time.monotonic(), {"average": os.getloadavg()[0], "cores": os.cpu_count()}

@@ -67,7 +67,7 @@ def test_a_run_that_ends_with_a_message_is_kept_as_a_finding(folder, tmp_path, m
     assert "secret" not in text
 
 
-def test_a_run_that_was_cut_off_goes_on(folder, tmp_path, monkeypatch):
+def test_a_run_that_was_cut_off_goes_on_and_a_finished_one_without_its_json_is_run_again(folder, tmp_path, monkeypatch):
     commands = []
 
     def run(command, **_):
@@ -80,7 +80,7 @@ def test_a_run_that_was_cut_off_goes_on(folder, tmp_path, monkeypatch):
     run_cell(Cell("done", (), 20), folder, tmp_path / "done.json", [])
     (folder / "results.json").unlink()
     run_cell(Cell("cut", (), 20), folder, tmp_path / "cut.json", [])
-    assert ["--ckpt_path=last" in command for command in commands] == [False, True]
+    assert [command[-1] for command in commands] == ["--overwrite", "--ckpt_path=last"]
 
 
 def test_a_run_that_crashes_or_never_starts_is_an_error(folder, tmp_path, monkeypatch):
