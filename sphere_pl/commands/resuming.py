@@ -14,7 +14,7 @@ from sphere_pl.run.checkpoints import checkpoint_paths, newest_checkpoint
 from sphere_pl.run.folder import has_logged_edits
 from sphere_pl.storage.checkpoint_file import read_checkpoint
 from sphere_pl.storage.files import write_text
-from sphere_pl.text.names import resume_command, to_yaml
+from sphere_pl.text.names import option, resume_command, to_yaml
 from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def _last(run_dir: Path) -> Path | None:
     if (run_dir / "results.json").exists() and not checkpoint_paths(run_dir / "checkpoints"):
         raise UserError(
             f"The run in {run_dir} is finished: its results are in results.json. There is nothing to do. To add facts "
-            f"to it, give --from {run_dir} in the place of --ckpt_path."
+            f"to it, give {option('--from', run_dir)} in the place of --ckpt_path."
         )
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sphere_pl.history.continuation import inherited_requests
 from sphere_pl.history.log import read_log
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.interrupts import RunInterrupted
@@ -232,3 +233,10 @@ def test_a_chain_of_three_runs_is_asked_and_handed_on_as_one(fit, finished, plac
     base = chain.load_base()
     for name, weight in SavedRun.open(place / "b").final().items():
         torch.testing.assert_close(chain.weights(base, 3)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_is_resumed_has_found_each_fact_once_that_was_edited_again(fit, place):
+    assert fit("a", [0, 1], "--retry=2", "--model.targets.steps=1", steps=False)[0] == 0
+    assert fit("b", [2], start="a", steps=False)[0] == 0
+    assert [entry.case_ids for entry in read_log(place / "a").entries] == [["0", "1"], ["0", "1"]]
+    assert [request.case_id for request in inherited_requests(place / "b", place / "a")] == ["0", "1"]

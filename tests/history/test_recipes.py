@@ -1,5 +1,7 @@
 """How a run turned keys and residuals into updates, read from its configuration and its log."""
 
+import json
+
 import pytest
 
 from sphere_callbacks import SparseProjection
@@ -41,3 +43,11 @@ def test_runs_of_a_chain_that_edited_in_one_way_are_one_segment(fit):
         (1, "second"),
         (len(run.history.entries), str(run.folder / "config.yaml")),
     ]
+
+
+def test_what_the_log_says_of_a_run_is_not_changed_by_building_it(fit):
+    run = SavedRun.open(fit(method="MEMIT", sphere={"strength": 0.8}).folder)
+    recipe = run.recipe
+    written = json.dumps(recipe)
+    build_recipe(Segment(1, recipe, "here"))
+    assert json.dumps(recipe) == written
