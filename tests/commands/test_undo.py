@@ -131,8 +131,8 @@ def test_a_fact_that_was_edited_again_is_one_edit_and_is_taken_back_once(fit, pl
         assert [row["result"] == "holds" for row in edited] == [n not in failed for n in range(1, len(edited) + 1)]
 
 
-def test_a_chain_of_two_methods_is_undone(fit, place, capsys):
-    assert fit("a", [0, 1])[0] == 0
+def test_a_chain_of_two_methods_with_callbacks_is_undone(fit, place, capsys):
+    assert fit("a", [0, 1], "--config=callbacks/rect")[0] == 0
     assert fit("b", [2, 3], "--config=method/memit", start="a")[0] == 0
     undo.main(["--run_dir=b", "Oslo"])
     history = read_log(place / "b-undone")
