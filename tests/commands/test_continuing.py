@@ -240,3 +240,16 @@ def test_a_run_that_is_resumed_has_found_each_fact_once_that_was_edited_again(fi
     assert fit("b", [2], start="a", steps=False)[0] == 0
     assert [entry.case_ids for entry in read_log(place / "a").entries] == [["0", "1"], ["0", "1"]]
     assert [request.case_id for request in inherited_requests(place / "b", place / "a")] == ["0", "1"]
+
+
+@pytest.mark.parametrize("option", ["--config=callbacks/plain", "--config=callbacks/prune"])
+def test_damage_of_what_a_run_left_for_the_next_one_is_found_by_verify(fit, place, command_line, option):
+    assert fit("a", [0, 1], option)[0] == 0
+    assert "ok  continuation: continue.safetensors is whole" in command_line("verify", "a")[1]
+    path = place / "a" / "continue.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    status, out, err = command_line("verify", "a")
+    assert status == 2
+    assert "NOT OK  continuation" in out
+    assert "a: continuation is not as expected" in err
