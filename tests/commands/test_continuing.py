@@ -1,5 +1,6 @@
 """`fit --from`: a run that continues a finished one."""
 
+import csv
 import json
 import shutil
 import signal
@@ -253,3 +254,19 @@ def test_damage_of_what_a_run_left_for_the_next_one_is_found_by_verify(fit, plac
     assert status == 2
     assert "NOT OK  continuation" in out
     assert "a: continuation is not as expected" in err
+
+
+def test_a_resumed_run_under_prune_counts_from_the_unedited_model(fit, place, command_line, monkeypatch):
+    options = "--config=callbacks/prune", "--checkpoints.max_overhead=1", "--trainer.val_check_interval=1"
+    assert fit("whole", [0, 1, 2, 3], *options)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(EditLog, "on_train_batch_end", killed_at_the_second_batch(EditLog.on_train_batch_end))
+        assert fit("b", [0, 1, 2, 3], *options)[0] == 128 + signal.SIGTERM
+    status, _, err = command_line("fit", "--run_dir=b", "--ckpt_path=last")
+    assert status == 0, err
+    whole, resumed = (json.loads((place / name / "results.json").read_text()) for name in ("whole", "b"))
+    assert resumed["weights_moved"] == whole["weights_moved"] > 0
+    tables = [list(csv.DictReader((place / name / "metrics.csv").open())) for name in ("whole", "b")]
+    for rows in zip(*tables, strict=True):
+        before, after = ({k: v for k, v in row.items() if not k.startswith("time/")} for row in rows)
+        assert before == after
