@@ -141,3 +141,11 @@ def test_a_chain_of_two_methods_with_callbacks_is_undone(fit, place, capsys):
         "sphere_pl.methods.AlphaEdit", "sphere_pl.methods.MEMIT"
     ]  # fmt: skip
     verify.main(["b-undone"])
+
+
+@pytest.mark.parametrize("named", [".", "edits/.."])
+def test_a_run_that_is_named_by_dots_is_undone_beside_it(fit, place, monkeypatch, named):
+    assert fit("a", [0, 1])[0] == 0
+    monkeypatch.chdir(place / "a")
+    undo.main([f"--run_dir={named}", "Rome"])
+    assert read_log(place / "a-undone").edits == 1
