@@ -12,7 +12,7 @@ from sphere_pl.abilities.evaluate import Score
 from sphere_pl.errors import UserError
 from sphere_pl.model.fingerprint import fingerprint
 from sphere_pl.model.language_model import LanguageModel
-from sphere_pl.storage.files import write_text
+from sphere_pl.storage.files import expanded, write_text
 
 
 class Journal:
@@ -25,7 +25,7 @@ class Journal:
     """
 
     def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path).expanduser()
+        self.path = None if path is None else expanded(path)
 
     def find(self, key: str) -> Score | None:
         """The score kept under a key, if there is one."""

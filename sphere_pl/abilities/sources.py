@@ -9,6 +9,7 @@ from sphere_pl.data.hub import hub_rows
 from sphere_pl.data.layouts import json_lines, table
 from sphere_pl.data.records import Record
 from sphere_pl.errors import UserError
+from sphere_pl.storage.files import expanded
 
 
 def read_items(task: Task, data_dir: str | None) -> list[Item]:
@@ -27,7 +28,7 @@ def read_items(task: Task, data_dir: str | None) -> list[Item]:
 def _records(task: Task, source: Source, data_dir: str | None) -> Iterator[Record]:
     if data_dir is None:
         return _hub_records(task, source)
-    return _file_records(find_files(task, source, Path(data_dir).expanduser()), source)
+    return _file_records(find_files(task, source, expanded(data_dir)), source)
 
 
 def find_files(task: Task, source: Source, folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import yaml
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import newest_run, warn_of_session
 from sphere_pl.history.saved import LoadOptions
+from sphere_pl.storage.files import expanded
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def run_folder(given: argparse.Namespace) -> Path:
     """
     folder = Path(given.run_dir)
     if not folder.is_dir():  # a folder may be called `~`
-        folder = folder.expanduser()
+        folder = expanded(folder)
     if not folder.is_dir():
         raise UserError(
             f"--run_dir={given.run_dir} is no folder. Give the folder of a run, such as runs/<time>-<name>."

@@ -11,6 +11,7 @@ from sphere_pl.evaluation.scored import Scored, Scores, from_plain, shown
 from sphere_pl.history.adapter import Adapter, advice
 from sphere_pl.history.entries import Header
 from sphere_pl.model.embedded import EMBEDDED_HUB_ID, EMBEDDED_LICENSE, EMBEDDED_MODEL
+from sphere_pl.storage.files import expanded
 from sphere_pl.text.numbers import counted
 
 _SHOWN = 20
@@ -41,7 +42,7 @@ def source_of(model: str, revision: str | None = None) -> Source:
     """
     if model == EMBEDDED_MODEL:
         return Source(EMBEDDED_HUB_ID, EMBEDDED_HUB_ID, EMBEDDED_LICENSE)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if folder.is_file():  # a GGUF file
         return Source(folder.name, None, _license(folder.parent / "README.md"), _license_text(folder.parent))
     if folder.is_dir():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
+from sphere_pl.text.names import quoted
 from sphere_pl.text.usage import program
 
 
@@ -27,6 +28,6 @@ def main(args: Sequence[str]) -> None:
         read_run(run)  # says what is wrong with it, if it is no run
         raise UserError(
             f"One run has nothing to be compared with. Its own page is {run / 'report.html'}; name further runs: "
-            f"{program()} compare {run} <another run>."
+            f"{program()} compare {quoted(run)} <another run>."
         )
     sys.stdout.write(f"Open {write_comparison(given.runs, given.out)}\n")

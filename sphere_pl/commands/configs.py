@@ -14,13 +14,13 @@ model, or the default one if the run names none, is read before all others.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.known import config_folder, known_models
+from sphere_pl.storage.files import expanded
 from sphere_pl.text.names import from_yaml
 from sphere_pl.text.usage import did_you_mean
 
@@ -43,9 +43,9 @@ def find_config(name: str) -> str:
     """
     if name.startswith("{"):  # the settings themselves
         return name
-    if Path(name).expanduser().is_file():
+    if expanded(name).is_file():
         try:
-            Path(name).expanduser().read_text(encoding="utf-8")
+            expanded(name).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"--config={name} is not UTF-8 text ({error}). Write it again as UTF-8.") from error
         return name
@@ -117,7 +117,7 @@ def _known_model(args: Sequence[str], names: Sequence[str]) -> str | None:
 def _named_by(file: str) -> str | None:
     """The model that a user's own file names; a file that cannot be read is refused by what parses it."""
     try:
-        text = file if file.startswith("{") else Path(file).expanduser().read_text(encoding="utf-8")
+        text = file if file.startswith("{") else expanded(file).read_text(encoding="utf-8")
         model = from_yaml(text).get("model")
         return str(model["name"])
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError):
@@ -144,7 +144,7 @@ def _with_variants(names: Sequence[str]) -> list[list[str]]:
 
 def _group(name: str) -> str:
     """A group file's name such as `method/memit`; empty for the user's own file."""
-    return "" if name.startswith("{") or Path(name).expanduser().is_file() else name.removesuffix(".yaml")
+    return "" if name.startswith("{") or expanded(name).is_file() else name.removesuffix(".yaml")
 
 
 def _kind(name: str) -> str:

@@ -12,6 +12,7 @@ from sphere_pl.commands.resuming import value_of
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import newest_run
 from sphere_pl.history.saved import SavedRun
+from sphere_pl.storage.files import expanded
 from sphere_pl.text.names import from_yaml, literal
 
 # What belongs to one run, or to one machine's folders, and is no setting of the next.
@@ -57,7 +58,7 @@ def from_folder(named: str) -> Path:
     Raises:
         UserError: If it is none.
     """
-    folder = Path(named) if Path(named).is_dir() else Path(named).expanduser()
+    folder = Path(named) if Path(named).is_dir() else expanded(named)
     if not folder.is_dir():
         raise UserError(f"--from={named} is no folder. Give the run folder of a finished run; was it deleted or moved?")
     return newest_run(folder)

@@ -22,6 +22,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import load_language_model
 from sphere_pl.process.console import say
 from sphere_pl.process.devices import default_device
+from sphere_pl.storage.files import expanded
 from sphere_pl.text import numbers
 
 _WIDTH = 112  # a name of a matrix and six numbers; narrower terminals wrap it
@@ -123,7 +124,7 @@ def _run_and_base(folder: Path, at: int | None, options: LoadOptions) -> tuple[S
 
 def _folder(named: str) -> Path:
     """A folder may be called `~`, and that of an editing session stands for its newest run."""
-    return newest_run(Path(named) if Path(named).is_dir() else Path(named).expanduser())
+    return newest_run(Path(named) if Path(named).is_dir() else expanded(named))
 
 
 def _side(named: str, at: int | None, options: LoadOptions) -> Side:

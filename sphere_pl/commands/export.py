@@ -12,6 +12,7 @@ from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import lasting
 from sphere_pl.history.left_out import check_without
 from sphere_pl.history.saved import SavedRun
+from sphere_pl.text.names import quoted
 from sphere_pl.text.numbers import counted
 
 
@@ -118,6 +119,6 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, HTTPError, OSError) as error:
         raise UserError(
             f"The hub did not take {repository!r}: {str(error).strip().splitlines()[0]} The export itself is whole, in "
-            f"{folder}. Log in with `hf auth login`, then upload it with `hf upload {repository} {folder}`."
+            f"{folder}. Log in with `hf auth login`, then upload it with `hf upload {repository} {quoted(folder)}`."
         ) from error
     return str(made)

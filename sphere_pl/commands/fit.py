@@ -153,7 +153,8 @@ class EditingCLI(LightningCLI):
         if self._overwrite and config.ckpt_path is not None:
             raise UserError("--overwrite deletes the run that --ckpt_path resumes. Leave one of them out.")
         if config.abilities.keep is None:
-            config.abilities.keep = str(Path(config.run_dir) / "abilities.json")
+            kept = Path(config.run_dir) / "abilities.json"  # of a folder that is called `~`, not in the home
+            config.abilities.keep = str(kept.absolute() if config.run_dir.startswith("~") else kept)
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is the user's mistake."""

@@ -73,7 +73,7 @@ def edits_of(run: SavedRun) -> Iterator[dict[str, Any]]:
     """
     result_of = Outcomes(run.results)
     ancestors, number = run.history.header.ancestors, 0
-    for entry in run.history.entries:
+    for entry in run.history.stream(len(run.history.entries)):
         for request in entry.edit_requests():
             number += 1
             yield {
@@ -116,13 +116,14 @@ class Outcomes:
             each["edit"]: each["given"] for each in results.get("failed") or () if "edit" in each
         }
         self._skipped = {case for each in results.get("skipped") or () for case in each.get("cases", ())}
+        self._again = frozenset(results.get("edited_again") or ())
         self._failed = frozenset(results.get("failed_edits") or ())
         scored = results.get("scored") if results else ()
         self._scored = None if scored is None else frozenset(scored)
 
     def __call__(self, number: int, case_id: str) -> str | None:
         """What became of the edit of that number in the stream, from 1."""
-        if case_id in self._skipped:
+        if case_id in self._skipped and number not in self._again:
             return "skipped"
         if self._scored is not None and number not in self._scored:
             return None

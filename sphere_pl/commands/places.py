@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from sphere_pl.storage.files import expanded
+
 
 class Place(NamedTuple):
     """Where a setting was given.
@@ -51,7 +53,7 @@ def place_of(key: str, args: Sequence[str]) -> Place:
 def yaml_files(args: Sequence[str]) -> Iterator[Path]:
     """The YAML files among the values of arguments, the last first: it has the last word."""
     for arg in reversed(args):
-        path = Path(arg.partition("=")[2] if arg.startswith("--") else arg).expanduser()
+        path = expanded(arg.partition("=")[2] if arg.startswith("--") else arg)
         if path.suffix in {".yaml", ".yml", ".json"} and path.is_file():
             yield path
 

@@ -26,7 +26,7 @@ from sphere_pl.model.guesses import continue_guessed
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.tokens import encode
 from sphere_pl.process.console import as_shown, say
-from sphere_pl.storage.files import write_text
+from sphere_pl.storage.files import expanded, write_text
 from sphere_pl.text.joining import asked as without_space
 from sphere_pl.text.matching import begins_with
 from sphere_pl.text.numbers import counted
@@ -229,7 +229,7 @@ def read_prompts(path: Path) -> list[str]:
         prompts = [str(record.get("prompt")) for record in read_records(str(path))]
     else:
         try:
-            lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+            lines = expanded(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"--prompts={path} could not be read as UTF-8 text: {error}. Write one prompt a line."

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from typing_extensions import override
 
 from sphere_pl.errors import UserError
 from sphere_pl.run.checkpoints import checkpoint_paths, newest_checkpoint
-from sphere_pl.run.folder import has_logged_edits
+from sphere_pl.run.folder import has_logged_edits, logged_batches
 from sphere_pl.storage.checkpoint_file import read_checkpoint
 from sphere_pl.storage.files import write_text
-from sphere_pl.text.names import resume_command, to_yaml
+from sphere_pl.text.names import from_yaml, option, resume_command, to_yaml
 from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,28 @@ def resolve_resume(args: Sequence[str]) -> list[str]:
         found, folder = _named(checkpoint), Path(run_dir or Path(checkpoint).parent.parent)
     rest = _without(args[1:], "ckpt_path")
     config = [f"--config={folder / 'config.yaml'}"] if (folder / "config.yaml").is_file() else []
-    return [args[0], *config, *rest, *([f"--ckpt_path={found}"] if found else [])]
+    if found is not None:
+        rest.append(f"--ckpt_path={found}")
+    elif _cut_off_early(folder):
+        rest.append("--overwrite")
+    return [args[0], *config, *rest]
+
+
+def _cut_off_early(folder: Path) -> bool:
+    """Whether a run was killed after its first edits, before a checkpoint of them was due: it makes them again."""
+    try:
+        config = from_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+        every = config["checkpoints"]["every_n_batches"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return False
+    return isinstance(every, int) and 0 < logged_batches(folder) <= every
 
 
 def _last(run_dir: Path) -> Path | None:
     if (run_dir / "results.json").exists() and not checkpoint_paths(run_dir / "checkpoints"):
         raise UserError(
             f"The run in {run_dir} is finished: its results are in results.json. There is nothing to do. To add facts "
-            f"to it, give --from {run_dir} in the place of --ckpt_path."
+            f"to it, give {option('--from', run_dir)} in the place of --ckpt_path."
         )
     found = newest_checkpoint(run_dir / "checkpoints")
     if found is None:

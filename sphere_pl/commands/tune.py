@@ -1,5 +1,6 @@
 """`python -m sphere_pl tune`: search for a model's settings, and write them as a file for `--config`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def main(args: Sequence[str]) -> None:
     say(f"Best of {len(study.trials)} candidates on the facts searched with: {outcome.line()}.", console)
     say(f"On {given.facts} others: {held_out.line()}.", console)
     say(f"Open {picture}", console)
-    sys.stdout.write(f"--config={out}\n")
+    sys.stdout.write(f"--config={shlex.quote(str(out))}\n")
 
 
 def _parse(args: Sequence[str]) -> Any:

@@ -79,7 +79,8 @@ def main(args: Sequence[str]) -> None:
     given = _parser().parse_args(args)
     run = SavedRun.open(run_folder(given))
     kept = lasting(run.folder)
-    target = Path(given.out) if given.out else kept.with_name(f"{kept.absolute().name}-undone")
+    kept = kept.resolve() if kept.name in {"", ".."} else kept  # such as `.`
+    target = Path(given.out) if given.out else kept.with_name(f"{kept.name}-undone")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not empty. Name another folder with --out, or delete it first.")
     cases = check_without(run, given.edits, len(run.history.entries))

@@ -13,6 +13,7 @@ from sphere_pl.commands.log import add_named_run, named_run
 from sphere_pl.commands.parsers import Parser
 from sphere_pl.errors import UserError
 from sphere_pl.history.adapter import adapted, is_adapter
+from sphere_pl.history.continuation import KEPT
 from sphere_pl.history.entries import sums_of
 from sphere_pl.history.fact_folder import is_fact_folder, read_facts
 from sphere_pl.history.log import LOG_FILE, log_digest
@@ -20,6 +21,7 @@ from sphere_pl.history.low_rank import ROUNDING
 from sphere_pl.history.rebuild import rebuild, restrained
 from sphere_pl.history.saved import EDITED, BaseModel, SavedRun, own_options
 from sphere_pl.model.loading import load_language_model
+from sphere_pl.storage.checkpoint_file import read_checkpoint
 from sphere_pl.text.numbers import counted
 
 _REBUILT = 64 * ROUNDING  # of a matrix' norm: every batch of a long log adds its own rounding
@@ -45,6 +47,7 @@ def main(args: Sequence[str]) -> None:
         ("base model", lambda: _check_base(base, lambda: run.load_base(load_options(given)))),
         ("weights", lambda: _check_weights(run, _loaded(base))),
     ]
+    checks += [("continuation", lambda: _check_kept(run))] if (run.folder / KEPT).is_file() else []
     checks += [(folder, partial(_check_served, run, base, Path(folder))) for folder in given.served]
     failed = [name for name, problem in _carry_out(checks) if problem]
     if failed:
@@ -114,6 +117,14 @@ def _check_weights(run: SavedRun, base: BaseModel) -> str:
     if worst > _REBUILT or not same:
         raise MismatchError(f"{EDITED} is not what base and log add up to (off by {worst:.1e} of a matrix' norm)")
     return f"{EDITED} is what base and log add up to, within {worst:.1e} of a matrix' norm"
+
+
+def _check_kept(run: SavedRun) -> str:
+    """Whether what the run left for the next one is whole, and under PRUNE holds the weights that the log ends with."""
+    live = read_checkpoint(run.folder / KEPT).get("live")
+    if live is not None and run.history.entries and not run.history.entries[-1].is_state(sums_of(live)):
+        raise MismatchError(f"the weights in {KEPT} are not those that the log ends with")
+    return f"{KEPT} is whole"
 
 
 def _check_served(run: SavedRun, loaded: list[BaseModel], folder: Path) -> str:

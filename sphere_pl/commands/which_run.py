@@ -15,6 +15,7 @@ from sphere_pl.history.log import LOG_FILE
 from sphere_pl.history.saved import BaseModel, SavedRun
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.run.checkpoints import newest_checkpoint
+from sphere_pl.storage.files import expanded
 
 _NEWEST = ("last",)
 
@@ -85,7 +86,7 @@ def load_state(given: argparse.Namespace) -> State:
 
 
 def _run_above(checkpoint: Path) -> Path:
-    for folder in checkpoint.expanduser().absolute().parents:
+    for folder in expanded(checkpoint).absolute().parents:
         if (folder / LOG_FILE).is_file():
             return folder
     raise UserError(
@@ -102,7 +103,7 @@ def _checkpoint(named: str, folder: Path) -> Path:
         if found is None:
             raise UserError(f"--ckpt_path={named}: {folder} holds no checkpoint. Leave it out for the run's end.")
         return found
-    path = Path(named).expanduser()
+    path = expanded(named)
     if not path.is_file():
         raise UserError(f"--ckpt_path={named} is no file. Give a checkpoint, or leave it out for the run's end.")
     return path

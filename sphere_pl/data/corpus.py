@@ -1,10 +1,10 @@
 """Ordinary text, document after document: a file's, or a data set's."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from sphere_pl.data.hub import hub_rows
 from sphere_pl.errors import UserError
+from sphere_pl.storage.files import expanded
 
 
 def read_corpus(corpus: str) -> Iterator[str]:
@@ -16,7 +16,7 @@ def read_corpus(corpus: str) -> Iterator[str]:
     Raises:
         UserError: If it is neither a file nor to be had from the hub.
     """
-    path = Path(corpus).expanduser()
+    path = expanded(corpus)
     if path.is_file():
         try:
             text = path.read_text(encoding="utf-8")

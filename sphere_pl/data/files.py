@@ -10,6 +10,7 @@ from pathlib import Path
 from sphere_pl.data.layouts import json_records, table
 from sphere_pl.data.records import Record
 from sphere_pl.errors import UserError
+from sphere_pl.storage.files import expanded
 
 _JSON, _TABLES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv")
 _SHOWN = (*_JSON[:2], *_TABLES, ".parquet")
@@ -33,7 +34,7 @@ def read_records(path: str | Path, file: str | None = None, key: str = "train") 
     Raises:
         UserError: If the file is missing, empty, no text in UTF-8, or malformed; the line is named.
     """
-    path = find_file(Path(path).expanduser(), file)
+    path = find_file(expanded(path), file)
     suffix = data_suffix(path)
     if suffix == ".parquet":
         yield from _parquet(path)

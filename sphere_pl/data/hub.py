@@ -6,13 +6,14 @@ from typing import Any
 
 from sphere_pl.data.records import Record
 from sphere_pl.errors import UserError
+from sphere_pl.storage.files import expanded
 
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 
 
 def is_saved_set(path: str) -> bool:
     """Whether a folder holds a data set as `datasets` saves it."""
-    return any((Path(path).expanduser() / name).is_file() for name in _SAVED)
+    return any((expanded(path) / name).is_file() for name in _SAVED)
 
 
 def hub_records(identifier: str, file: str | None = None, split: str = "train") -> Iterator[Record]:
@@ -47,7 +48,7 @@ def _saved_rows(folder: str, split: str) -> Iterator[Mapping[str, Any]]:
     from datasets import DatasetDict, load_from_disk
 
     try:
-        found = load_from_disk(str(Path(folder).expanduser()))
+        found = load_from_disk(str(expanded(folder)))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"--data.path={folder!r} could not be read as a saved data set: {error}.") from error
     if isinstance(found, DatasetDict):

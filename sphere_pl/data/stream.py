@@ -5,7 +5,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sphere_pl.data.builtin import facts_path
@@ -27,7 +26,7 @@ from sphere_pl.data.review import (
     unlike,
 )
 from sphere_pl.errors import UserError
-from sphere_pl.storage.files import is_local
+from sphere_pl.storage.files import expanded, is_local
 from sphere_pl.text.numbers import counted
 
 log = logging.getLogger(__name__)
@@ -259,7 +258,7 @@ class EditStream:
     def _records(self) -> Iterator[Record]:
         if self.path is None:
             return read_records(facts_path())
-        saved = is_saved_set(self.path) or (self.name == HUB and Path(self.path).expanduser().is_dir())
+        saved = is_saved_set(self.path) or (self.name == HUB and expanded(self.path).is_dir())
         if is_local(self.path) and not saved:
             records = read_records(self.path, self.file, self.split)
         else:

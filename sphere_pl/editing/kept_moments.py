@@ -25,7 +25,7 @@ from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.progress import Track
 from sphere_pl.storage.addresses import address_of
 from sphere_pl.storage.checkpoint_file import tensor_digest
-from sphere_pl.storage.files import write_atomically
+from sphere_pl.storage.files import expanded, write_atomically
 
 
 def second_moments(
@@ -83,8 +83,8 @@ def corpus_identity(settings: StatisticsSettings) -> str:
     """What the text is: the hash of a file, the name of a data set, or the seed of the sampling."""
     if settings.corpus == "builtin":
         return f"builtin {hashlib.sha256(corpus_path().read_bytes()).hexdigest()}"
-    if settings.corpus and Path(settings.corpus).expanduser().is_file():
-        return hashlib.sha256(Path(settings.corpus).expanduser().read_bytes()).hexdigest()
+    if settings.corpus and expanded(settings.corpus).is_file():
+        return hashlib.sha256(expanded(settings.corpus).read_bytes()).hexdigest()
     return settings.corpus or f"sampled by the model, seed {settings.seed}"
 
 

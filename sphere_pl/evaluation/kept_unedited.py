@@ -24,7 +24,7 @@ from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.model.embedded import cache_folder
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.storage.addresses import address_of, digest_of_sources
-from sphere_pl.storage.files import write_text
+from sphere_pl.storage.files import expanded, write_text
 
 log = logging.getLogger(__name__)
 _PROGRAM = Path(__file__).parents[1]  # all of it: any part may change an answer
@@ -103,5 +103,5 @@ def _hash_of_tokenizer(tokenizer: Any) -> str:
 
 def _content(path: str | None) -> str | None:
     """The hash of a file, or the name of what is none."""
-    file = None if path is None else Path(path).expanduser()
+    file = None if path is None else expanded(path)
     return path if file is None or not file.is_file() else hashlib.sha256(file.read_bytes()).hexdigest()

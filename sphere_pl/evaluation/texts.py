@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from sphere_pl.evaluation.protocols import ALONE
 from sphere_pl.evaluation.scored import Scores
 from sphere_pl.model.generation import free_texts
 from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.storage.files import expanded
 from sphere_pl.text.joining import asked
 
 References = Mapping[tuple[str, str], Sequence[str]]
@@ -64,7 +64,7 @@ def read_references(path: str) -> dict[tuple[str, str], list[str]]:
         UserError: If the file is missing or of another form.
     """
     try:
-        entries = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        entries = json.loads(expanded(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"The reference texts {path} could not be read: {error.strerror}. Give --model.evaluation.references "

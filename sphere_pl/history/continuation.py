@@ -15,7 +15,7 @@ from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.editing.states import MethodStates
 from sphere_pl.errors import UserError
 from sphere_pl.history.by_hand import SESSION
-from sphere_pl.history.entries import Ancestor, Entry, sums_of
+from sphere_pl.history.entries import Ancestor, Entry, request_of, sums_of
 from sphere_pl.history.left_out import kept_rows
 from sphere_pl.history.log import LOG_FILE, EditHistory, log_digest, read_log
 from sphere_pl.history.rebuild import rebuild
@@ -224,8 +224,7 @@ def inherited_requests(folder: Path, parent: Path) -> list[EditRequest]:
     if (folder / LOG_FILE).is_file():
         history = read_log(folder)
         if history.header.ancestors:
-            entries = history.entries[: history.header.inherited]
-            return [request for entry in entries for request in entry.edit_requests()]
+            return [request_of(stored) for stored in history.stored_requests(history.header.inherited)]
     return open_earlier(parent).requests
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sphere_pl.data.request import EditRequest, shorten
 from sphere_pl.errors import UserError
-from sphere_pl.history.entries import Entry
+from sphere_pl.history.entries import Entry, request_of
 from sphere_pl.history.log import EditHistory
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.text.usage import did_you_mean
@@ -29,7 +29,7 @@ def find_cases(history: EditHistory, names: Collection[str], last: int) -> list[
     Raises:
         UserError: If a name is neither among the first `last` entries.
     """
-    requests = [request for entry in history.entries[:last] for request in entry.edit_requests()]
+    requests = [request_of(stored) for stored in history.stored_requests(last)]
     by_id = {request.case_id for request in requests}
     by_subject: dict[str, list[str]] = {}
     for request in requests:

@@ -89,14 +89,15 @@ class EditHistory:
         return [request_of(stored) for stored in self.stored_requests(len(self.entries))]
 
     def stored_requests(self, last: int) -> list[dict[str, Any]]:
-        """The requests of the stream up to an entry, as the log has them.
+        """The requests of the stream up to an entry, as the log has them."""
+        return [request for entry in self.stream(last) for request in entry.requests]
 
-        An entry that brings the stream no further holds requests that were edited again.
-        """
-        found: list[dict[str, Any]] = []
-        seen = 0
+    def stream(self, last: int) -> list[Entry]:
+        """The entries up to one that bring the stream further; the requests of others were edited again."""
+        found, seen = [], 0
         for entry in self.entries[:last]:
-            found += entry.requests if entry.edits > seen else []
+            if entry.edits > seen:
+                found.append(entry)
             seen = max(seen, entry.edits)
         return found
 

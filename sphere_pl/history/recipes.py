@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
@@ -78,7 +79,7 @@ def build_recipe(segment: Segment) -> Recipe:
     parser.add_argument("--callbacks", type=list[Callback])
     parser.add_class_arguments(SparseProjection, "projection")
     try:
-        built = parser.instantiate_classes(parser.parse_object(segment.recipe))
+        built = parser.instantiate_classes(parser.parse_object(deepcopy(segment.recipe)))  # it is changed
     except Exception as error:  # importing and building a class raises what it likes
         said = str(error).rstrip(".")
         raise UserError(

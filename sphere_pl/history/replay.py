@@ -32,6 +32,7 @@ from sphere_pl.history.continuation import remember_logged
 from sphere_pl.history.entries import Entry
 from sphere_pl.history.left_out import check_without, kept_rows, unsolvable
 from sphere_pl.history.log import EditHistory
+from sphere_pl.history.low_rank import ROUNDING
 from sphere_pl.history.rebuild import rebuild
 from sphere_pl.history.recipes import Recipe, Segment, build_recipe, segments
 from sphere_pl.history.saved import BaseModel, SavedRun
@@ -78,14 +79,15 @@ def _check_same(
     again: Mapping[str, Tensor], logged: Mapping[str, Tensor], base: Mapping[str, Tensor], run: SavedRun
 ) -> None:
     for name, weight in logged.items():
-        moved = float((weight - base[name]).norm()) + 1e-6 * float(base[name].norm())
+        # Weights are rounded, and a batch may change next to nothing.
+        moved, rounding = float((weight - base[name]).norm()), ROUNDING * float(base[name].norm())
         missed = float((again[name] - weight).norm())
-        if not missed <= _TOLERANCE * moved:
+        if not missed <= _TOLERANCE * moved + rounding:
             raise UserError(
                 f"Solving {run.folder} again does not give the change of {name} that it logged (off by "
-                f"{missed / moved:.1%}): something that config.yaml does not name acted on its updates, such as a "
-                "callback of your own or a retry with another regulariser. Edits cannot be taken out of this run; run "
-                "`fit` again on data without them."
+                f"{missed / max(moved, rounding):.1%}): something that config.yaml does not name acted on its updates, "
+                "such as a callback of your own or a retry with another regulariser. Edits cannot be taken out of this "
+                "run; run `fit` again on data without them."
             )
 
 

@@ -95,4 +95,5 @@ def taken_from(checkpoint: dict[str, Any], model_hash: str, name: str) -> dict[s
     own = checkpoint["sphere_pl"]
     check_model(own["model_hash"], model_hash, name)
     matrices, checkpoint["state_dict"] = checkpoint["state_dict"], {}
+    checkpoint.pop("spectrum_restraint", None)  # PRUNE would write it now, and the run prepares on unedited matrices
     return {**own, "weights": matrices}

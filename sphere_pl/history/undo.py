@@ -65,10 +65,12 @@ def write_without(folder: Path, run: SavedRun, base: BaseModel, cases: Sequence[
     replay = Replay(run, base, len(run.history.entries))
     history = write_log(folder, run.history.header)
     weights = {name: weight.clone() for name, weight in base.weights.items()}
+    further = {entry.number for entry in run.history.stream(replay.last)}
     for entry, matrices in replay.without(frozenset(cases)):
         after, edits = matrices.copy(), history.edits
         kept = _log(folder, entry, _tensors(run, entry, weights, after, frozenset(cases)), frozenset(cases))
-        kept = replace(kept, edits=edits + len(kept.requests), sums=sums_of(after))
+        edits += len(kept.requests) if entry.number in further else 0
+        kept = replace(kept, edits=edits, sums=sums_of(after))
         append_entry(folder, kept)
         history.entries.append(kept)
         weights = after
@@ -114,8 +116,7 @@ def _header(run: SavedRun, history: EditHistory, cases: Sequence[str]) -> Header
     counted = [replace(each, edits=history.entries[each.entries - 1].edits) for each in chain if each.entries]
     gone = [
         {**request, "from": chain[-1].run_dir, "at": now()}
-        for entry in run.history.entries
-        for request in entry.requests
+        for request in run.history.stored_requests(len(run.history.entries))
         if request["case_id"] in cases
     ]
     return replace(old, ancestors=counted, removed=[*old.removed, *gone])

@@ -21,6 +21,7 @@ from platformdirs import user_cache_path
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.gguf import dequantized
+from sphere_pl.storage.files import expanded
 
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
 EMBEDDED_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the model whose weights the package carries in 4 bits
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 
 def cache_folder(cache_dir: str | None = None) -> Path:
     """The folder for models and statistics: `cache_dir`, or `sphere_pl` in the user's cache."""
-    return Path(cache_dir).expanduser() if cache_dir else user_cache_path("sphere_pl")
+    return expanded(cache_dir) if cache_dir else user_cache_path("sphere_pl")
 
 
 def embedded_model(cache_dir: str | None = None) -> Path:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.embedded import EMBEDDED_MODEL
+from sphere_pl.storage.files import expanded
+from sphere_pl.text.names import option
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
@@ -59,14 +61,6 @@ def local_model(name: str) -> Path | None:
             f"{suggestion(name)} Give --model.name a model folder, a GGUF file or a hub id."
         )
     return None
-
-
-def expanded(name: str) -> Path:
-    """The path that a name stands for, `~` as the home folder."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # ~ of a user who is not there
-        return Path(name)
 
 
 def label_of(name: str) -> str:
@@ -229,7 +223,8 @@ def _inside_of(path: Path) -> str:
         return f" of a model. Give --model.name its folder, {path.parent}."
     for folder in (path.parent, path.parent.parent):
         if _is_run(folder):
-            return f" of a run. Write the edited model with `export --run_dir {folder}` and name what this writes."
+            command = f"export {option('--run_dir', folder)}"
+            return f" of a run. Write the edited model with `{command}` and name what this writes."
     return ", which is no GGUF file. Give --model.name a folder with config.json, the weights and a tokenizer."
 
 
@@ -268,8 +263,8 @@ def _config(path: Path) -> dict[str, Any]:
         return config
     if _is_run(path):
         raise UserError(
-            f"The model {str(path)!r} is a run's folder. Write its edited model with `export --run_dir {path}` and "
-            "name the folder that this writes."
+            f"The model {str(path)!r} is a run's folder. Write its edited model with "
+            f"`export {option('--run_dir', path)}` and name the folder that this writes."
         )
     if (path / "params.json").is_file():
         raise UserError(

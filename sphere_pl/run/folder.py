@@ -94,9 +94,14 @@ def _refuse_foreign(folder: Path, overwrite: bool) -> None:
 
 def has_logged_edits(folder: Path) -> bool:
     """Whether the log of a run folder holds a batch of the run's own."""
+    return logged_batches(folder) > 0
+
+
+def logged_batches(folder: Path) -> int:
+    """How many batches of the run's own the log of a run folder holds."""
     log = folder / "edits.jsonl"
     header, *entries = log.read_bytes().splitlines() if log.is_file() else [b""]
-    return len(entries) > _inherited(header)
+    return len(entries) - _inherited(header)
 
 
 def _inherited(header: bytes) -> int:

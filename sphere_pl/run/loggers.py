@@ -18,7 +18,7 @@ from typing_extensions import override
 from sphere_pl.evaluation.metrics.table import metric_of
 from sphere_pl.process.closing import Dispensable
 from sphere_pl.process.failures import doing
-from sphere_pl.storage.files import write_text
+from sphere_pl.storage.files import expanded, write_text
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ def own_settings() -> dict[str, Any]:
 
     own = wandb.Settings()
     nothing = set(own.model_fields_set)
-    own.settings_system = str(Path(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings")
+    own.settings_system = str(expanded(os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")) / "settings")
     own.update_from_system_settings()
     own.update_from_env_vars(dict(os.environ))
     names = own.model_fields_set - nothing - {"settings_system"}

@@ -78,6 +78,14 @@ def append_text(path: Path, text: str) -> None:
         ) from error
 
 
+def expanded(path: str | Path) -> Path:
+    """A path in which `~` and `~user` may stand for a home; where they stand for nobody's, it is taken as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # such as `~5`, or `~` itself where nothing says what is home
+        return Path(path)
+
+
 # Names that end so are files, whether they are there or not.
 _DATA_SUFFIXES = {
     ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".gz", ".bz2", ".xz", ".zip", ".xlsx", ".yaml",
@@ -86,4 +94,4 @@ _DATA_SUFFIXES = {
 
 def is_local(path: str) -> bool:
     """Whether a name given by the user means a file rather than something on the hub."""
-    return Path(path).expanduser().exists() or Path(path).suffix.lower() in _DATA_SUFFIXES
+    return expanded(path).exists() or Path(path).suffix.lower() in _DATA_SUFFIXES

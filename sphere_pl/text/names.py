@@ -128,6 +128,16 @@ def option(flag: str, value: str | Path) -> str:
     return f"{flag}={quoted}" if str(value).startswith("-") else f"{flag} {quoted}"
 
 
+def quoted(value: str | Path) -> str:
+    """A name that stands alone in a command: a shell reads it as it is, and no program takes it for an option.
+
+    Example:
+        >>> quoted("my run"), quoted(Path("-x")), quoted("mine")
+        ("'my run'", './-x', 'mine')
+    """
+    return shlex.quote(f"./{value}" if str(value).startswith("-") else str(value))
+
+
 def resume_command(run_dir: str | Path, checkpoint: str = "last") -> str:
     """The command that resumes a run; it can be pasted into a shell."""
     return f"python -m sphere_pl fit {option('--run_dir', run_dir)} {option('--ckpt_path', checkpoint)}"

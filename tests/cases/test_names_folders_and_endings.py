@@ -141,6 +141,35 @@ def test_names_that_no_file_can_have_are_refused():
             check_name("--run_dir", name)
 
 
+def test_a_run_and_what_is_made_of_it_may_be_called_after_nobodys_home(cli, tiny, tmp_path, monkeypatch):
+    """`~5` is no user's home; in a folder that is called `~` nothing goes to the user's."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("~5", "~"):
+        status, _, err = cli(*tiny, f"--run_dir={name}")
+        assert status == 0, err
+        kept = yaml.safe_load((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))["abilities"]["keep"]
+        assert Path(kept).expanduser() == tmp_path / name / "abilities.json"
+    for command in ("log", "verify", "validate", "predict", "export"):
+        status, _, err = cli(command, "--run_dir=~5")
+        assert status == 0, err
+        status, _, err = cli(command, "--run_dir=~nobody-of-this-name")
+        assert "is no folder" in err
+    assert "is no folder" in cli("fit", "--from=~nobody-of-this-name", "--data.offset=1")[2]
+
+
+def test_a_command_in_a_message_about_a_finished_run_can_be_pasted(cli, tmp_path):
+    """What was advised named folders bare, which a shell reads as several words or as something else."""
+    run = tmp_path / "my $run"
+    run.mkdir()
+    for name in ("results.json", "config.yaml", "edits.jsonl"):
+        (run / name).write_text("{}")
+    (run / "edited.safetensors").write_bytes(b"")
+    err = cli("fit", f"--run_dir={run}", "--ckpt_path=last")[2]
+    assert f"give --from '{run}' in the place of" in err
+    for name in (run, run / "edited.safetensors"):
+        assert f"`export --run_dir '{run}'`" in cli("fit", f"--model.name={name}", "--run_dir=new")[2]
+
+
 def cut(monkeypatch, batch):
     """End the next run before a batch, as a power cut would."""
     from sphere_pl.editor import SequentialEditor

@@ -9,3 +9,12 @@ def test_one_run_is_told_where_its_own_page_is(command_line, tmp_path):
     assert "One run has nothing to be compared with" in err
     assert str(tmp_path / "report.html") in err
     assert not (tmp_path / "both.html").exists()
+
+
+def test_the_command_that_it_gives_can_be_pasted(command_line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, word in (("my $run", "'my $run'"), ("-x", "./-x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text("{}")
+        _, _, err = command_line("compare", "--", name)
+        assert f"compare {word} <another run>" in err

@@ -1,5 +1,6 @@
 """`fit --from`: a run that continues a finished one."""
 
+import csv
 import json
 import shutil
 import signal
@@ -8,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sphere_pl.history.continuation import inherited_requests
 from sphere_pl.history.log import read_log
 from sphere_pl.history.saved import SavedRun
 from sphere_pl.process.interrupts import RunInterrupted
+from sphere_pl.run.checkpoints import RunCheckpoints
 from sphere_pl.run.edit_log import EditLog
+from sphere_pl.run.folder import has_logged_edits
 from tests.saving import contents
 
 
@@ -117,14 +121,14 @@ def test_ten_runs_of_ten_facts_with_five_kills_end_with_the_weights_of_one_run(
     assert one["after"] == pytest.approx(ten["after"], nan_ok=True)
 
 
-def killed_at_the_second_batch(logged):
+def killed_at_the_second_batch(logged, error=None):
     """`on_train_batch_end` that is stopped when it is called again."""
     calls = []
 
     def killed(log, *arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            raise RunInterrupted(signal.SIGTERM)
+            raise error or RunInterrupted(signal.SIGTERM)
         logged(log, *arguments)
 
     return killed
@@ -232,3 +236,74 @@ def test_a_chain_of_three_runs_is_asked_and_handed_on_as_one(fit, finished, plac
     base = chain.load_base()
     for name, weight in SavedRun.open(place / "b").final().items():
         torch.testing.assert_close(chain.weights(base, 3)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_is_resumed_has_found_each_fact_once_that_was_edited_again(fit, place):
+    assert fit("a", [0, 1], "--retry=2", "--model.targets.steps=1", steps=False)[0] == 0
+    assert fit("b", [2], start="a", steps=False)[0] == 0
+    assert [entry.case_ids for entry in read_log(place / "a").entries] == [["0", "1"], ["0", "1"]]
+    assert [request.case_id for request in inherited_requests(place / "b", place / "a")] == ["0", "1"]
+
+
+@pytest.mark.parametrize("option", ["--config=callbacks/plain", "--config=callbacks/prune"])
+def test_damage_of_what_a_run_left_for_the_next_one_is_found_by_verify(fit, place, command_line, option):
+    assert fit("a", [0, 1], option)[0] == 0
+    assert "ok  continuation: continue.safetensors is whole" in command_line("verify", "a")[1]
+    path = place / "a" / "continue.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    status, out, err = command_line("verify", "a")
+    assert status == 2
+    assert "NOT OK  continuation" in out
+    assert "a: continuation is not as expected" in err
+
+
+def test_a_resumed_run_under_prune_counts_from_the_unedited_model(fit, place, command_line, monkeypatch):
+    options = "--config=callbacks/prune", "--checkpoints.max_overhead=1", "--trainer.val_check_interval=1"
+    assert fit("whole", [0, 1, 2, 3], *options)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(EditLog, "on_train_batch_end", killed_at_the_second_batch(EditLog.on_train_batch_end))
+        assert fit("b", [0, 1, 2, 3], *options)[0] == 128 + signal.SIGTERM
+    status, _, err = command_line("fit", "--run_dir=b", "--ckpt_path=last")
+    assert status == 0, err
+    whole, resumed = (json.loads((place / name / "results.json").read_text()) for name in ("whole", "b"))
+    assert resumed["weights_moved"] == whole["weights_moved"] > 0
+    tables = [list(csv.DictReader((place / name / "metrics.csv").open())) for name in ("whole", "b")]
+    for rows in zip(*tables, strict=True):
+        before, after = ({k: v for k, v in row.items() if not k.startswith("time/")} for row in rows)
+        assert before == after
+
+
+@pytest.mark.parametrize("start", [None, "a"])
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again(
+    fit, finished, place, command_line, monkeypatch, start
+):
+    """One command again and again does: the edits that were logged before a checkpoint was due are made again."""
+    assert fit("whole", [2, 3, 4], start=start)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoints, "_is_due", killed)
+        assert fit("b", [2, 3, 4], start=start)[0] == 9
+    assert has_logged_edits(place / "b")
+    assert "name another --run_dir" in fit("b", [2, 3, 4], start=start)[2]
+    status, _, err = fit("b", [2, 3, 4], "--ckpt_path=last", start=start)
+    assert status == 0, err
+    whole, again = (load_file(place / name / "edited.safetensors") for name in ("whole", "b"))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_log_of_a_run_that_was_to_write_no_checkpoints_is_not_deleted_to_begin_again(fit, place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            EditLog, "on_train_batch_end", killed_at_the_second_batch(EditLog.on_train_batch_end, SystemExit(9))
+        )
+        assert fit("b", [0, 1, 2], "--checkpoints.every_n_batches=0")[0] == 9
+    status, _, err = fit("b", [0, 1, 2], "--ckpt_path=last")
+    assert status == 2
+    assert "holds the edits of a run that left no checkpoint" in err
+
+
+def killed(self, trainer):
+    """`_is_due` of a run that is killed after its first batch."""
+    if self._done:
+        raise SystemExit(9)
+    return False

@@ -110,3 +110,42 @@ def test_what_cannot_be_taken_back_is_said_and_leaves_nothing(fit, place, comman
         assert (status, out) == (2, "")
         assert expected in err
         assert not (place / "a-undone").exists()
+
+
+def test_a_fact_that_was_edited_again_is_one_edit_and_is_taken_back_once(fit, place, capsys):
+    assert fit("a", [0, 1, 2], "--retry=3", "--model.targets.steps=1", steps=False)[0] == 0
+    assert [entry.case_ids for entry in read_log(place / "a").entries] == [["0", "1"], ["2"], ["0", "1"], ["2"]]
+    undo.main(["--run_dir=a", "Rome"])
+    assert "Efficacy of the other 2 edits" in capsys.readouterr().out
+    undone = read_log(place / "a-undone")
+    assert [request.case_id for request in undone.requests] == ["0", "2"]
+    assert [entry.edits for entry in undone.entries] == [1, 2, 2, 2]
+    assert fit("b", [3], "--retry=0", start="a-undone", steps=False)[0] == 0
+    capsys.readouterr()
+    for name, cases in (("a", "012"), ("a-undone", "021"), ("b", "0231")):
+        log.main([name, "--json"])
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert "".join(row["case_id"] for row in rows) == cases
+        failed = set(json.loads((place / name / "results.json").read_text())["failed_edits"])
+        edited = [row for row in rows if row["state"] == "edited"]
+        assert [row["result"] == "holds" for row in edited] == [n not in failed for n in range(1, len(edited) + 1)]
+
+
+def test_a_chain_of_two_methods_with_callbacks_is_undone(fit, place, capsys):
+    assert fit("a", [0, 1], "--config=callbacks/rect")[0] == 0
+    assert fit("b", [2, 3], "--config=method/memit", start="a")[0] == 0
+    undo.main(["--run_dir=b", "Oslo"])
+    history = read_log(place / "b-undone")
+    assert [request.case_id for request in history.requests] == ["0", "1", "2"]
+    assert [each.recipe["method"]["class_path"] for each in history.header.ancestors] == [
+        "sphere_pl.methods.AlphaEdit", "sphere_pl.methods.MEMIT"
+    ]  # fmt: skip
+    verify.main(["b-undone"])
+
+
+@pytest.mark.parametrize("named", [".", "edits/.."])
+def test_a_run_that_is_named_by_dots_is_undone_beside_it(fit, place, monkeypatch, named):
+    assert fit("a", [0, 1])[0] == 0
+    monkeypatch.chdir(place / "a")
+    undo.main([f"--run_dir={named}", "Rome"])
+    assert read_log(place / "a-undone").edits == 1

@@ -1,8 +1,10 @@
 """How a run turned keys and residuals into updates, read from its configuration and its log."""
 
+import json
+
 import pytest
 
-from sphere_callbacks import SparseProjection
+from sphere_callbacks import RelativeMask, SparseProjection
 from sphere_pl.errors import UserError
 from sphere_pl.history.entries import Ancestor
 from sphere_pl.history.recipes import Segment, build_recipe, segments
@@ -41,3 +43,10 @@ def test_runs_of_a_chain_that_edited_in_one_way_are_one_segment(fit):
         (1, "second"),
         (len(run.history.entries), str(run.folder / "config.yaml")),
     ]
+
+
+def test_what_the_log_says_of_a_run_is_not_changed_by_building_it(fit):
+    recipe = SavedRun.open(fit(callbacks=[RelativeMask(keep=0.4)]).folder).recipe
+    written = json.dumps(recipe)
+    build_recipe(Segment(1, recipe, "here"))
+    assert json.dumps(recipe) == written

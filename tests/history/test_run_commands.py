@@ -168,8 +168,8 @@ def test_a_push_uploads_the_folder_to_a_private_repository(fit, monkeypatch, cap
 
 @pytest.mark.parametrize("name", ["../outside", "a/b/c", "-x"])
 def test_a_repository_name_that_is_none_is_refused_and_the_export_kept(fit, name):
-    run = fit()
-    with pytest.raises(UserError, match="did not take"):
+    run = fit("my run")
+    with pytest.raises(UserError, match=r"did not take.*`hf upload \S+ '.*my run/out'`"):
         run_export(run, "--delta_only", f"--push_to_hub={name}")
     assert (run.folder / "out" / "delta.safetensors").exists()
 
