@@ -8,11 +8,12 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from sphere_pl.report.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
-from study.comparison import Result, find, lengths, of_model
+from study.comparison import MODELS, Result, find, lengths, of_model
 from study.figures import save
 from study.tables import apart, percent
 
 MODEL = "smollm2_135m"
+ELSEWHERE = 1000  # edits from which on a stream on another model is told of
 BY_PROBABILITY, BY_ARGMAX, PERPLEXITY = 0.85, 0.80, 1.3  # the goal after all edits
 AGES = ("earliest", "middle", "latest")
 
@@ -103,6 +104,18 @@ def lasting_short(rows: Sequence[Result]) -> str:
         f"{each.share('own').value:.0%} with {each.name} (perplexity x{each.perplexity:.2f})" for each in both
     )
     return f"Of {best.key.edits:,} facts, edited batch after batch, the default model still says {shares}."
+
+
+def lasting_elsewhere(results: Sequence[Result]) -> str:
+    """What AlphaEdit leaves of the longest streams on the other models, in a line; empty before they were run."""
+    said = []
+    for model in [*MODELS][1:]:
+        edits, rows = max(of_model(results, model).items(), default=(0, []))
+        alone = find(rows, "alphaedit")
+        if alone is not None and not alone.broke and edits >= ELSEWHERE:
+            share = alone.share("written").value
+            said.append(f"{share:.0%} of {edits:,} on {MODELS[model]} (perplexity x{alone.perplexity:.2f})")
+    return f" With AlphaEdit, {' and '.join(said)}, whose layers and constants nobody searched for." if said else ""
 
 
 def draw_lasting(rows: Sequence[Result], path: Path) -> Path:

@@ -11,11 +11,15 @@ from study.tables import CLEAR, apart, percent
 RECOMMENDED, RIVAL, RETRIEVAL = "alphaedit", "memit_seq", "scr_unconfirmed"
 AGAIN = "retry"  # what `--config recommended` adds: failed facts are edited again
 READING = ("unedited", "scr", "scr_unconfirmed")  # what edits no weight
+BROKEN = 2.0  # times the unedited model's perplexity from which on a model is not to be used
 KINDS = ("written", "written_paraphrase", "neighbor")
 
 
 def recommendation(results: Sequence[Result], spec: Spec) -> str:
-    """The table: up to so many facts, this model, this configuration; and what holds more at no higher perplexity."""
+    """The table: up to so many facts, this model, this configuration; and what holds more at no higher perplexity.
+
+    Retrieval is named where the recommended one breaks the model, in its place.
+    """
     lines = [
         "| you have | model | take | holds | in other words | others as before | perplexity "
         "| holds, minus AlphaEdit's | minus MEMIT with memory's | minus SCR's |",
@@ -66,7 +70,11 @@ def stronger(results: Sequence[Result], spec: Spec) -> str:
 
 
 def _beats(each: Result, mine: Result) -> bool:
-    compared = None if each.key.method in READING else each.against(mine)
+    return each.key.method not in READING and _clearly_more(each, mine)
+
+
+def _clearly_more(each: Result, mine: Result) -> bool:
+    compared = each.against(mine)
     return compared is not None and compared.difference.value > 0 and compared.p_value < CLEAR
 
 
@@ -103,7 +111,9 @@ def _rows(results: Sequence[Result], model: str, spec: Spec) -> list[str]:
         if mine is None or mine.broke:
             continue
         better = [each for each in rows if _beats(each, mine) and each.perplexity <= mine.perplexity]
-        for each in (mine, *better):
+        retrieval = find(rows, RETRIEVAL)
+        broken = mine.perplexity > BROKEN and retrieval is not None and _clearly_more(retrieval, mine)
+        for each in (retrieval, *better) if broken and retrieval else (mine, *better):
             rival = find(rows, RIVAL, mine.key.variant) or find(rows, RIVAL)
             others = [find(rows, RECOMMENDED), rival, find(rows, RETRIEVAL)]
             cells = [

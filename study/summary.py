@@ -19,7 +19,7 @@ from study.energy_part import answer, effects
 from study.families import cells_of, read_spec
 from study.forgetting import forgetting_table, read_forgotten
 from study.forms_table import forms_section, in_short, read_forms
-from study.lasting import draw_lasting, lasting_short, lasting_table, lasting_words, longest
+from study.lasting import draw_lasting, lasting_elsewhere, lasting_short, lasting_table, lasting_words, longest
 from study.orders import orders_of, orders_table, orders_words
 from study.page import compared
 from study.recommendation import AGAIN, RECOMMENDED, RIVAL, longer, recommendation, stronger, told_apart
@@ -70,7 +70,7 @@ def page(results: Sequence[Result], runs: Sequence[Run]) -> str:
         "processors": processors(results),
         "orders_words": orders_words(results, orders),
         "orders": "\n".join(orders_table(orders)),
-        "lasting_short": lasting_short(lasting),
+        "lasting_short": lasting_short(lasting) + lasting_elsewhere(results),
         "lasting_words": lasting_words(lasting),
         "lasting": "\n".join(lasting_table(lasting)),
         "forgetting": "\n".join(forgetting_table(read_forgotten())),

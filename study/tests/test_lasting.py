@@ -2,7 +2,7 @@
 
 import pytest
 
-from study.lasting import draw_lasting, lasting_short, lasting_table, lasting_words, longest, reaches
+from study.lasting import draw_lasting, lasting_elsewhere, lasting_short, lasting_table, lasting_words, longest, reaches
 from study.tests.made_families import make_result
 
 SCORES = {
@@ -71,6 +71,15 @@ def test_a_line_says_what_the_usual_method_and_the_best_hold():
     assert "50% with AlphaEdit (perplexity x1.10) and 80% with MEMIT with memory" in said
     assert lasting_short(rows[:1]).endswith("still says 50% with AlphaEdit (perplexity x1.10).")
     assert lasting_short([]).startswith("No run")
+
+
+def test_long_streams_on_other_models_are_told_of_and_short_ones_are_not():
+    long = make_result(model="gemma3_270m", edits=1000, written="+" * 300 + "-" * 700, after={"perplexity": 160.0})
+    short = make_result(model="qwen2_5_coder_0_5b", edits=300)
+    said = lasting_elsewhere([long, short])
+    assert "30% of 1,000 on Gemma-3-270M (perplexity x4.00)" in said
+    assert "Qwen" not in said
+    assert lasting_elsewhere([short]) == ""
 
 
 def test_the_figure_is_drawn(tmp_path):

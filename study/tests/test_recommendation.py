@@ -71,6 +71,15 @@ def test_what_is_recommended_edits_failed_facts_again_where_that_was_run():
     assert said.endswith("Without that it holds more than MEMIT with memory in 0 of 1 settings and fewer in 0.")
 
 
+@pytest.mark.parametrize(
+    ("perplexity", "taken"), [(60.0, "--config recommended --retry 0"), (90.0, "--config method/scr")]
+)
+def test_retrieval_is_taken_where_the_recommended_one_breaks_the_model(perplexity, taken):
+    rows = [make_result(written=HALF, after={"perplexity": perplexity}), make_result("scr_unconfirmed", written=MOST)]
+    (line,) = recommendation(rows, read_spec()).splitlines()[2:]
+    assert f"`{taken}" in line
+
+
 def test_a_rival_whose_failed_facts_were_edited_again_is_the_one_to_beat():
     rows = [
         make_result(written=HALF),
