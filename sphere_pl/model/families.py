@@ -4,6 +4,7 @@ Where they are in each family says the table of `sphere_pl.model.architectures`.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -25,9 +26,13 @@ def read_factor(spec: str, *places: object) -> float:
         >>> config = SimpleNamespace(logits_scaling=8, mlp_multipliers=[1.0, 0.5])
         >>> read_factor("1/logits_scaling", config), read_factor("mlp_multipliers.1", config), read_factor("", config)
         (0.125, 0.5, 1.0)
+        >>> read_factor("0.25", config)
+        0.25
     """
     if not spec:
         return 1.0
+    with suppress(ValueError):
+        return float(spec)
     name, _, item = spec.removeprefix("1/").partition(".")
     found = next((getattr(place, name) for place in places if getattr(place, name, None) is not None), None)
     try:
