@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.architectures import Architecture
+from sphere_pl.model.architectures import Architecture, has_module
 from sphere_pl.model.block_calls import stream_of
 
 _ROUNDINGS = 8  # rounding errors within which two vectors are one
@@ -60,7 +60,7 @@ class _Matrix(NamedTuple):
 class _Parts(NamedTuple):
     """What one kind of block holds."""
 
-    layers: int
+    block: nn.Module
     mixers: tuple[str, ...]
     matrix: _Matrix | None
     experts: str
@@ -80,7 +80,7 @@ def discover(model: PreTrainedModel, ids: Tensor) -> Architecture:
     """
     path, blocks, calls = _find_blocks(model, ids)
     norm, logit_scale = _find_output(model, ids, blocks)
-    kinds = [_parts(model, blocks[layers[0]], calls[layers[0]], len(layers)) for layers in _kinds(blocks)]
+    kinds = [_parts(model, blocks[layers[0]], calls[layers[0]]) for layers in _kinds(blocks)]
     return _architecture(model, f"{path}.{{}}", norm, logit_scale, kinds)
 
 
@@ -153,13 +153,18 @@ def _find_output(model: PreTrainedModel, ids: Tensor, blocks: list[nn.Module]) -
             continue
         factor = _factor_of(entry.taken, each.given)
         if factor is not None:
-            cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-            after = 1.0 if cap else _factor_of(logits[0], entry.given)
-            return each.path, _named(factor * (after or 1.0), model.config.get_text_config(), model.config)
+            after = _factor_of(_uncapped(model, logits[0]), entry.given) or 1.0
+            return each.path, _named(factor * after, model.config.get_text_config(), model.config)
     raise UserError(
         f"Between the last block of the model ({model.config.model_type}) and its head there is more than one norm "
         f"and a factor, or no norm. {_ADVICE}"
     )
+
+
+def _uncapped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    """Logits as they are before a soft cap."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return cap * torch.atanh(logits.double() / cap).to(logits.dtype) if cap else logits
 
 
 def _kinds(blocks: Sequence[nn.Module]) -> list[list[int]]:
@@ -171,12 +176,12 @@ def _kinds(blocks: Sequence[nn.Module]) -> list[list[int]]:
     return sorted(kinds.values(), key=lambda layers: -len(layers))
 
 
-def _parts(model: PreTrainedModel, block: nn.Module, call: Called, layers: int) -> _Parts:
+def _parts(model: PreTrainedModel, block: nn.Module, call: Called) -> _Parts:
     hidden = cast(Tensor, call.taken)
     mixers = _find_mixers(model, block, call, hidden)
     low = hidden * (_SMALL / hidden.float().square().mean().sqrt().clamp_min(1e-30)).to(hidden.dtype)
     matrix = _find_matrix(model, block, call, low, mixers)
-    return _Parts(layers, tuple(mixers), matrix, "" if matrix else _experts(block, mixers))
+    return _Parts(block, tuple(mixers), matrix, "" if matrix else _experts(block, mixers))
 
 
 def _again(block: nn.Module, call: Called, hidden: Tensor, answers: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
@@ -409,10 +414,12 @@ def _architecture(
     mixers = list(dict.fromkeys(path for kind in kinds for path in kind.mixers))
     if not mixers:
         raise UserError(f"No block of the model ({model.config.model_type}) reads earlier tokens. {_ADVICE}")
-    matrices = [kind.matrix for kind in kinds if kind.matrix is not None]
     experts = next((kind.experts for kind in kinds if kind.experts), "mlp.experts")
-    first = matrices[0] if matrices else _Matrix("", False, "", "")
-    others = [each.path for each in matrices if each[1:] == first[1:] and each.path != first.path]
+    first = next((kind.matrix for kind in kinds if kind.matrix), _Matrix("", False, "", ""))
+    norm_of_some = first.norm or next((kind.matrix.norm for kind in kinds if kind.matrix and kind.matrix.norm), "")
+    if all(kind.matrix.norm == norm_of_some for kind in kinds if kind.matrix and has_module(kind.block, norm_of_some)):
+        first = first._replace(norm=norm_of_some)  # other blocks have no such module
+    others = [kind.matrix.path for kind in kinds if kind.matrix and kind.matrix.path != first.path]
     return Architecture(
         block,
         first.path,

@@ -102,7 +102,8 @@ class LanguageModel(nn.Module):
                     "Correct --model.architecture."
                 )
         blocks = [model.get_submodule(self.architecture.block.format(layer)) for layer in range(self.n_layers)]
-        if not any(map(self.architecture.mixers_in, blocks)):
+        mixers = (self.architecture.attention, *self.architecture.mixers)
+        if not any(has_module(block, path) for block in blocks for path in mixers):
             raise UserError(
                 f"The architecture names {self.architecture.attention!r} as its attention, which is no module of this "
                 f"{model.config.model_type} model's blocks. They hold "

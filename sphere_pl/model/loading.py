@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sphere_pl.errors import UserError
 from sphere_pl.model.architectures import Architecture, architecture_of, context_length, is_described
@@ -101,8 +101,12 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
 
 def _class_of(opened: OpenedModel) -> Any:
     """What loads a model: as a causal language model if there is one of its kind, with what it sees by if not."""
-    alone = type(opened.config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(opened.config, "auto_map")
-    return AutoModelForCausalLM if alone or opened.source.gguf else AutoModelForImageTextToText
+    kind, saved = type(opened.config), opened.config.architectures or []
+    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(kind, None)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+    described = is_described(opened.config.model_type, opened.architecture)
+    return AutoModelForCausalLM if described or seeing is None or seeing.__name__ not in saved else seeing
 
 
 def model_in_memory(

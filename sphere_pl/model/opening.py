@@ -249,7 +249,12 @@ def _known_types() -> Container[str]:
 
 
 def _writes_text(architecture: str) -> bool:
-    return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as WRITING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
+
+    return architecture in {*WRITING.values(), *SEEING.values()}
 
 
 def _load_tokenizer(source: Source) -> Any:

@@ -22,6 +22,7 @@ from sphere_pl.model.block_calls import BlockCalls, stream_of
 from sphere_pl.model.families import output_path
 from sphere_pl.model.frozen_prefix import run_prefix
 from sphere_pl.model.language_model import LONGEST, PROMPT, LanguageModel
+from sphere_pl.model.output_path import OutputPath
 from sphere_pl.model.packing import Suffixes, pack_calls
 from sphere_pl.model.prefix_tree import batch_trees, prefix_trees
 from sphere_pl.process.failures import out_of_memory
@@ -135,7 +136,12 @@ def _check_stream(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
     block, entering = lm.block(layer), _entering(calls, layer)
     for parts in _adding_parts(lm, block):
         with _answering(dict.fromkeys(parts, torch.zeros_like), block):
-            apart = _apart(_run(lm, entering, calls, layer), entering)
+            left = _run(lm, entering, calls, layer)
+            apart = _apart(left, entering)
+            if not lm.described:  # a bias that such a block adds by itself changes nothing that is read off it
+                other = entering.flip(-1)
+                left = _run(lm, other, calls, layer) - left
+                apart = min(apart, _apart(left, other - entering) / _ROUNDINGS)
         if apart <= _bound(lm):
             return
     _refuse(
@@ -188,7 +194,7 @@ def _check_matrix(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
             apart,
             "output_norm (the norm that the MLP's output passes through) or output_scale (its factor)",
         )
-    _check_norm(lm, output.gain(answer), output.gains(answer) * _divided(answer), architecture.output_norm)
+    _check_norm(lm, output, answer)
 
 
 def _entering(calls: BlockCalls, layer: int) -> Tensor:
@@ -234,10 +240,11 @@ def _divided(answer: Tensor) -> Tensor:
     return answer.float() / answer.float().square().mean(-1, keepdim=True).sqrt()
 
 
-def _check_norm(lm: LanguageModel, gain: Tensor, expected: Tensor, name: str) -> None:
+def _check_norm(lm: LanguageModel, output: OutputPath, answer: Tensor) -> None:
     """The output norm divides by the rms: what can be reached through it is worked out from that."""
-    apart = _apart(gain, expected) if name else 0.0
+    apart = _apart(output.gain(answer), output.gains(answer) * _divided(answer)) if output.norm is not None else 0.0
     if not apart <= _bound(lm):
+        name = lm.architecture.output_norm
         _refuse(lm, f"the output norm {name} is no RMS norm", apart, "nothing: such a family cannot be edited yet")
 
 

@@ -303,7 +303,8 @@ def _broken(model):
 
 
 def _unknown(model):
-    model.config.model_type = "mamba"
+    model.config.model_type = "mine"
+    model.model.layers[1] = model.model.layers[0]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +316,7 @@ def _unknown(model):
         (_adapted, "carries adapters"),
         (_encoder, "encoder"),
         (_broken, "not finite"),
-        (_unknown, "model_type"),
+        (_unknown, "no list of 4 blocks that are called once each"),
     ],
 )
 def test_models_that_cannot_be_edited_are_refused_in_one_line(held, facts, settings, spoil, words):

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+from sphere_pl.editing.representations import SubjectStream, capture_input
 from sphere_pl.errors import UserError
 from sphere_pl.model.discovery import discover
 from sphere_pl.model.families import output_path, read_factor
+from sphere_pl.model.generation import continue_texts, decode, likeliest
 from sphere_pl.model.language_model import PROMPT
+from sphere_pl.model.loading import model_in_memory
+from sphere_pl.model.tokens import in_context, tokenize
 from tests.conftest import make_tokenizer
-from tests.others import OTHERS, other_lm, other_model
+from tests.others import FOUND, found_lm, other_lm
 
 
 def found_in(model):
@@ -47,3 +51,84 @@ def test_rounding_hides_no_part(tiny_lm, dtype):
         lm = tiny_lm(family, dtype=dtype)
         found = found_in(lm.model)
         assert (found.projection, found.output_norm) == (lm.architecture.projection, lm.architecture.output_norm)
+
+
+@pytest.fixture(params=FOUND)
+def found(request):
+    """Every family of a kind of its own, and what is found of it."""
+    return found_lm(request.param), FOUND[request.param]
+
+
+def test_each_kind_of_family_is_edited_where_its_stream_gains_a_linear_map(found):
+    lm, matrices = found
+    assert lm.editable_layers() == list(matrices)
+    assert {site.layer: site.path for site in lm.sites(list(matrices))} == matrices
+
+
+def test_keys_of_a_batch_are_what_the_matrix_is_given_in_a_plain_pass(found, requests):
+    lm, matrices = found
+    layers = list(matrices)[-2:]
+    stream = SubjectStream(lm, requests, [""], layers[0])
+    for site in lm.sites(layers):
+        keys = stream.keys(site)
+        for row, request in enumerate(requests):
+            (tokens,) = tokenize(lm.tokenizer, [in_context(request, "")], lm.context)
+            with torch.no_grad(), capture_input(site.module) as seen:
+                lm.model(input_ids=torch.tensor([tokens.ids]))
+            expected = seen[0].reshape(len(tokens.ids), -1)[tokens.subject_last]
+            torch.testing.assert_close(keys[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_is_continued_as_each_text_alone(found):
+    assert_continued_alone(found[0])
+
+
+def assert_continued_alone(lm):
+    texts = ["The capital of France is", "Rome"]
+    for text, tokens in zip(texts, continue_texts(lm, texts, 4, likeliest), strict=True):
+        ids = lm.tokenizer(text)["input_ids"]
+        for token in tokens:
+            with torch.no_grad():
+                assert lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax() == token
+            ids = [*ids, token]
+
+
+def test_a_model_that_knows_no_cache_of_ours_reads_each_text_from_its_beginning(caplog):
+    lm = found_lm("mamba", {"projection": "mixer.out_proj"})
+    assert not lm.cached
+    assert "reads each text from its beginning" in caplog.text
+    assert_continued_alone(lm)
+    rows = [lm.tokenizer(text)["input_ids"] for text in ("Rome", "The capital of France is")]
+    first = decode(lm, rows, 3, likeliest)
+    shorter = decode(lm, rows, 3, likeliest, ended=lambda tokens: tokens == first[0][:1])
+    assert shorter == [first[0][:1], first[1]]
+
+
+def test_a_block_without_a_map_of_its_own_is_refused_with_the_matrix_that_can_be_named():
+    lm = found_lm("mamba")
+    with pytest.raises(UserError, match=r'"projection": "mixer.out_proj"'):
+        lm.editable_layers()
+    assert found_lm("mamba", {"projection": "mixer.out_proj"}).editable_layers() == [0, 1, 2, 3]
+
+
+def test_blocks_that_are_called_again_are_refused(tiny_lm):
+    model = tiny_lm().model
+    model.model.layers[2] = model.model.layers[1]
+    with pytest.raises(UserError, match="no list of 4 blocks that are called once each"):
+        found_in(model)
+
+
+def test_a_factor_that_no_number_of_the_model_is_is_measured(tiny_lm):
+    lm = tiny_lm()
+    for layer in range(4):
+        lm.block(layer).mlp.register_forward_hook(lambda _, __, output: output * 0.37)
+    assert found_in(lm.model).output_scale == "0.37"
+
+
+def test_a_factor_that_differs_from_block_to_block_is_refused(tiny_lm):
+    lm = tiny_lm()
+    for layer in range(4):
+        lm.block(layer).mlp.register_forward_hook(lambda _, __, output, layer=layer: output / (1 + layer))
+    lm.model.config.model_type = "mine"
+    with pytest.raises(UserError, match=r"what mlp.down_proj of block 1 puts out is not what"):
+        model_in_memory("tiny", lm.model, lm.tokenizer)
