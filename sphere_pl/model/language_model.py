@@ -80,7 +80,9 @@ class LanguageModel(nn.Module):
         # In a tuple, which registers them no second time: they are asked for at every call.
         self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
         # What differs between releases of transformers is found out now, before anybody's hooks are on the model.
-        self._arguments = inspect.signature(model.base_model.forward).parameters
+        taken = inspect.signature(model.base_model.forward).parameters.values()
+        self._arguments = {parameter.name for parameter in taken}
+        self._takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken)
         self._cache_argument = "cache" if "cache" in self._arguments else "past_key_values"  # renamed in 5.24
         self._returned = self._items_returned()
 
@@ -225,8 +227,7 @@ class LanguageModel(nn.Module):
         return self._takes("position_ids")
 
     def _takes(self, name: str) -> bool:
-        kinds = {parameter.kind for parameter in self._arguments.values()}
-        return name in self._arguments or inspect.Parameter.VAR_KEYWORD in kinds
+        return self._takes_any or name in self._arguments
 
     @torch.no_grad()
     def _items_returned(self) -> int:
