@@ -423,9 +423,12 @@ def test_a_call_that_cannot_be_continued_leaves_the_model_edited(held, facts, se
         edit(report, facts[1:])
 
 
-@pytest.mark.parametrize("prefix", ["", "model.architecture."])
-def test_a_model_of_a_family_that_is_in_no_table_is_edited_where_it_is_described(prefix, facts, settings):
-    own = {"model.architecture": OTHERS["opt"]} if not prefix else {prefix + a: b for a, b in OTHERS["opt"].items()}
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"model.architecture": OTHERS["opt"]}, {f"model.architecture.{a}": b for a, b in OTHERS["opt"].items()}],
+    ids=["found", "described", "described by entries"],
+)
+def test_a_model_of_a_family_that_is_in_no_table_is_edited_where_its_parts_are(own, facts, settings):
     model = other_model("opt")
     before = weights(model)
     edit(model, make_tokenizer(), facts[:1], settings={**settings, **own})

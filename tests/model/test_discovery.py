@@ -5,12 +5,13 @@ import torch
 
 from sphere_pl.editing.representations import SubjectStream, capture_input
 from sphere_pl.errors import UserError
+from sphere_pl.evaluation.scoring import answer_as_given
 from sphere_pl.model.discovery import discover
 from sphere_pl.model.families import output_path, read_factor
 from sphere_pl.model.generation import continue_texts, decode, likeliest
 from sphere_pl.model.language_model import PROMPT
 from sphere_pl.model.loading import model_in_memory
-from sphere_pl.model.tokens import in_context, tokenize
+from sphere_pl.model.tokens import Prompt, in_context, tokenize
 from tests.conftest import make_tokenizer
 from tests.others import FOUND, found_lm, other_lm
 
@@ -102,6 +103,16 @@ def test_a_model_that_knows_no_cache_of_ours_reads_each_text_from_its_beginning(
     first = decode(lm, rows, 3, likeliest)
     shorter = decode(lm, rows, 3, likeliest, ended=lambda tokens: tokens == first[0][:1])
     assert shorter == [first[0][:1], first[1]]
+
+
+@pytest.mark.skipif("bloom" not in FOUND, reason="a release that does not know it")
+def test_a_text_lies_beside_no_other_where_a_model_makes_its_own_masks():
+    lm = found_lm("bloom")
+    assert not lm.takes_masks(2)
+    prompts = [Prompt("The capital of France is", "Rome"), Prompt("The capital of Norway is", "Paris")]
+    alone = [answer_as_given(lm, [prompt])[0] for prompt in prompts]
+    for found, expected in zip(answer_as_given(lm, prompts), alone, strict=True):
+        assert found.log_probability == pytest.approx(expected.log_probability, rel=1e-4)
 
 
 def test_a_block_without_a_map_of_its_own_is_refused_with_the_matrix_that_can_be_named():

@@ -59,6 +59,13 @@ def test_a_wrong_entry_is_refused_by_name(tiny_lm, name, own, words, dtype):
         check_parts(described(lm, **own))
 
 
+def test_a_matrix_whose_product_is_rounded_is_refused(tiny_lm):
+    lm = tiny_lm()
+    lm.block(0).mlp.down_proj.register_forward_hook(lambda _, __, output: output.round(decimals=1))
+    with pytest.raises(UserError, match="block 0 puts out something else than its weight makes of its input"):
+        check_parts(lm)
+
+
 def test_a_norm_that_is_no_rms_norm_is_refused(tiny_lm):
     lm = tiny_lm("olmo2")
     for layer in range(4):
