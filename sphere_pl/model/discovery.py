@@ -403,7 +403,7 @@ def _experts(block: nn.Module, mixers: Sequence[str]) -> str:
         if not any(path == mixer or path.startswith(f"{mixer}.") for mixer in mixers):
             stacked = any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))
             if path and (stacked or isinstance(module, nn.ModuleList)):
-                return path
+                return str(path)
     return ""
 
 

@@ -102,11 +102,14 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
 def _class_of(opened: OpenedModel) -> Any:
     """What loads a model: as a causal language model if there is one of its kind, with what it sees by if not."""
     kind, saved = type(opened.config), opened.config.architectures or []
-    seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(kind, None)
+    seeing: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(kind, None)
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
-    described = is_described(opened.config.model_type, opened.architecture)
-    return AutoModelForCausalLM if described or seeing is None or seeing.__name__ not in saved else seeing
+    if is_described(opened.config.model_type, opened.architecture):
+        return AutoModelForCausalLM
+    classes = seeing if isinstance(seeing, tuple) else (seeing,)
+    whole = next((each for each in classes if each is not None and each.__name__ in saved), None)
+    return whole or AutoModelForCausalLM
 
 
 def model_in_memory(
