@@ -108,9 +108,9 @@ def test_what_breaks_off_in_a_models_own_code_is_refused_in_its_words(tiny_lm, e
         raise error
 
 
-def test_blocks_that_hand_on_more_than_the_stream_are_refused():
+def test_blocks_that_norm_the_stream_itself_are_refused():
     model = other_model("rwkv")
-    with pytest.raises(UserError, match=r"rwkv.* cannot be run one by one"), taken_apart(model):
+    with pytest.raises(UserError, match=r"rwkv.* block 0 changes the residual stream"), taken_apart(model):
         check_parts(LanguageModel(model, make_tokenizer(), OTHERS["rwkv"]))
 
 
