@@ -18,7 +18,7 @@ class Architecture(NamedTuple):
     """Module paths of one model family, `{}` standing for the layer number, and the factors that it multiplies by.
 
     A factor is the name of a number of the block or of the configuration, `residual_multiplier`; `mlp_multipliers.1`
-    is an item of a list, and `1/logits_scaling` divides.
+    is an item of a list, and `1/logits_scaling` divides; or the number itself, `0.25`.
 
     Attributes:
         block: A decoder block.
@@ -62,9 +62,17 @@ class Architecture(NamedTuple):
         """
         return self.projection.rpartition(".")[0]
 
+    def mlp_in(self, block: "nn.Module") -> str:
+        """Path of the MLP inside a block, or of the one matrix that a block has in its place."""
+        edited = self.projection_in(block)
+        paths = (self.mlp, self.projection, edited.rpartition(".")[0], edited, self.experts.partition(".")[0])
+        return next((path for path in paths if path and has_module(block, path)), "")
+
     def mixers_in(self, block: "nn.Module") -> list[str]:
-        """Paths of the modules of a block that read earlier tokens."""
-        return [path for path in (self.attention, *self.mixers) if has_module(block, path)]
+        """Paths of the modules of a block that read earlier tokens, but for one that holds the matrix to edit."""
+        edited = self.projection_in(block)
+        paths = (path for path in (self.attention, *self.mixers) if not edited.startswith(f"{path}."))
+        return [path for path in paths if has_module(block, path)]
 
 
 _LLAMA = Architecture("model.layers.{}", "mlp.down_proj", "model.norm")
@@ -112,6 +120,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 )
 
 
+_LENGTHS = (  # what configurations call the number of tokens that a model reads
+    *("max_position_embeddings", "max_seq_len", "max_sequence_length", "model_max_length"),
+    *("seq_length", "context_length", "n_positions"),
+)
 _LONG_ROPE = {"longrope", "su"}  # `su` in configurations of its first release
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = MappingProxyType(
     {
@@ -120,6 +132,20 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = MappingProxyType(
         "mixers": ((list, tuple), "a list of module paths"),
     }
 )
+
+
+def is_described(model_type: str, own: Mapping[str, Any] | None = None) -> bool:
+    """Whether a family is in the table, or `own` describes it; the parts of another are found on the model itself.
+
+    Raises:
+        UserError: If `own` is no description.
+
+    Example:
+        >>> is_described("gpt2"), is_described("mine"), is_described("mine", {"final_norm": "norm"})
+        (True, False, False)
+    """
+    _check_own(own or {})
+    return model_type in ARCHITECTURES or all(name in (own or {}) for name in Architecture._fields[:3])
 
 
 def architecture_of(model_type: str, own: Mapping[str, Any] | None = None) -> Architecture:
@@ -150,9 +176,12 @@ def architecture_of(model_type: str, own: Mapping[str, Any] | None = None) -> Ar
                 f'"final_norm": "model.norm"}}\' (missing: {", ".join(missing)}); docs/models.md explains the names.'
             )
         known = Architecture(**{name: (own or {})[name] for name in Architecture._fields[:3]})
-    given = own or {}
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    values: dict[str, Any] = {**given, **lists}
+    return corrected(known, own or {})
+
+
+def corrected(known: Architecture, own: Mapping[str, Any]) -> Architecture:
+    """An architecture with the user's own entries in the place of its own."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     return known._replace(**values)
 
 
@@ -190,7 +219,7 @@ def context_length(entry: Callable[[str], Any]) -> int | None:
         >>> context_length({"max_position_embeddings": 131072, "rope_scaling": scaling}.get)
         4096
     """
-    longest = int(entry("max_position_embeddings") or 0) or None
+    longest = next((length for name in _LENGTHS if (length := entry(name)) and isinstance(length, int)), None)
     rope = entry("rope_parameters") or entry("rope_scaling") or {}
     for each in (rope, *rope.values()):  # of all layers, or of each type of them
         if longest and isinstance(each, Mapping) and each.get("rope_type", each.get("type")) in _LONG_ROPE:

@@ -4,6 +4,7 @@ Where they are in each family says the table of `sphere_pl.model.architectures`.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -25,9 +26,13 @@ def read_factor(spec: str, *places: object) -> float:
         >>> config = SimpleNamespace(logits_scaling=8, mlp_multipliers=[1.0, 0.5])
         >>> read_factor("1/logits_scaling", config), read_factor("mlp_multipliers.1", config), read_factor("", config)
         (0.125, 0.5, 1.0)
+        >>> read_factor("0.25", config)
+        0.25
     """
     if not spec:
         return 1.0
+    with suppress(ValueError):
+        return float(spec)
     name, _, item = spec.removeprefix("1/").partition(".")
     found = next((getattr(place, name) for place in places if getattr(place, name, None) is not None), None)
     try:
@@ -96,6 +101,7 @@ def edit_sites(
     """
     check_layers(layers, n_layers)
     blocks = [model.get_submodule(architecture.block.format(layer)) for layer in range(n_layers)]
+    _check_norm(architecture, blocks)
     _check_editable(architecture, blocks, layers)
     return [_site(architecture, config, layer, blocks[layer]) for layer in layers]
 
@@ -112,19 +118,25 @@ def _site(architecture: Architecture, config: object, layer: int, block: nn.Modu
     )
 
 
-def output_path(architecture: Architecture, config: object, block: nn.Module) -> OutputPath:
-    """What lies between the edited matrix of a block and the residual stream.
-
-    Raises:
-        UserError: If the output norm is no module of the block, or the factor no number.
-    """
-    if architecture.output_norm and not has_module(block, architecture.output_norm):
+def _check_norm(architecture: Architecture, blocks: Sequence[nn.Module]) -> None:
+    """Refuse an output norm that is in no block."""
+    name = architecture.output_norm
+    if name and not any(has_module(block, name) for block in blocks):
         raise UserError(
-            f"The model's architecture names the output norm {architecture.output_norm!r}, which is no module of its "
-            f"blocks. They hold {', '.join(name for name, _ in block.named_children())}. Correct `output_norm` of "
+            f"The model's architecture names the output norm {name!r}, which is no module of its "
+            f"blocks. They hold {', '.join(name for name, _ in blocks[0].named_children())}. Correct `output_norm` of "
             "--model.architecture."
         )
-    norm = block.get_submodule(architecture.output_norm) if architecture.output_norm else None
+
+
+def output_path(architecture: Architecture, config: object, block: nn.Module) -> OutputPath:
+    """What lies between the edited matrix of a block and the residual stream; no norm where the block has none.
+
+    Raises:
+        UserError: If the factor is no number.
+    """
+    normed = architecture.output_norm and has_module(block, architecture.output_norm)
+    norm = block.get_submodule(architecture.output_norm) if normed else None
     return OutputPath(norm, read_factor(architecture.output_scale, block, config))
 
 
@@ -144,12 +156,23 @@ def _check_editable(architecture: Architecture, blocks: list[nn.Module], layers:
             raise UserError(
                 f"Layer {layer} consists of routed experts, which stand in the way: each token passes through a few of "
                 "them only, and there is no one matrix that all tokens pass through, which is what is edited. "
-                f"{others}"
+                f"{others}{_instead(architecture, blocks[layer])}"
             )
-        raise UserError(
-            f"Layer {layer} has no module {architecture.projection!r}, the matrix to edit. {others} "
-            "--model.architecture names another."
-        )
+        lacks = f"no module {architecture.projection!r}, the matrix to edit"
+        if not architecture.projection:
+            lacks = "no linear map outside of what mixes tokens whose output the residual stream gains"
+        raise UserError(f"Layer {layer} has {lacks}. {others}{_instead(architecture, blocks[layer])}")
+
+
+def _instead(architecture: Architecture, block: nn.Module) -> str:
+    """Advice to edit the matrix that a module which mixes tokens ends with."""
+    for mixer in architecture.mixers_in(block):
+        inner = block.get_submodule(mixer).named_modules()
+        matrices = [name for name, module in inner if name and getattr(getattr(module, "weight", None), "ndim", 0) == 2]
+        if matrices:
+            own = f'\'{{"projection": "{mixer}.{matrices[-1]}"}}\''
+            return f" --model.architecture={own} edits what {mixer} puts out instead."
+    return " --model.architecture names another."
 
 
 def check_layers(layers: list[int], n_layers: int) -> None:

@@ -75,8 +75,9 @@ def decode(
     """
     ids, mask = _pad_left(lm, rows)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
-    cache, active = lm.new_cache(), list(range(len(rows)))
+    cache, active = lm.new_cache() if lm.cached else None, list(range(len(rows)))
     written: list[list[int]] = [[] for _ in rows]
+    together = lm.recurrent and lm.cached  # no rows can be taken out of a recurrent layer's state
 
     def done(row: int) -> bool:
         return ended(written[row]) or len(rows[row]) + len(written[row]) >= lm.context
@@ -86,19 +87,28 @@ def decode(
         hidden = lm.run(calls.hidden, calls, 0, lm.n_layers)
         tokens = pick(lm.logits(hidden[:, -1].contiguous()))
         for row, token in zip(active, tokens.tolist(), strict=True):
-            if not (lm.recurrent and written[row] and done(row)):
+            if not (together and written[row] and done(row)):
                 written[row].append(token)
         going = [place for place, row in enumerate(active) if not done(row)]
         if not going:
             break
-        if len(going) < len(active) and not lm.recurrent:  # no rows can be taken out of a recurrent layer's state
+        if len(going) < len(active) and not together:
             keep = torch.tensor(going)  # on the CPU it serves every layer's cache, wherever that is
             active = [active[place] for place in going]
-            tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
-            cache.batch_select_indices(keep)
-        ids, positions = tokens[:, None], positions[:, -1:] + 1
+            tokens, ids, mask, positions = tokens[keep], ids[keep], mask[keep], positions[keep]
+            if cache is not None:
+                cache.batch_select_indices(keep)
+        ids, positions = _next_columns(lm, ids, tokens, positions)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
     return written
+
+
+def _next_columns(lm: LanguageModel, ids: Tensor, tokens: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What goes through the model next: the new tokens, or all of them where nothing is cached."""
+    following = positions[:, -1:] + 1
+    if lm.cached:
+        return tokens[:, None], following
+    return torch.cat([ids, tokens[:, None].to(ids)], dim=1), torch.cat([positions, following], dim=1)
 
 
 def _pad_left(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

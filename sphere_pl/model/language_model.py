@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.architectures import architecture_of, context_length, has_module
+from sphere_pl.model.architectures import (
+    Architecture,
+    architecture_of,
+    context_length,
+    corrected,
+    has_module,
+    is_described,
+)
 from sphere_pl.model.block_calls import (
     BlockCalls,
     BlockReachedError,
@@ -19,8 +26,11 @@ from sphere_pl.model.block_calls import (
     stop_at_block,
     stream_of,
 )
+from sphere_pl.model.discovery import discover
 from sphere_pl.model.families import EditSite, edit_sites, editable_layers, read_factor
 
+PROMPT = "The capital of France is Paris, and it lies on the Seine."  # on which the parts are found and checked
+LONGEST = 16  # tokens of it
 _SHOWN = 8  # modules that an error names
 Reading = Callable[[Sequence[str]], list[str]]  # from questions to what the model reads in their place
 _FLOATS = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
@@ -39,11 +49,12 @@ class LanguageModel(nn.Module):
     Args:
         model: A Hugging Face causal language model.
         tokenizer: Its fast tokenizer.
-        architecture: Where its parts are, for a family that is not in the table; see `architecture_of`.
+        architecture: Where its parts are, in the place of what the table says or, for a family that is not in it, of
+            what is found on the model itself; see `architecture_of` and `discover`.
 
     Raises:
-        UserError: If the model's type is unknown, its architecture names modules that it does not have, its weights
-            are packed, or the tokenizer gives no character offsets.
+        UserError: If the parts of the model are not found, its architecture names modules that it does not have, its
+            weights are packed, or the tokenizer gives no character offsets.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, architecture: Mapping[str, Any] | None = None) -> None:
@@ -56,18 +67,31 @@ class LanguageModel(nn.Module):
         self.reading: Reading | None = None
         self.own_attention = False  # for gradients as well; found out when the parts are checked
         self.stays = False  # where it is, whatever the module that holds it is told: it belongs to the caller
-        self.architecture = architecture_of(model.config.model_type, architecture)
+        self.own_masks = False  # whether it takes no mask but its own; found out likewise
+        self.cached = True  # whether tokens can be added to what is cached; found out likewise
         _check_plain(model)
         self.model = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        self.described = is_described(model.config.model_type, architecture)
+        self.architecture = self._architecture(architecture or {})
         self._check_paths(model)
         self._logit_scale = read_factor(self.architecture.logit_scale, self.config, model.config)
         # In a tuple, which registers them no second time: they are asked for at every call.
         self._blocks = tuple(model.get_submodule(self.architecture.block.format(n)) for n in range(self.n_layers))
         # What differs between releases of transformers is found out now, before anybody's hooks are on the model.
-        self._cache_argument = _cache_argument(model)
-        self._tuples = self._returns_tuples()
+        taken = inspect.signature(model.base_model.forward).parameters.values()
+        self._arguments = {parameter.name for parameter in taken}
+        self._takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken)
+        self._cache_argument = "cache" if "cache" in self._arguments else "past_key_values"  # renamed in 5.24
+        self._returned = self._items_returned()
+
+    def _architecture(self, own: Mapping[str, Any]) -> Architecture:
+        """Where the parts are: by the table and the user, or found."""
+        if self.described:
+            return architecture_of(self.model.config.model_type, own)
+        ids = torch.tensor([self.tokenizer(PROMPT)["input_ids"][:LONGEST]], device=self.device)
+        return corrected(discover(self.model, ids), own)
 
     def _check_paths(self, model: PreTrainedModel) -> None:
         """Refuse an architecture that does not fit the model, by the name of what is missing."""
@@ -79,12 +103,13 @@ class LanguageModel(nn.Module):
                     f"{model.config.model_type} model. Its modules begin with {', '.join(_first_paths(model))}. "
                     "Correct --model.architecture."
                 )
-        first = model.get_submodule(self.architecture.block.format(0))
-        if not self.architecture.mixers_in(first):
+        blocks = [model.get_submodule(self.architecture.block.format(layer)) for layer in range(self.n_layers)]
+        mixers = (self.architecture.attention, *self.architecture.mixers)
+        if not any(has_module(block, path) for block in blocks for path in mixers):
             raise UserError(
                 f"The architecture names {self.architecture.attention!r} as its attention, which is no module of this "
                 f"{model.config.model_type} model's blocks. They hold "
-                f"{', '.join(name for name, _ in first.named_children())}. Correct --model.architecture."
+                f"{', '.join(name for name, _ in blocks[0].named_children())}. Correct --model.architecture."
             )
 
     @property
@@ -183,27 +208,42 @@ class LanguageModel(nn.Module):
         )
         calls = BlockCalls(input_ids, [], [], [])
         entering: list[Tensor] = []
-        with recorded_calls(self._blocks, calls, entering, lambda hidden: (hidden,) if self._tuples else hidden):
+        with recorded_calls(self._blocks, calls, entering, self._answer):
             self.model.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                position_ids=position_ids,
                 use_cache=cache is not None,
-                **{self._cache_argument: cache},
+                **({"position_ids": position_ids} if self.takes_positions else {}),
+                **({self._cache_argument: cache} if self._takes(self._cache_argument) else {}),
             )
+        if len(entering) != self.n_layers:
+            raise ValueError(f"{len(entering)} blocks are called where there are {self.n_layers}")
         devices = [_device_of(self.block(layer)) for layer in range(self.n_layers)]
         return calls._replace(hidden=entering[0]).placed(devices)
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the model is told the position of each token; one that is not finds it, or none, by itself."""
+        return self._takes("position_ids")
+
+    def _takes(self, name: str) -> bool:
+        return self._takes_any or name in self._arguments
+
     @torch.no_grad()
-    def _returns_tuples(self) -> bool:
-        """Whether a block returns a tuple, found out by calling the first one: it differs between releases."""
+    def _items_returned(self) -> int:
+        """How many items a block returns, 0 if no tuple, found out by calling the first one: releases differ in it."""
         ids = torch.full((1, 1), self.pad_id, device=self.device)
         calls, entering = BlockCalls(ids, [], [], []), cast(list[Tensor], [])
         with suppress(BlockReachedError), recorded_calls(self._blocks, calls, entering, stop_at_block):
             self.model.base_model(input_ids=ids, use_cache=False)
         block, device = self.block(0), _device_of(self.block(0))
         args, kwargs = (moved_to(part[0], device, {}) for part in (calls.args, calls.kwargs))
-        return isinstance(block(entering[0].to(device), *args, **kwargs), tuple)
+        output = block(entering[0].to(device), *args, **kwargs)
+        return len(output) if isinstance(output, tuple) else 0
+
+    def _answer(self, hidden: Tensor) -> Any:
+        """What a block that adds nothing returns."""
+        return (hidden, *(None for _ in range(1, self._returned))) if self._returned else hidden
 
     def new_cache(self) -> DynamicCache:
         """An empty cache that grows by what the blocks put in it: keys and values, or states."""
@@ -223,7 +263,9 @@ class LanguageModel(nn.Module):
         bias of the scores by distance (ALiBi) or a window of the attention's own (GPT-Neo's `window_size`); flash
         attention knows no masks.
         """
-        if self.recurrent or any(getattr(self.config, name, False) for name in ("alibi", "window_size")):
+        if self.recurrent or self.own_masks or not self.takes_positions:
+            return False
+        if any(getattr(self.config, name, False) for name in ("alibi", "window_size")):
             return False
         windows = [getattr(self.config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         seen = all(window is None or length <= window for window in windows)
@@ -262,9 +304,3 @@ def _place_of(module: nn.Module, other: nn.Module) -> torch.device:
 def _first_paths(model: nn.Module) -> list[str]:
     """The outermost modules and those inside them, to show what paths look like."""
     return [name for name, _ in model.named_modules() if name and name.count(".") <= 1][:_SHOWN]
-
-
-def _cache_argument(model: PreTrainedModel) -> str:
-    """What the model calls its cache: `past_key_values` is renamed to `cache` from transformers 5.24 on."""
-    taken = inspect.signature(model.base_model.forward).parameters
-    return "cache" if "cache" in taken else "past_key_values"

@@ -4,10 +4,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.architectures import architecture_of
+from sphere_pl.model.architectures import Architecture, architecture_of, context_length, is_described
 from sphere_pl.model.embedded import EMBEDDED_MODEL
 from sphere_pl.model.gguf import dequantized
 from sphere_pl.model.language_model import LanguageModel
@@ -86,7 +87,7 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
         # The configuration is there: to read it from the file again takes seconds.
         placing |= {**dequantized(), "config": opened.config}
     with quiet(), as_user_error(source, device_map, (torch.OutOfMemoryError,)):
-        load: Any = AutoModelForCausalLM.from_pretrained  # typed as if it returned the model alone
+        load: Any = _class_of(opened).from_pretrained  # typed as if it returned the model alone
         loaded: tuple[PreTrainedModel, dict[str, Any]] = load(
             source.place, dtype=dtype, output_loading_info=True, **source.options, **placing
         )
@@ -96,6 +97,19 @@ def load_weights(opened: OpenedModel, dtype: Dtype = "auto", device_map: DeviceM
     widen_products(model)
     _check_complete(source.name, info)
     return _checked(source.name, model, opened.tokenizer, opened.architecture)
+
+
+def _class_of(opened: OpenedModel) -> Any:
+    """What loads a model: as a causal language model if there is one of its kind, with what it sees by if not."""
+    kind, saved = type(opened.config), opened.config.architectures or []
+    seeing: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(kind, None)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+    if is_described(opened.config.model_type, opened.architecture):
+        return AutoModelForCausalLM
+    classes = seeing if isinstance(seeing, tuple) else (seeing,)
+    whole = next((each for each in classes if each is not None and each.__name__ in saved), None)
+    return whole or AutoModelForCausalLM
 
 
 def model_in_memory(
@@ -122,11 +136,13 @@ def _checked(name: str, model: PreTrainedModel, tokenizer: Any, architecture: di
     """The language model of weights and a tokenizer that belong together, are whole, finite and at hand."""
     _check_vocabulary(name, model, tokenizer)
     _check_length(name, model)
-    _check_whole(model, architecture)
+    if is_described(model.config.model_type, architecture):
+        _check_whole(model, architecture_of(model.config.model_type, architecture))
     _check_room(model)
     _check_finite(name, model)
     with taken_apart(model):
         lm = LanguageModel(model, tokenizer, architecture)
+        _check_whole(model, lm.architecture)
         check_parts(lm)
     return lm
 
@@ -175,7 +191,7 @@ def _check_vocabulary(name: str, model: PreTrainedModel, tokenizer: Any) -> None
 def _check_length(name: str, model: PreTrainedModel) -> None:
     """Refuse a configuration that does not say how many tokens the model reads."""
     config = model.config.get_text_config()
-    if not getattr(config, "max_position_embeddings", None):
+    if not context_length(lambda entry: getattr(config, entry, None)):
         raise UserError(
             f"The configuration of the model {name!r} ({config.model_type}) has no `max_position_embeddings`, which "
             "says how many tokens it reads at most. Write the number into config.json, or set it on model.config."
@@ -212,9 +228,9 @@ def _placement(device_map: DeviceMap) -> dict[str, Any]:
     return {"device_map": device_map}
 
 
-def _check_whole(model: PreTrainedModel, architecture: dict[str, Any] | None) -> None:
+def _check_whole(model: PreTrainedModel, architecture: Architecture) -> None:
     """Refuse blocks that are cut in pieces."""
-    path = architecture_of(model.config.model_type, architecture).block
+    path = architecture.block
     for layer in range(model.config.get_text_config().num_hidden_layers):
         try:
             block = model.get_submodule(path.format(layer))

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from sphere_pl.errors import UserError
-from sphere_pl.model.architectures import ARCHITECTURES, architecture_of, context_length
+from sphere_pl.model.architectures import ARCHITECTURES, context_length, is_described
 from sphere_pl.model.embedded import EMBEDDED_MODEL, embedded_model
 from sphere_pl.model.files import check_adapter, check_folder, gguf_of, local_model, suggestion
 from sphere_pl.model.gguf import gguf_dtype
@@ -114,7 +114,7 @@ def open_model(
                 raw, _ = PretrainedConfig.get_config_dict(source.place, **source.options)
                 check_kind(name, raw, trust_remote_code)
             config = AutoConfig.from_pretrained(source.place, **source.options)
-            architecture_of(config.model_type, architecture)
+            is_described(config.model_type, architecture)  # what is wrong with a description shows here
         return OpenedModel(source, config, _load_tokenizer(source), architecture)
 
 
@@ -142,7 +142,7 @@ def open_tokenizer(
         with as_user_error(source):
             config = _read_json(source, "config.json")
             check_kind(name, config, trust_remote_code)
-            architecture_of(config["model_type"], architecture)
+            is_described(config["model_type"], architecture)
             tokenizer = PreTrainedTokenizerFast.from_pretrained(source.place)
             return OpenedTokenizer(name, tokenizer, _longest(_text_part(config)))
 
@@ -249,7 +249,12 @@ def _known_types() -> Container[str]:
 
 
 def _writes_text(architecture: str) -> bool:
-    return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as WRITING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
+
+    return architecture in {*WRITING.values(), *SEEING.values()}
 
 
 def _load_tokenizer(source: Source) -> Any:

@@ -5,6 +5,7 @@ residual stream by its matrix. Where a family's entry is wrong, or a release of 
 that would go wrong in silence. Each comparison has a bound in units of the rounding error of the model's own dtype.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from sphere_pl.errors import UserError
@@ -19,12 +21,14 @@ from sphere_pl.model.attention import gradient_attention, packs
 from sphere_pl.model.block_calls import BlockCalls, stream_of
 from sphere_pl.model.families import output_path
 from sphere_pl.model.frozen_prefix import run_prefix
-from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.language_model import LONGEST, PROMPT, LanguageModel
+from sphere_pl.model.output_path import OutputPath
 from sphere_pl.model.packing import Suffixes, pack_calls
+from sphere_pl.model.prefix_tree import batch_trees, prefix_trees
 from sphere_pl.process.failures import out_of_memory
 
-_PROMPT = "The capital of France is Paris, and it lies on the Seine."
-_LONGEST = 16  # tokens
+log = logging.getLogger(__name__)
+
 _ROUNDINGS = 16  # a difference of this many rounding errors of the model's dtype is none (float32 2e-6, bfloat16 0.12)
 _MISFITS = (
     AttributeError,
@@ -45,7 +49,7 @@ def check_parts(lm: LanguageModel) -> None:
     Raises:
         UserError: Naming the part that differs.
     """
-    ids = torch.tensor([lm.tokenizer(_PROMPT)["input_ids"][:_LONGEST]], device=lm.device)
+    ids = torch.tensor([lm.tokenizer(PROMPT)["input_ids"][:LONGEST]], device=lm.device)
     with torch.no_grad():
         calls = lm.block_calls(ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=ids.device)[None])
         states = [calls.hidden]
@@ -57,8 +61,8 @@ def check_parts(lm: LanguageModel) -> None:
             _check_matrix(lm, calls, layer)
         _check_order(lm, calls, ids)
         _check_padding(lm, calls, ids)
-        if not lm.recurrent:
-            _check_prefix(lm, ids, states)
+        _settle_cache(lm, ids, states)
+        _settle_masks(lm, ids, states)
         _settle_attention(lm, ids, calls, states)
 
 
@@ -83,7 +87,12 @@ def taken_apart(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _kinds(lm: LanguageModel) -> list[int]:
-    """One layer of each kind of block: of a class, with a matrix, and with ways and modules to read earlier tokens."""
+    """One layer of each kind of block: of a class, with a matrix, and with ways and modules to read earlier tokens.
+
+    All layers of a model whose parts were found on one block of each kind: a factor may be another in each.
+    """
+    if not lm.described:
+        return list(range(lm.n_layers))
     architecture, first = lm.architecture, dict[tuple[object, ...], int]()
     reading = getattr(lm.config, "layer_types", None) or [None] * lm.n_layers
     for layer in range(lm.n_layers):
@@ -124,18 +133,42 @@ def _check_logits(lm: LanguageModel, ids: Tensor, last: Tensor) -> None:
 
 def _check_stream(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
     """A block whose parts add nothing returns what enters it."""
-    block, architecture, entering = lm.block(layer), lm.architecture, _entering(calls, layer)
-    parts = [*architecture.mixers_in(block), architecture.mlp or architecture.projection_in(block)]
-    with _answering({path: torch.zeros_like for path in parts if path}, block):
-        left = _run(lm, entering, calls, layer)
-    apart = _apart(left, entering)
-    if not apart <= _bound(lm):
-        _refuse(
-            lm,
-            f"block {layer} changes the residual stream when {' and '.join(parts)} add nothing to it",
-            apart,
-            "attention, mixers or projection; a family that norms or scales the stream itself cannot be edited",
-        )
+    block, entering = lm.block(layer), _entering(calls, layer)
+    for parts in _adding_parts(lm, block):
+        with _answering(dict.fromkeys(parts, torch.zeros_like), block):
+            left = _run(lm, entering, calls, layer)
+            apart = _apart(left, entering)
+            if not lm.described:  # a bias that such a block adds by itself changes nothing that is read off it
+                other = entering.flip(-1)
+                left = _run(lm, other, calls, layer) - left
+                apart = min(apart, _apart(left, other - entering) / _ROUNDINGS)
+        if apart <= _bound(lm):
+            return
+    _refuse(
+        lm,
+        f"block {layer} changes the residual stream when {' and '.join(parts)} add nothing to it",
+        apart,
+        "attention, mixers or projection; a family that norms or scales the stream itself cannot be edited",
+    )
+
+
+def _adding_parts(lm: LanguageModel, block: nn.Module) -> list[list[str]]:
+    """Paths of the modules of a block that add to the stream.
+
+    Where no table names the MLP, what mixes tokens and the edited matrix; or, with experts beside it, all that hold
+    matrices.
+    """
+    architecture = lm.architecture
+    mixers = architecture.mixers_in(block)
+    if lm.described:
+        return [[path for path in (*mixers, architecture.mlp_in(block)) if path]]
+    children = [
+        (f"{name}.{inner}" if inner else name, module)
+        for name, child in block.named_children()
+        for inner, module in (child.named_children() if isinstance(child, nn.ModuleList) else [("", child)])
+    ]
+    holding = [path for path, module in children if any(parameter.ndim > 1 for parameter in module.parameters())]
+    return [[path for path in (*mixers, architecture.projection_in(block)) if path], holding]
 
 
 def _check_matrix(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
@@ -145,6 +178,7 @@ def _check_matrix(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
     if not path:
         return  # routed experts: refused if they are to be edited
     _check_shape(lm, path, block, calls.hidden.shape[-1])
+    _check_linear(lm, path, calls, layer)
     output, entering = output_path(architecture, lm.config, block), _entering(calls, layer)
     answer = (_LARGE * torch.randn(entering.shape, generator=torch.Generator().manual_seed(0))).to(entering)
     added = []
@@ -160,7 +194,7 @@ def _check_matrix(lm: LanguageModel, calls: BlockCalls, layer: int) -> None:
             apart,
             "output_norm (the norm that the MLP's output passes through) or output_scale (its factor)",
         )
-    _check_norm(lm, output.gain(answer), output.gains(answer) * _divided(answer), architecture.output_norm)
+    _check_norm(lm, output, answer)
 
 
 def _entering(calls: BlockCalls, layer: int) -> Tensor:
@@ -181,6 +215,23 @@ def _check_shape(lm: LanguageModel, path: str, block: nn.Module, width: int) -> 
         )
 
 
+def _check_linear(lm: LanguageModel, path: str, calls: BlockCalls, layer: int) -> None:
+    """What the module puts out is its weight times what it is called with, which is what is solved for."""
+    module: Any = lm.block(layer).get_submodule(path)
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = module.register_forward_hook(lambda _, args, output: seen.append((args[0], output.clone())))
+    try:
+        _run(lm, _entering(calls, layer) / _SMALL, calls, layer)
+    finally:
+        hook.remove()
+    weight = module.weight.T if lm.architecture.fan_in_fan_out else module.weight
+    bias = getattr(module, "bias", None)
+    apart = max((_apart(put, functional.linear(key, weight, bias)) for key, put in seen), default=0.0)
+    if not apart < min(_LOST, 32 * _bound(lm)):
+        _refuse(lm, f"{path} of block {layer} puts out something else than its weight makes of its input", apart,
+                "projection, as a plain linear map")  # fmt: skip
+
+
 def _instead(part: Tensor, found: Tensor) -> Tensor:
     return part.view_as(found).clone()  # some blocks add to what a matrix puts out in place
 
@@ -189,11 +240,74 @@ def _divided(answer: Tensor) -> Tensor:
     return answer.float() / answer.float().square().mean(-1, keepdim=True).sqrt()
 
 
-def _check_norm(lm: LanguageModel, gain: Tensor, expected: Tensor, name: str) -> None:
+def _check_norm(lm: LanguageModel, output: OutputPath, answer: Tensor) -> None:
     """The output norm divides by the rms: what can be reached through it is worked out from that."""
-    apart = _apart(gain, expected) if name else 0.0
+    apart = _apart(output.gain(answer), output.gains(answer) * _divided(answer)) if output.norm is not None else 0.0
     if not apart <= _bound(lm):
+        name = lm.architecture.output_norm
         _refuse(lm, f"the output norm {name} is no RMS norm", apart, "nothing: such a family cannot be edited yet")
+
+
+def _settle_cache(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
+    """See whether tokens can follow cached ones; let a model that is in no table and loses them do without.
+
+    Raises:
+        UserError: If the model's architecture says that its blocks keep keys and values, and they do not.
+    """
+    if not lm.recurrent:
+        try:
+            _check_prefix(lm, ids, states)
+        except UserError:
+            if lm.described:
+                raise
+            lm.architecture = lm.architecture._replace(recurrent=True)
+    if lm.described and not lm.recurrent:
+        return
+    try:
+        lm.cached = _continues(lm, ids, states[-1])
+    except _MISFITS as error:  # of a cache that the model does not know
+        if out_of_memory(error):
+            raise
+        lm.cached = False
+    if not lm.cached:
+        log.warning(
+            "The model (%s) does not take up what it has cached: it reads each text from its beginning for every token "
+            "that it writes, which is slower and changes no result.",
+            lm.model.config.model_type,
+        )
+
+
+def _continues(lm: LanguageModel, ids: Tensor, last: Tensor) -> bool:
+    """Whether the last tokens of two rows, one with padding, are as in the whole prompt after the model's own cache."""
+    cut, padding = ids.shape[1] - 2, 2
+    rows = torch.cat([ids[:, :padding], ids], dim=1).repeat(2, 1)
+    mask = torch.ones_like(rows)
+    mask[:, :padding] = 0
+    positions, cache = (mask.cumsum(1) - 1).clamp_min(0), lm.new_cache()
+    found = []
+    for start, stop in ((0, cut + padding), *((at, at + 1) for at in range(cut + padding, rows.shape[1]))):
+        calls = lm.block_calls(rows[:, start:stop], mask[:, :stop], positions[:, start:stop], cache)
+        found.append(lm.run(calls.hidden, calls, 0, lm.n_layers)[:, -1:])
+    return _alike(lm, torch.cat(found, dim=1)[:1], last[:, cut - 1 :], torch.zeros_like(last[:, cut - 1 :]))
+
+
+def _settle_masks(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
+    """Let a model have rows of its own only, if a text beside another that begins alike has other states in one row."""
+    if not lm.takes_masks(2 * ids.shape[1]):
+        return
+    cut, whole = ids.shape[1] // 2, ids[0].tolist()
+    (tree,) = prefix_trees([whole, [*whole[:cut], *whole[:cut]]], 2 * len(whole))
+    path = tree.paths[0]
+    try:
+        calls = lm.block_calls(*batch_trees([tree], lm.pad_id, lm.dtype, lm.device))
+        hidden = calls.hidden
+        for layer in range(lm.n_layers):
+            hidden = lm.run(hidden, calls, layer, layer + 1)
+            lm.own_masks |= not _alike(lm, hidden[:, path], states[layer + 1], states[layer])
+    except _MISFITS as error:  # of blocks that make a mask of their own out of what they are given
+        if out_of_memory(error):
+            raise
+        lm.own_masks = True
 
 
 def _check_prefix(lm: LanguageModel, ids: Tensor, states: list[Tensor]) -> None:
@@ -307,8 +421,9 @@ def _answering(answers: dict[str, Callable[[Tensor], Tensor]], block: nn.Module)
 
 def _refuse(lm: LanguageModel, what: str, apart: float, fields: str) -> NoReturn:
     """Say which part differs, and which entry of an architecture describes it."""
+    says = "is not what its architecture says" if lm.described else "cannot be edited as its parts are found"
     raise UserError(
-        f"The model ({lm.model.config.model_type}) is not what its architecture says: {what} (difference {apart:.2g}, "
+        f"The model ({lm.model.config.model_type}) {says}: {what} (difference {apart:.2g}, "
         f"allowed {_bound(lm):.1g} in {str(lm.dtype).removeprefix('torch.')}). To be corrected with "
         f"--model.architecture: {fields}."
     )

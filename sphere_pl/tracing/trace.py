@@ -254,8 +254,7 @@ def _probability(lm: LanguageModel, hidden: Tensor, tokens: Tokens) -> Tensor:
 def _modules(lm: LanguageModel, layer: int) -> list[nn.Module]:
     """The modules of a block whose outputs are restored, in the order of `KINDS`."""
     block, architecture = lm.block(layer), lm.architecture
-    mlp = architecture.mlp or architecture.projection  # no module holds the MLP of OPT's blocks
-    return [block, block.get_submodule(mlp), block.get_submodule(architecture.attention)]
+    return [block, block.get_submodule(architecture.mlp_in(block)), block.get_submodule(architecture.attention)]
 
 
 def _by_rows(output: Any, columns: int) -> Tensor:

@@ -304,7 +304,8 @@ def _broken(model):
 
 
 def _unknown(model):
-    model.config.model_type = "mamba"
+    model.config.model_type = "mine"
+    model.model.layers[1] = model.model.layers[0]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +317,7 @@ def _unknown(model):
         (_adapted, "carries adapters"),
         (_encoder, "encoder"),
         (_broken, "not finite"),
-        (_unknown, "model_type"),
+        (_unknown, "no list of 4 blocks that are called once each"),
     ],
 )
 def test_models_that_cannot_be_edited_are_refused_in_one_line(held, facts, settings, spoil, words):
@@ -423,9 +424,12 @@ def test_a_call_that_cannot_be_continued_leaves_the_model_edited(held, facts, se
         edit(report, facts[1:])
 
 
-@pytest.mark.parametrize("prefix", ["", "model.architecture."])
-def test_a_model_of_a_family_that_is_in_no_table_is_edited_where_it_is_described(prefix, facts, settings):
-    own = {"model.architecture": OTHERS["opt"]} if not prefix else {prefix + a: b for a, b in OTHERS["opt"].items()}
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"model.architecture": OTHERS["opt"]}, {f"model.architecture.{a}": b for a, b in OTHERS["opt"].items()}],
+    ids=["found", "described", "described by entries"],
+)
+def test_a_model_of_a_family_that_is_in_no_table_is_edited_where_its_parts_are(own, facts, settings):
     model = other_model("opt")
     before = weights(model)
     edit(model, make_tokenizer(), facts[:1], settings={**settings, **own})

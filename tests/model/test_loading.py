@@ -12,13 +12,22 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, LlamaForSequenceClassification, T5Config
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    LlamaForSequenceClassification,
+    T5Config,
+)
 
 from benchmarks.tiny import tiny_arguments
 from sphere_pl.errors import UserError
 from sphere_pl.model.language_model import LanguageModel
 from sphere_pl.model.loading import load_language_model, load_weights, open_model
+from tests.conftest import make_tokenizer
 from tests.gguf_writing import write_gguf
+from tests.others import other_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 117192\n"
 TARGET = "model.layers.1.mlp.down_proj.weight"
@@ -257,9 +266,24 @@ def test_code_of_its_own(model_folder):
     assert "--model.trust_remote_code=true" in refusal(model_folder)
 
 
-def test_an_unknown_family(model_folder):
-    change_json(model_folder / "config.json", model_type="bloom", architectures=["BloomForCausalLM"])
-    assert "'bloom', which is not supported" in refusal(model_folder)
+@pytest.mark.parametrize("name", ["opt", "llava"])
+def test_a_family_in_no_table_is_loaded_as_it_was_saved(name, tmp_path):
+    model = other_model(name)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    found = load_language_model(str(tmp_path))
+    assert type(found.model) is type(model)
+    assert not found.described
+    ids = torch.tensor([found.tokenizer("The capital of France is")["input_ids"]])
+    torch.testing.assert_close(found.model(ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_family_whose_blocks_add_to_no_stream(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(make_tokenizer()), is_decoder=True, **sizes)
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert "(bert) cannot be edited as its parts are found: block 0 changes the residual stream" in refusal(tmp_path)
 
 
 def test_an_architecture_of_ones_own_takes_the_place_of_the_tables(model_folder):

@@ -59,6 +59,13 @@ def test_a_wrong_entry_is_refused_by_name(tiny_lm, name, own, words, dtype):
         check_parts(described(lm, **own))
 
 
+def test_a_matrix_whose_product_is_rounded_is_refused(tiny_lm):
+    lm = tiny_lm()
+    lm.block(0).mlp.down_proj.register_forward_hook(lambda _, __, output: output.round(decimals=1))
+    with pytest.raises(UserError, match="block 0 puts out something else than its weight makes of its input"):
+        check_parts(lm)
+
+
 def test_a_norm_that_is_no_rms_norm_is_refused(tiny_lm):
     lm = tiny_lm("olmo2")
     for layer in range(4):
@@ -101,9 +108,9 @@ def test_what_breaks_off_in_a_models_own_code_is_refused_in_its_words(tiny_lm, e
         raise error
 
 
-def test_blocks_that_hand_on_more_than_the_stream_are_refused():
+def test_blocks_that_norm_the_stream_itself_are_refused():
     model = other_model("rwkv")
-    with pytest.raises(UserError, match=r"rwkv.* cannot be run one by one"), taken_apart(model):
+    with pytest.raises(UserError, match=r"rwkv.* block 0 changes the residual stream"), taken_apart(model):
         check_parts(LanguageModel(model, make_tokenizer(), OTHERS["rwkv"]))
 
 
