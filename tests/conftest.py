@@ -4,9 +4,10 @@ import gc
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,18 @@ def make_tokenizer(kind: str = "byte_level", bos: bool = False, text: str = TEXT
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|end|>"
     )
+
+
+@pytest.fixture
+def signals_heeded() -> Iterator[None]:
+    """Signals as a terminal leaves them: what nohup or a script's `&` starts ignores a hangup or Ctrl-C."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture(scope="session")

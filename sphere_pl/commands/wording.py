@@ -1,6 +1,7 @@
 """What a parser's error says, in words for people: from argparse and jsonargparse alike."""
 
 import argparse
+import ast
 import inspect
 import re
 import shlex
@@ -140,7 +141,7 @@ def _no_value(found: re.Match[str], parser: argparse.ArgumentParser, args: Seque
 
 
 def _invalid(found: re.Match[str], parser: argparse.ArgumentParser, args: Sequence[str]) -> Lines:
-    name, value = found[1].split("/")[-1], found[3]
+    name, value = found[1].split("/")[-1], str(ast.literal_eval(found[2]))
     action = _action(parser, name.lstrip("-"))
     choices = [str(each) for each in (action.choices or ())] if action is not None else []
     return f"`{name} {shlex.quote(value)}` is not valid: expected {_wanted(action)}.", did_you_mean(value, choices)
@@ -177,7 +178,7 @@ _RULES: tuple[tuple[re.Pattern[str], Tell], ...] = (
     (re.compile(r"^Parser key \"(?P<key>.*?)\":"), _wrong_value),
     (re.compile(r"ambiguous option: (\S+?)(?:=.*)? could match"), _ambiguous),
     (re.compile(r"argument (\S+): expected (?:one|at least one|\d+) argument"), _no_value),
-    (re.compile(r"argument (\S+): invalid (\S+)(?: value)?: '(.*?)'"), _invalid),
+    (re.compile(r"argument (\S+): invalid \S+(?: value)?: ('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"), _invalid),
     (re.compile(r"the following arguments are required: (.*)"), _missing),
     (re.compile(r"Key \"(.*?)\" is required"), _missing),
     (re.compile(r"Problems parsing config"), _bad_file),

@@ -143,6 +143,7 @@ def test_a_call_that_fails_leaves_the_model_as_it_was(held, facts, settings, err
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("signals_heeded")
 def test_ctrl_c_is_a_keyboard_interrupt(held, facts, settings, monkeypatch):
     monkeypatch.setattr(AlphaEdit, "update", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     before = weights(held[0])

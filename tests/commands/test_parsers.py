@@ -1,8 +1,12 @@
 """What every command says of a mistyped argument: three lines at most, and the nearest that exists."""
 
+import argparse
+import shlex
+
 import pytest
 
 from sphere_pl.commands.parsers import users_mistakes
+from sphere_pl.commands.wording import explain
 from sphere_pl.errors import UserError
 from sphere_pl.process.failures import DiskFullError
 
@@ -35,6 +39,31 @@ OTHERS = [
     ("locate --trace.fact 3", "`--trace.fact`", "Did you mean --trace.facts?"),
     ("dashboard --projct x", "`--projct`", "Did you mean --project?"),
 ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "argument --form: invalid choice: 'delt' (choose from 'delta', 'adapter')",  # 3.11
+        "argument --form: invalid choice: 'delt' (choose from delta, adapter)",
+        "argument --form: invalid choice: 'delt', maybe you meant 'delta'? (choose from delta, adapter)",  # 3.14
+    ],
+)
+def test_a_wrong_choice_is_told_alike_by_all_versions_of_python(message):
+    parser = argparse.ArgumentParser(prog="x")
+    parser.add_argument("--form", choices=["delta", "adapter"])
+    error, hint = explain(message, parser, [])
+    assert error == "`--form delt` is not valid: expected delta or adapter."
+    assert hint == "Did you mean delta?"
+
+
+@pytest.mark.parametrize("value", ["o'clock", 'say "when"', """'both" of them""", "C:\\new", "two\nlines"])
+def test_a_wrong_value_is_told_whatever_quotes_it_has(value):
+    parser = argparse.ArgumentParser(prog="x")
+    parser.add_argument("--port", type=int)
+    error, _ = explain(f"argument --port: invalid int value: {value!r}", parser, [])
+    assert error.endswith(" is not valid: expected a whole number.")
+    assert shlex.split(error.split("`")[1]) == ["--port", value.replace("\n", " ")]
 
 
 @pytest.mark.parametrize(("arguments", "words", "meant"), [(f"fit {each}", *rest) for each, *rest in FIT] + OTHERS)

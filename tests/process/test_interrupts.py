@@ -9,6 +9,7 @@ from sphere_pl.process.interrupts import Interrupts, RunInterrupted
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no hangup")
 
 
+@pytest.mark.usefixtures("signals_heeded")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_raised_at_once_and_handlers_are_given_back(signum):
     before = signal.getsignal(signum)

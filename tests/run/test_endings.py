@@ -155,7 +155,7 @@ def base(tmp_path_factory, tiny_lm):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(monkeypatch, capsys, signals_heeded):
     """Run a command line in this process; returns its status and what it says."""
 
     def run(args):
