@@ -1,10 +1,11 @@
 """Keys are looked at before anything is edited: which are nearly equal, and which say nothing of their subject.
 
-Two requests with one key cannot have two values there: they get one target that serves both. A subject that is the
-first token of its prompt has no key of its own where the model uses the first position as an attention sink.
+Two requests with one key cannot have two values there: they get one target that serves both. A subject that ends at an
+attention sink has no key of its own. Many models have one at the first token of a text, and after some words at the
+second or third: to edit what is read there changes what every text attends to, and has destroyed models.
 
-Keys are those of the plain prompts at the deepest edited layer of the unedited model. There alone do subjects that end
-in the same token differ, and a resumed run finds the same.
+Keys are those of the plain prompts on the unedited model, so that a resumed run finds the same. They are compared at
+the deepest edited layer, where alone subjects that end in the same token differ; a sink may show at any of the layers.
 """
 
 import logging
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from sphere_pl.data.request import EditBatch, EditRequest, Form, shorten
 from sphere_pl.data.review import contradicts
@@ -21,7 +23,7 @@ from sphere_pl.editing.asked import Asked, ask_together
 from sphere_pl.editing.representations import SubjectStream, capture_input
 from sphere_pl.errors import UserError
 from sphere_pl.model.families import EditSite
-from sphere_pl.model.language_model import LanguageModel
+from sphere_pl.model.language_model import PROMPT, LanguageModel
 from sphere_pl.model.tokens import in_context, tokenize
 from sphere_pl.text.joining import opens_with_template
 from sphere_pl.text.numbers import counted
@@ -30,7 +32,9 @@ log = logging.getLogger(__name__)
 # Directions of the keys of requests, `[n, d]`: from the requests and what finds the directions of some of them.
 Directions = Callable[[Sequence[EditRequest], Callable[[Sequence[EditRequest]], Tensor]], Tensor]
 
-SINK = 0.75  # mean cosine of the keys of different tokens at the first position from which on it is a sink
+# Mean cosine of the keys of different tokens at the first position from which on it is a sink, and cosine to their mean
+# from which on another place is one too. At the first edited layer sinks were above 0.9, all else below 0.4.
+SINK = 0.75
 SKETCH = 512  # dimensions that keys of many requests are compared in
 # What a subject at a sink is asked after. To edit the next token in its place does not do: its keys after different
 # subjects have mean cosines of 0.6 to 0.9 (SmolLM2-135M, Qwen2.5-0.5B); on the former 4 of 13 facts held that way,
@@ -38,7 +42,7 @@ SKETCH = 512  # dimensions that keys of many requests are compared in
 OPENING = "This is well known. "
 EARLIER = 8  # edits of earlier batches that a target serves besides, the latest ones
 _TOGETHER = 256  # requests whose keys are compared with all earlier ones at a time
-_LEAST, _MOST = 8, 32  # different tokens that are tried at the first position
+_MOST = 32  # different tokens that are tried at the first position
 
 
 class KeyPlan(NamedTuple):
@@ -126,10 +130,8 @@ def look_at_keys(
         directions_of: Gives the directions of requests, calling what finds them for those that it does not know; all
             are found if it is None.
     """
-    starts = set(at_first_position(lm, requests))
-    if starts and sink_at_first_position(lm, requests, sites):
-        form = Form(OPENING)
-        requests = [each._replace(form=form) if at in starts else each for at, each in enumerate(requests)]
+    sinks = set(at_sinks(lm, requests, sites, max_tokens))
+    requests = [each._replace(form=Form(OPENING)) if at in sinks else each for at, each in enumerate(requests)]
     find = partial(_directions, lm, sites, max_tokens)
     directions = find(requests) if directions_of is None else directions_of(requests, find)
     return KeyPlan(tuple(requests), _alike(directions, same))
@@ -158,10 +160,10 @@ def report_keys(plan: KeyPlan) -> None:
     moved = [place for place in places if plan.requests[place].form != Form()]
     if moved:
         log.warning(
-            "%s subject, at the first position, where this model has one key for all tokens (an attention sink). "
+            "%s subject at the beginning of the text, where this model has one key for all tokens (an attention sink). "
             "Such a fact is edited and asked after %r; at the very beginning of a text it does not hold. The "
             "first: %s.",
-            counted(len(moved), "edit begins with its", "edits begin with their"),
+            counted(len(moved), "edit has its", "edits have their"),
             plan.requests[moved[0]].form.before, _named(plan, moved[0]),
         )  # fmt: skip
 
@@ -171,26 +173,46 @@ def _named(plan: KeyPlan, place: int) -> str:
     return f"edit {place + 1} ({shorten(request.question)} -> {shorten(request.target_new, 40)})"
 
 
-def at_first_position(lm: LanguageModel, requests: Sequence[EditRequest]) -> list[int]:
-    """Places of the requests whose subject ends with the first token of the prompt."""
-    tokens = tokenize(lm.tokenizer, [in_context(request) for request in requests])
-    return [place for place, entry in enumerate(tokens) if entry.subject_last == 0]
+@torch.no_grad()
+def at_sinks(
+    lm: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite], max_tokens: int
+) -> list[int]:
+    """Places of the requests whose subject ends at an attention sink: its key is that of the first position."""
+    directions = sink_directions(lm, requests, sites)
+    if not directions:
+        return []
+    found = list[int]()
+    for start in range(0, len(requests), _TOGETHER):
+        some = requests[start : start + _TOGETHER]
+        stream, there = SubjectStream(lm, some, [""], sites[0].layer, max_tokens), torch.zeros(len(some), dtype=bool)
+        for number, site in enumerate(sites):
+            keys = normalize(stream.keys(site).float(), dim=1)  # of every site: the stream goes on from one to the next
+            if number in directions:
+                there |= (keys @ directions[number].to(keys)).cpu() > SINK
+        plain = torch.tensor([each.form == Form() and not opens_with_template(each.question) for each in some])
+        found += (start + (there & plain).nonzero().flatten()).tolist()
+    return found
 
 
 @torch.no_grad()
-def sink_at_first_position(lm: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite]) -> bool:
-    """Whether the keys of different tokens are nearly the same there: tried with tokens of the requests."""
-    rows = lm.tokenizer([request.question for request in requests[:_MOST]])["input_ids"]
+def sink_directions(lm: LanguageModel, requests: Sequence[EditRequest], sites: Sequence[EditSite]) -> dict[int, Tensor]:
+    """Direction `[d_in]` of the keys at the first position, by the number of the site, where it is one for all tokens.
+
+    Tried with tokens of the requests and of some other words.
+    """
+    rows = lm.tokenizer([PROMPT, *(request.question for request in requests[:_MOST])])["input_ids"]
     ids = list(dict.fromkeys(token for row in rows for token in row))[:_MOST]
-    if len(ids) < _LEAST:
-        return False
     column = torch.tensor(ids, device=lm.device)[:, None]
-    calls = lm.block_calls(column, torch.ones_like(column), torch.zeros_like(column))
-    with capture_input(sites[-1].module) as seen:
-        lm.run(calls.hidden, calls, 0, sites[-1].layer + 1)
-    keys = torch.nn.functional.normalize(seen[0].reshape(len(ids), -1).float(), dim=1)
-    cosines = keys @ keys.T
-    return float((cosines.sum() - len(ids)) / (len(ids) * (len(ids) - 1))) > SINK
+    calls, found = lm.block_calls(column, torch.ones_like(column), torch.zeros_like(column)), dict[int, Tensor]()
+    hidden, layer = calls.hidden, 0
+    for number, site in enumerate(sites):
+        with capture_input(site.module) as seen:
+            hidden, layer = lm.run(hidden, calls, layer, site.layer + 1), site.layer + 1
+        keys = normalize(seen[0].reshape(len(ids), -1).float(), dim=1)
+        cosines = keys @ keys.T
+        if float((cosines.sum() - len(ids)) / (len(ids) * (len(ids) - 1))) > SINK:
+            found[number] = normalize(keys.mean(0), dim=0)
+    return found
 
 
 def _directions(
@@ -208,7 +230,7 @@ def _directions_of_some(
     if keys.shape[1] > SKETCH:
         generator = torch.Generator().manual_seed(0)
         keys = keys @ torch.randn(keys.shape[1], SKETCH, generator=generator)
-    return torch.nn.functional.normalize(keys, dim=1)
+    return normalize(keys, dim=1)
 
 
 def _alike(directions: Tensor, same: float) -> tuple[tuple[int, ...], ...]:

@@ -11,10 +11,11 @@ from sphere_pl.editing.asked import Joint, ask_once
 from sphere_pl.editing.distributed import Shares
 from sphere_pl.editing.key_plan import (
     KeyPlan,
+    at_sinks,
     check_last_block,
     look_at_keys,
     report_keys,
-    sink_at_first_position,
+    sink_directions,
 )
 from sphere_pl.editing.problem import ModelBatch, Posing
 from sphere_pl.editing.states import MethodStates
@@ -23,6 +24,7 @@ from sphere_pl.editing.targets import optimize_targets
 from sphere_pl.errors import UserError
 from sphere_pl.evaluation.outcomes import Cause, known_causes
 from sphere_pl.methods import MEMIT, AlphaEdit
+from sphere_pl.model.tokens import in_context, tokenize
 from tests.others import flatten_tokens
 
 CURIE = [
@@ -162,16 +164,42 @@ def test_a_first_position_where_every_token_has_one_key_is_a_sink(tiny_lm, flat)
     sites = lm.sites([1])
     texts = ["The capital of France is", "You and I speak because of it", "Rome is a city in Italy"]
     requests = [EditRequest(str(i), "{} is", text, "Rome") for i, text in enumerate(texts)]
-    assert not sink_at_first_position(lm, requests, sites)
+    assert not sink_directions(lm, requests, sites)
     embed = lm.model.get_input_embeddings().weight.data
     embed[:] = embed[:1] + 0.01 * embed
-    assert sink_at_first_position(lm, requests, sites)
+    (direction,) = sink_directions(lm, requests, sites).values()
+    assert float(direction.norm()) == pytest.approx(1, abs=1e-4)
+
+
+def sink_at(lm, positions):
+    """Let every token but those of other positions than some have one key at the edited matrix."""
+
+    def answer(_, args, output):
+        length = output.shape[1]
+        for position in positions:
+            if position < length:
+                output[:, position] = 20.0
+        return output
+
+    lm.block(1).mlp.up_proj.register_forward_hook(answer)
+    lm.block(1).mlp.gate_proj.register_forward_hook(answer)
+    return lm
+
+
+def test_a_subject_whose_later_token_is_a_sink_is_asked_after_an_opening_as_one_at_the_first_is(tiny_lm):
+    lm = sink_at(tiny_lm(tokenizer="byte_level"), (0, 1))
+    requests = [EditRequest("0", "{} is", "Rome", "old"), EditRequest("1", "{} is", "old and new", "the")]
+    ends = [entry.subject_last for entry in tokenize(lm.tokenizer, [in_context(each) for each in requests])]
+    assert ends[0] == 1 != ends[1]
+    plan = plan_of(lm, requests, 2)
+    assert [bool(each.form.before) for each in plan.requests] == [True, False]
+    typed = requests[0]._replace(prompt="<|im_start|>{} is")
+    assert not at_sinks(lm, [typed, requests[0]._replace(form=Form("", "!"))], lm.sites([1]), 4096)
 
 
 def test_a_subject_at_a_sink_is_asked_after_a_context_and_said_to_be(tiny_lm, monkeypatch, caplog):
-    monkeypatch.setattr("sphere_pl.editing.key_plan.sink_at_first_position", lambda *_: True)
     requests = [EditRequest("0", "{} is a city in", "Rome", "France"), CURIE[2]]
-    monkeypatch.setattr("sphere_pl.editing.key_plan.at_first_position", lambda *_: [0])
+    monkeypatch.setattr("sphere_pl.editing.key_plan.at_sinks", lambda *_: [0])
     plan = plan_of(tiny_lm(), requests, 2)
     assert [each.asked for each in plan.requests] == [
         "This is well known. Rome is a city in",

@@ -21,7 +21,7 @@ def edited(tiny_lm, tmp_path, bare_trainer, monkeypatch):
     """Edit some requests at once without a regulariser; returns the states before, after, and the target values."""
     # What is asked is asked as it stands, at every block: this is about the solve, not about which requests it suits.
     monkeypatch.setattr("sphere_pl.editing.preparation.check_last_block", lambda *_: None)
-    monkeypatch.setattr("sphere_pl.editing.key_plan.sink_at_first_position", lambda *_: False)
+    monkeypatch.setattr("sphere_pl.editing.key_plan.at_sinks", lambda *_: [])
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("The capital of France is Paris.\n\nRome is a city in Italy by the sea.")
 
