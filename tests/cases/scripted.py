@@ -14,7 +14,7 @@ class ScriptedModel:
     It does what `sphere_pl.evaluation` asks of a `LanguageModel`: its hidden states are numbers of contexts.
     """
 
-    recurrent, n_layers, dtype, reading = False, 1, torch.float32, None
+    recurrent, cached, n_layers, dtype, reading = False, True, 1, torch.float32, None
     device = output_device = torch.device("cpu")
 
     def __init__(self, tokenizer, says):
