@@ -16,7 +16,7 @@ _LONGEST = 40  # characters of what the model says
 MEANINGS: Mapping[str, str] = {
     "skipped": "the update was refused, or would have broken the model",
     "shared key": "another fact of the batch has all but the same key",
-    "attention sink": "the subject begins the text, where keys hardly depend on what stands there",
+    "attention sink": "the subject stands at the beginning of the text, where keys hardly depend on what stands there",
     "not converged": "not even the target value makes the model say it",
     "regularizer": "the target value says it, but the update does not reach it",
     "not learned": "the update did not suffice",
@@ -79,8 +79,10 @@ def _after_opening(results: Mapping[str, Any]) -> list[str]:
     count = results.get("at_sink") or 0
     if not count:
         return []
-    who = "One fact begins with its subject" if count == 1 else f"{count:,} facts begin with their subject"
-    return [f"{who}, where this model has one key for all tokens: ask after other words, not at the start of a text."]
+    who = "One fact has its subject" if count == 1 else f"{count:,} facts have their subject"
+    return [
+        f"{who} at the beginning, where this model has one key for all tokens: ask after other words, not at the start of a text."
+    ]
 
 
 def _in_chat(results: Mapping[str, Any]) -> list[str]:

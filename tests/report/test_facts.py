@@ -41,7 +41,10 @@ def test_a_run_of_few_facts_opens_with_them(few):
 
 def test_facts_that_are_asked_after_other_words_are_said_to_be(few):
     text = words(few(at_sink=2).read_text(encoding="utf-8"))
-    assert "all edits. 2 facts begin with their subject, where this model has one key for all tokens: ask after" in text
+    assert (
+        "all edits. 2 facts have their subject at the beginning, where this model has one key for all tokens: ask after"
+        in text
+    )
 
 
 def test_the_chat_form_has_columns_where_it_was_asked(few):

@@ -19,9 +19,9 @@ def test_a_run_whose_facts_hold_says_so_in_one_line():
     assert closing_lines(results(held=4)) == ["✓ All 4 facts hold."]
 
 
-@pytest.mark.parametrize(("held", "at_sink", "who"), [(4, 1, "One fact begins"), (3, 2, "2 facts begin")])
+@pytest.mark.parametrize(("held", "at_sink", "who"), [(4, 1, "One fact has its"), (3, 2, "2 facts have their")])
 def test_facts_that_hold_after_an_opening_alone_are_counted(held, at_sink, who):
-    assert closing_lines(results(held=held, at_sink=at_sink))[-1].startswith(f"{who} with ")
+    assert closing_lines(results(held=held, at_sink=at_sink))[-1].startswith(f"{who} subject at the beginning, ")
 
 
 CHAT = {"held": 4, "edited_as": "plain"}
