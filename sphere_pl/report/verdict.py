@@ -81,10 +81,8 @@ def _after_opening(results: Mapping[str, Any]) -> list[str]:
         return []
     who = "One fact has its subject" if count == 1 else f"{count:,} facts have their subject"
     return [
-    return [
         f"{who} at the beginning, where this model has one key for all tokens: ask after other words, not at the start "
         "of a text."
-    ]
     ]
 
 
