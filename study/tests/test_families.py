@@ -39,7 +39,7 @@ def test_blocks_are_named_where_a_model_has_no_file_so_that_nothing_is_tried_out
 
 def test_retrieval_is_in_every_stage_that_compares(spec):
     beside = {"default_model_sphere", "other_models_sphere", "new_methods", "new_methods_sphere", "more_methods"}
-    beside |= {"other_models_methods", "recommended_300"}  # whose rows stand in tables of other stages
+    beside |= {"other_models_methods", "recommended_300", "rival_300"}  # whose rows stand in tables of other stages
     among_themselves = {
         "longest",
         "longest_compositions",

@@ -36,6 +36,6 @@ def test_each_command_does_what_the_page_says(place, command_line, tiny_settings
     ]  # fmt: skip
     assert "Efficacy of the other 2 edits" in said["undo"]
     assert "taken back" in said["log"]
-    assert said["verify"].count("ok  ") == 6
+    assert said["verify"].count("ok  ") == 7
     AutoModelForCausalLM.from_pretrained(place / "exported")
     assert (place / "adapter" / "adapter_config.json").exists()
