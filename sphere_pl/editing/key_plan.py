@@ -184,7 +184,8 @@ def at_sinks(
     found = list[int]()
     for start in range(0, len(requests), _TOGETHER):
         some = requests[start : start + _TOGETHER]
-        stream, there = SubjectStream(lm, some, [""], sites[0].layer, max_tokens), torch.zeros(len(some), dtype=bool)
+        stream = SubjectStream(lm, some, [""], sites[0].layer, max_tokens)
+        there = torch.zeros(len(some), dtype=torch.bool)
         for number, site in enumerate(sites):
             keys = normalize(stream.keys(site).float(), dim=1)  # of every site: the stream goes on from one to the next
             if number in directions:
