@@ -89,7 +89,12 @@ class Objective:
         base: What each shift is added to, `[G, d]`.
         settings: Optimisation settings.
         joint: Which phrasings are of one request, and which requests share a shift.
+
+    Attributes:
+        longest_step: Of a Polyak step, as a share of the norm of what the shift is added to.
     """
+
+    longest_step = 0.15
 
     def __init__(
         self,

@@ -65,6 +65,8 @@ def optimize_outputs(
 class _OutputObjective(Objective):
     """Loss and gradient as functions of shifts of the matrices' outputs, `[G, L * d]` in units of their rms."""
 
+    longest_step = 0.025  # with a state's 0.15 much else is moved as well (docs/speed.md)
+
     def __init__(
         self,
         lm: LanguageModel,

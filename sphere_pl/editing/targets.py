@@ -125,7 +125,8 @@ def minimize(
     """
     n, of = len(base), objective.joint.shift.to(base.device)
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
-    walk = AdamWalk(base, settings) if settings.by_adam else PolyakWalk(base, settings.stop_loss)
+    polyak = None if settings.by_adam else PolyakWalk(base, settings.stop_loss, objective.longest_step)
+    walk = polyak or AdamWalk(base, settings)
     found = torch.zeros_like(base)
     loss, steps, likelihood = base.new_zeros(n), base.new_zeros(n), base.new_zeros(len(of))
     active = torch.ones(n, dtype=torch.bool, device=base.device)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sphere_pl.editing.target_settings import TargetSettings
 
-_AIM, _MOMENTUM, _LONGEST = 0.5, 0.5, 0.15  # of stop_loss, of the last step, of the state's norm
+_AIM, _MOMENTUM = 0.5, 0.5  # of stop_loss, of the last step
 
 
 class Walk(ABC):
@@ -68,11 +68,12 @@ class PolyakWalk(Walk):
     Args:
         base: The states, `[n, d]`.
         stop_loss: Where a shift stops.
+        longest: The longest step, as a share of the states' norms.
     """
 
-    def __init__(self, base: Tensor, stop_loss: float) -> None:
+    def __init__(self, base: Tensor, stop_loss: float, longest: float) -> None:
         super().__init__(base)
-        self._aim, self._longest = _AIM * stop_loss, _LONGEST * base.norm(dim=1)
+        self._aim, self._longest = _AIM * stop_loss, longest * base.norm(dim=1)
         self._last = torch.zeros_like(base)
         self._before = base.new_full((len(base),), torch.inf)  # the loss before the last step
 
