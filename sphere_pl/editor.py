@@ -27,6 +27,7 @@ from sphere_pl.editing.targets import Targets
 from sphere_pl.evaluation.fact_list import give_facts
 from sphere_pl.evaluation.first_batch import look
 from sphere_pl.evaluation.kept_unedited import unedited_file
+from sphere_pl.evaluation.later_batches import Look, alarm, is_due
 from sphere_pl.evaluation.outcomes import known_causes
 from sphere_pl.evaluation.settings import EvaluationSettings
 from sphere_pl.evaluation.validation import ScoredModule
@@ -117,6 +118,7 @@ class SequentialEditor(ScoredModule):
         self.model_hash = ""  # fingerprint of the unedited model
         self._resumed: dict[str, Any] = {}
         self._unedited_norms = list[Tensor]()
+        self._last_look: Look | None = None  # at the model, in this process
         self._searched: KnownStates | None = None  # states that a search for settings has left
         self.earlier: Earlier | None = None  # the edits of the run that this one continues
         self.prepared: Prepared | None = None  # what other runs in this process have found out, if it is kept
@@ -261,17 +263,34 @@ class SequentialEditor(ScoredModule):
         return self.trainer.strategy.broadcast(self._resumed.get(name) or choose())
 
     def on_train_batch_end(self, outputs: Any, batch: EditBatch, batch_idx: int) -> None:
-        """Follow a callback that moved the weights after the step, and look at what the first batch did."""
+        """Follow a callback that moved the weights after the step, and look at what the batches did."""
         self.refresh_model()
+        if self.guard.settings.first_batch == "off":
+            return
         earlier = 0 if self.earlier is None else len(self.earlier.requests)
-        if batch.start == earlier and self.guard.settings.first_batch != "off" and not self.guard.skipped:
+        edits = batch.start + len(batch.requests)
+        if batch.start == earlier and not self.guard.skipped:
             self._look_at_first(batch)
+        elif is_due(batch.start, edits):
+            self._look_again(edits)
 
     @doing("looking at the first batch")
     def _look_at_first(self, batch: EditBatch) -> None:
         targets, norms = (self.targets, self.target_settings), (self._unedited_norms, self.norms())
         seen = look(self.language_model, batch, targets, norms, self.evaluator, self.scores.unedited_opening)
         self.guard.judge(seen.line(), seen.fails, seen.wrecks(self.guard.settings))
+        if seen.perplexity is not None:
+            self._last_look = Look(batch.start + seen.edits, seen.perplexity[1])
+
+    @doing("looking at the model again")
+    def _look_again(self, edits: int) -> None:
+        unedited, perplexity = self.scores.unedited_opening, self.evaluator.opening(self.language_model)
+        if unedited is None or perplexity is None:
+            return
+        last, self._last_look = self._last_look or Look(0, unedited), Look(edits, perplexity)
+        said = alarm(unedited, last, self._last_look, self.guard.settings.max_perplexity_ratio)
+        if said:
+            log.warning("%s", said)
 
     @property
     def run_state(self) -> RunState:

@@ -36,8 +36,10 @@ class GuardSettings:
         retries: How many retries.
         max_skipped: Batches skipped one after another before the run stops: the model has collapsed then.
         first_batch: What is done if the model is wrecked after the first batch: `stop` the run, `warn` and continue, or
-            do not look (`off`). Edits that do not hold but do no harm are said, and the run continues.
-        max_perplexity_ratio: Perplexity after the first batch, over that of the unedited model, that counts as wrecked.
+            do not look (`off`), neither then nor every hundred edits. Edits that do not hold but do no harm are said,
+            and the run continues; so it does where later batches break the model.
+        max_perplexity_ratio: Perplexity after the first batch, over that of the unedited model, that counts as wrecked;
+            later over that of the last look, too.
     """
 
     action: Literal["retry", "skip", "stop"] = "retry"
