@@ -31,6 +31,7 @@ class Spec(NamedTuple):
     Attributes:
         version: Of the specification.
         models: Arguments of each model beside its name.
+        targets: Arguments of each model for the methods that optimise target values.
         common: Arguments of every cell.
         methods: Arguments of each method.
         variants: Arguments of each variant.
@@ -40,6 +41,7 @@ class Spec(NamedTuple):
 
     version: int
     models: dict[str, list[str]]
+    targets: dict[str, list[str]]
     common: list[str]
     methods: dict[str, list[str]]
     variants: dict[str, list[str]]
@@ -106,7 +108,8 @@ def cells_of(spec: Spec, stage: str) -> dict[Key, Cell]:
 
 
 def _arguments(spec: Spec, key: Key, plan: Mapping[str, Any]) -> tuple[str, ...]:
-    chosen = (*spec.models[key.model], *spec.methods[key.method], *spec.variants[key.variant])
+    targets = () if key.method in spec.alone else spec.targets[key.model]
+    chosen = (*spec.models[key.model], *targets, *spec.methods[key.method], *spec.variants[key.variant])
     sizes = (f"--data.batch_size={key.batch_size}", f"--data.limit={key.edits}")
     every = f"--trainer.val_check_interval={max(1, key.edits // key.batch_size // plan['validations'])}"
     return (*spec.common, *plan["common"], *chosen, *sizes, every)

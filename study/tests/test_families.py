@@ -133,3 +133,9 @@ def test_a_specification_that_names_what_it_does_not_define_is_refused(tmp_path)
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(found))
     with pytest.raises(UserError, match="must hold"):
         read_spec(tmp_path / "spec.yaml")
+
+
+def test_gemmas_targets_are_those_of_the_program_and_retrieval_has_none(spec):
+    adam = "--model.targets.optimizer=adam"
+    for key, cell in {**cells_of(spec, "thousand"), **cells_of(spec, "recommended_300")}.items():
+        assert (adam in cell.arguments) == (key.model == "gemma3_270m" and key.method not in spec.alone)
