@@ -267,12 +267,16 @@ class SequentialEditor(ScoredModule):
         self.refresh_model()
         if self.guard.settings.first_batch == "off":
             return
-        earlier = 0 if self.earlier is None else len(self.earlier.requests)
         edits = batch.start + len(batch.requests)
-        if batch.start == earlier and not self.guard.skipped:
+        if batch.start == self._inherited and not self.guard.skipped:
             self._look_at_first(batch)
         elif is_due(batch.start, edits):
             self._look_again(edits)
+
+    @property
+    def _inherited(self) -> int:
+        """Edits of the run that this one continues."""
+        return 0 if self.earlier is None else len(self.earlier.requests)
 
     @doing("looking at the first batch")
     def _look_at_first(self, batch: EditBatch) -> None:
@@ -288,7 +292,8 @@ class SequentialEditor(ScoredModule):
         if unedited is None or perplexity is None:
             return
         last, self._last_look = self._last_look or Look(0, unedited), Look(edits, perplexity)
-        said = alarm(unedited, last, self._last_look, self.guard.settings.max_perplexity_ratio)
+        limit = self.guard.settings.max_perplexity_ratio
+        said = alarm(unedited, last, self._last_look, limit, self._inherited)
         if said:
             log.warning("%s", said)
 

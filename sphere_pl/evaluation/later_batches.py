@@ -30,7 +30,7 @@ def is_due(before: int, after: int) -> bool:
     return before // EVERY < after // EVERY
 
 
-def alarm(unedited: float, last: Look, now: Look, limit: float) -> str:
+def alarm(unedited: float, last: Look, now: Look, limit: float, inherited: int = 0) -> str:
     """What there is to say of a look; nothing if all is well, or as it was.
 
     Args:
@@ -38,6 +38,7 @@ def alarm(unedited: float, last: Look, now: Look, limit: float) -> str:
         last: The look before; that of the unedited model if there was none.
         now: This one.
         limit: Ratio of two perplexities from where on the later is an alarm.
+        inherited: Edits of the run that this one continues, which `--data.limit` does not count.
 
     Example:
         >>> alarm(50.0, Look(600, 55.0), Look(700, 70.0), limit=2.0)
@@ -53,5 +54,6 @@ def alarm(unedited: float, last: Look, now: Look, limit: float) -> str:
         seen += f", {unedited:.4g} unedited: the model wears out."
     else:
         return ""
-    less = f"--data.limit {last.edits} ends before them, smaller" if last.edits else "Smaller"
+    own = last.edits - inherited
+    less = f"--data.limit {own} ends before them, smaller" if own > 0 else "Smaller"
     return f"{seen} {less} batches or a stronger regulariser may carry them."

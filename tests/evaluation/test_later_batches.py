@@ -32,6 +32,13 @@ def test_a_model_that_wears_out_slowly_is_said_when_it_comes_to_the_limit_and_no
     assert alarm(57.0, Look(1000, math.nan), Look(1100, math.nan), limit=2.0) == ""
 
 
+def test_what_a_run_was_continued_with_is_counted_without_what_it_continues():
+    said = alarm(57.0, Look(600, 58.0), Look(700, 900.0), limit=2.0, inherited=500)
+    assert "58 after 600" in said
+    assert "--data.limit 100" in said
+    assert "--data.limit" not in alarm(57.0, Look(500, 58.0), Look(600, 900.0), limit=2.0, inherited=500)
+
+
 @pytest.fixture
 def looked_at(tiny_lm, requests, monkeypatch, caplog):
     """An editor that has had batches of so many edits, each of which left a perplexity; and what was said."""
