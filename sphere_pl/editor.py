@@ -267,11 +267,10 @@ class SequentialEditor(ScoredModule):
         self.refresh_model()
         if self.guard.settings.first_batch == "off":
             return
-        edits = batch.start + len(batch.requests)
         if batch.start == self._inherited and not self.guard.skipped:
             self._look_at_first(batch)
-        elif is_due(batch.start, edits):
-            self._look_again(edits)
+        elif is_due(batch.start, batch.edits):  # what edits facts again is followed by the last scores
+            self._look_again(batch.edits)
 
     @property
     def _inherited(self) -> int:
@@ -284,7 +283,7 @@ class SequentialEditor(ScoredModule):
         seen = look(self.language_model, batch, targets, norms, self.evaluator, self.scores.unedited_opening)
         self.guard.judge(seen.line(), seen.fails, seen.wrecks(self.guard.settings))
         if seen.perplexity is not None:
-            self._last_look = Look(batch.start + seen.edits, seen.perplexity[1])
+            self._last_look = Look(batch.edits, seen.perplexity[1])
 
     @doing("looking at the model again")
     def _look_again(self, edits: int) -> None:

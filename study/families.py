@@ -31,7 +31,7 @@ class Spec(NamedTuple):
     Attributes:
         version: Of the specification.
         models: Arguments of each model beside its name.
-        targets: Arguments of each model for the methods that optimise target values.
+        targets: Further arguments of each model, for all methods but those of `alone`.
         common: Arguments of every cell.
         methods: Arguments of each method.
         variants: Arguments of each variant.

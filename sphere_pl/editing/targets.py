@@ -123,10 +123,9 @@ def minimize(
     Returns:
         What was found for each of the `G` shifts; `probability` is that of each of the `N` requests.
     """
-    n, of = len(base), objective.joint.shift.to(base.device)
+    n, of, longest = len(base), objective.joint.shift.to(base.device), objective.longest_step
     bound = settings.clamp * base.norm(dim=1, keepdim=True)  # [n, 1]
-    polyak = None if settings.by_adam else PolyakWalk(base, settings.stop_loss, objective.longest_step)
-    walk = polyak or AdamWalk(base, settings)
+    walk = AdamWalk(base, settings) if settings.by_adam else PolyakWalk(base, settings.stop_loss, longest)
     found = torch.zeros_like(base)
     loss, steps, likelihood = base.new_zeros(n), base.new_zeros(n), base.new_zeros(len(of))
     active = torch.ones(n, dtype=torch.bool, device=base.device)

@@ -43,7 +43,7 @@ def test_what_a_run_was_continued_with_is_counted_without_what_it_continues():
 def looked_at(tiny_lm, requests, monkeypatch, caplog):
     """An editor that has had batches of so many edits, each of which left a perplexity; and what was said."""
 
-    def run(sizes, perplexities, unedited=57.0, **guard):
+    def run(sizes, perplexities, unedited=57.0, again=(), **guard):
         caplog.set_level(logging.WARNING)
         editor = SequentialEditor(guard=GuardSettings(**guard))
         editor.scores.unedited_opening, left = unedited, iter(perplexities)
@@ -55,6 +55,8 @@ def looked_at(tiny_lm, requests, monkeypatch, caplog):
         for size in sizes:
             editor.on_train_batch_end(None, EditBatch(tuple(requests[:1] * size), start), 0)
             start += size
+        if again:
+            editor.on_train_batch_end(None, EditBatch(tuple(requests[:1] * len(again)), start, again), 0)
         return list(left), [record.getMessage() for record in caplog.records]
 
     return run
@@ -63,6 +65,10 @@ def looked_at(tiny_lm, requests, monkeypatch, caplog):
 def test_the_model_is_looked_at_whenever_a_hundred_edits_are_complete(looked_at):
     left, said = looked_at([60, 30, 30, 70, 10, 5], [58.0, 59.0, 60.0])
     assert (left, said) == ([60.0], [])  # at 120 and at 200
+
+
+def test_facts_that_are_edited_again_are_not_counted_as_further_ones(looked_at):
+    assert looked_at([100, 100], [58.0, 59.0], again=(0,) * 100) == ([59.0], [])  # the last scores follow
 
 
 def test_a_run_says_between_which_edits_the_model_broke(looked_at):
